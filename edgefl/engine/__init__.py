@@ -1,0 +1,1 @@
+"""Training engines on the device: one contract, two ways through ONNX Runtime."""

@@ -1,0 +1,258 @@
+"""The messages, as msgspec structs in msgpack arrays: small, typed, bounded, and open at the end.
+
+Rules:
+
+* A field is only ever appended, with a default; never retyped, reused or removed. An old decoder skips what it does not know,
+  a new decoder fills in what an old sender did not say.
+* Every length from the network has a bound in its type, so that nothing is allocated for a message that lies.
+* What has consequences (manifests, round orders) travels inside `Signed`: the bytes that were signed, and the signature.
+"""
+
+from typing import Annotated, TypeVar
+
+import msgspec
+
+from edgefl.errors import MessageError
+from edgefl.layout import Layout
+
+MAX_PACKET = 128 * 1024
+"""Bytes of one MQTT payload; AWS IoT Core's limit, and far below Mosquitto's."""
+BLOCK_SIZE = 32 * 1024
+MAX_FILE = 1 << 30
+MAX_BLOCKS = MAX_FILE // BLOCK_SIZE
+PART_SIZE = 96 * 1024
+"""Bytes of an encoded update in one message."""
+
+Id = Annotated[str, msgspec.Meta(min_length=1, max_length=40)]
+Text = Annotated[str, msgspec.Meta(max_length=500)]
+Sha256 = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+BlockHash = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+Number = Annotated[int, msgspec.Meta(ge=0, le=(1 << 53))]
+Version = Annotated[int, msgspec.Meta(ge=1, le=(1 << 53))]
+
+
+class FileRef(msgspec.Struct, frozen=True, array_like=True):
+    """A file by content: its place in the variant, its length and hashes.
+
+    `blocks` holds the first 16 bytes of each block's SHA-256, in order; all blocks but the last are `BLOCK_SIZE` long.
+    """
+
+    role: Annotated[str, msgspec.Meta(min_length=1, max_length=20)]
+    sha256: Sha256
+    length: Annotated[int, msgspec.Meta(ge=1, le=MAX_FILE)]
+    blocks: Annotated[tuple[BlockHash, ...], msgspec.Meta(min_length=1, max_length=MAX_BLOCKS)]
+
+
+class Manifest(msgspec.Struct, frozen=True, array_like=True):
+    """What a variant is: everything a device must know to hold and train it.
+
+    Attributes:
+        model: name of the model.
+        version: counts the pushes of this model, from 1.
+        profile: the profile it was made for.
+        variant: names the structure, for example `w0.5-int8`; devices with equal variants share round orders.
+        engine: `portable` or `ort-training`.
+        layout: of the flat parameter vector.
+        input_shape: of one example.
+        classes: number of outputs.
+        batch: rows of the training graph; a smaller batch is padded and masked.
+        files: all files of the variant (roles `train`, `eval`, `infer`, `weights`, for ort-training also `optimizer`,
+            `checkpoint`).
+        round_key: raw public key whose signature makes round orders of this version valid.
+        created, expires: seconds since 1970, server clock.
+    """
+
+    model: Id
+    version: Version
+    profile: Id
+    variant: Id
+    engine: Id
+    layout: Layout
+    input_shape: Annotated[tuple[Annotated[int, msgspec.Meta(ge=1, le=1 << 24)], ...], msgspec.Meta(max_length=6)]
+    classes: Annotated[int, msgspec.Meta(ge=2, le=1 << 20)]
+    batch: Annotated[int, msgspec.Meta(ge=1, le=65536)]
+    files: Annotated[tuple[FileRef, ...], msgspec.Meta(min_length=1, max_length=16)]
+    round_key: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+    created: Number
+    expires: Number
+
+    def file(self, role: str) -> FileRef:
+        """The file with this role.
+
+        Raises:
+            MessageError: the manifest lists none.
+        """
+        for ref in self.files:
+            if ref.role == role:
+                return ref
+        raise MessageError(f"manifest of {self.model}@{self.version} lists no {role!r} file")
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all files together."""
+        return sum(ref.length for ref in self.files)
+
+
+class Task(msgspec.Struct, frozen=True, array_like=True):
+    """What a device does in a round: the part of the plan that concerns it."""
+
+    epochs: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+    learning_rate: Annotated[float, msgspec.Meta(gt=0.0, le=100.0)]
+    sparsity: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)]
+    bits: Annotated[int, msgspec.Meta(ge=1, le=8)]
+    fraction: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)]
+    seed: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+
+
+class RoundOrder(msgspec.Struct, frozen=True, array_like=True):
+    """The current weights of a variant and, while the round is open, the task.
+
+    `task` is None when training has ended: devices fetch the final weights and stay idle.
+    """
+
+    model: Id
+    version: Version
+    variant: Id
+    round: Number
+    weights: FileRef
+    task: Task | None
+    expires: Number
+
+
+class Signed(msgspec.Struct, frozen=True, array_like=True):
+    """Signed bytes. `purpose` is part of what was signed, so that no message can be replayed as one of another kind."""
+
+    purpose: Annotated[str, msgspec.Meta(max_length=20)]
+    payload: Annotated[bytes, msgspec.Meta(max_length=MAX_PACKET)]
+    key: Annotated[str, msgspec.Meta(max_length=64)]
+    signature: Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
+
+
+class Want(msgspec.Struct, frozen=True, array_like=True):
+    """Wanted blocks of a file: bit i of `bitmap` (least significant bit of byte 0 first) stands for block `first + i`."""
+
+    sha256: Sha256
+    first: Annotated[int, msgspec.Meta(ge=0, lt=MAX_BLOCKS)]
+    bitmap: Annotated[bytes, msgspec.Meta(min_length=1, max_length=64)]
+
+
+class Block(msgspec.Struct, frozen=True, array_like=True):
+    """One block of a file; the topic names the file."""
+
+    file: BlockHash
+    index: Annotated[int, msgspec.Meta(ge=0, lt=MAX_BLOCKS)]
+    data: Annotated[bytes, msgspec.Meta(min_length=1, max_length=BLOCK_SIZE)]
+
+
+class Installed(msgspec.Struct, frozen=True, array_like=True):
+    """A model as a device holds it."""
+
+    model: Id
+    version: Version
+    variant: Id
+
+
+class State(msgspec.Struct, frozen=True, array_like=True):
+    """Birth (online) with the inventory, or death (the will) with the same session number."""
+
+    session: Number
+    online: bool
+    profile: Id = "unknown"
+    engine: Id = "unknown"
+    software: Id = "unknown"
+    models: Annotated[tuple[Installed, ...], msgspec.Meta(max_length=64)] = ()
+
+
+class UpdatePart(msgspec.Struct, frozen=True, array_like=True):
+    """One part of an encoded update. Parts of one update share all fields but `part` and `data`.
+
+    Attributes:
+        model, version, variant, round: which weights the delta starts from.
+        samples: examples it was trained on, the weight in the mean.
+        loss_before, loss_after: mean local loss of the first and the last epoch.
+        sha256: of the whole encoded update.
+        part, parts: place of this part.
+        data: bytes of the encoded update.
+    """
+
+    model: Id
+    version: Version
+    variant: Id
+    round: Number
+    samples: Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
+    loss_before: float
+    loss_after: float
+    sha256: Sha256
+    part: Annotated[int, msgspec.Meta(ge=0, lt=16384)]
+    parts: Annotated[int, msgspec.Meta(ge=1, le=16384)]
+    data: Annotated[bytes, msgspec.Meta(min_length=1, max_length=PART_SIZE)]
+
+
+class Receipt(msgspec.Struct, frozen=True, array_like=True):
+    """The server's word about an update: it is stored for good (`stored`), or it never will be (`refused`)."""
+
+    model: Id
+    version: Version
+    round: Number
+    sha256: Sha256
+    stored: bool
+    reason: Text = ""
+
+
+class Report(msgspec.Struct, frozen=True, array_like=True):
+    """Progress of a device, or its last error.
+
+    Attributes:
+        model, version, round: what it is about.
+        step: `fetching`, `activated`, `training`, `trained`, `failed`.
+        percent: of the step.
+        received: payload bytes that the device has received since it started.
+        peak_rss: bytes, agent and trainer together.
+        error: what went wrong, empty when nothing did.
+    """
+
+    model: Id
+    version: Number
+    round: Number
+    step: Id
+    percent: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
+    received: Number = 0
+    peak_rss: Number = 0
+    error: Text = ""
+
+
+M = TypeVar("M", bound=msgspec.Struct)
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODERS: dict[type[msgspec.Struct], msgspec.msgpack.Decoder[msgspec.Struct]] = {}
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    """The message's bytes.
+
+    Raises:
+        MessageError: they would not fit one packet.
+    """
+    data = _ENCODER.encode(message)
+    if len(data) > MAX_PACKET:
+        raise MessageError(
+            f"{type(message).__name__} is too large for one packet", expected=f"at most {MAX_PACKET} bytes", found=f"{len(data)}"
+        )
+    return data
+
+
+def decode(data: bytes, kind: type[M]) -> M:
+    """The message in these bytes.
+
+    Raises:
+        MessageError: too long, truncated, of another shape, or out of range; the text names the field.
+    """
+    if len(data) > MAX_PACKET:
+        raise MessageError(f"{kind.__name__} message is too large", expected=f"at most {MAX_PACKET} bytes", found=f"{len(data)}")
+    decoder = _DECODERS.setdefault(kind, msgspec.msgpack.Decoder(kind))
+    try:
+        message = decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise MessageError(f"{kind.__name__} message does not decode", found=str(error)) from None
+    if not isinstance(message, kind):
+        raise MessageError(f"{kind.__name__} message does not decode")
+    return message

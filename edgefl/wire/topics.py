@@ -1,0 +1,74 @@
+"""Topic names, in one place. What an id may look like stands in `edgefl.names`.
+
+    efl/v1/up/DEVICE/state                   retained; birth and, as the will, death
+    efl/v1/up/DEVICE/want                    which blocks of a file the device misses
+    efl/v1/up/DEVICE/update                  one part of an encoded update
+    efl/v1/up/DEVICE/report                  what the device did, or why it could not
+    efl/v1/down/DEVICE/receipt               the server has stored (or refused) an update
+    efl/v1/all/manifest/MODEL/PROFILE        retained; the signed manifest of the newest version for a profile
+    efl/v1/all/round/MODEL/VARIANT           retained; the signed order of the current round for a variant
+    efl/v1/all/block/FILE                    blocks of one file, never retained; FILE is 16 hex digits of its SHA-256
+
+A device may write below `up/` with its own id and read below `down/` with its own id and below `all/`; the broker enforces it.
+At most seven levels, so that AWS IoT Core can be the broker.
+"""
+
+from edgefl.errors import MessageError
+from edgefl.names import SERVER as SERVER  # noqa: PLC0414 - the alias marks a re-export
+from edgefl.names import check_id as check_id  # noqa: PLC0414 - the alias marks a re-export
+from edgefl.names import is_id
+
+ROOT = "efl/v1"
+ALL_UP = f"{ROOT}/up/#"
+
+
+def state(device: str) -> str:
+    """Where a device says that it is there; its will says that it is gone."""
+    return f"{ROOT}/up/{device}/state"
+
+
+def want(device: str) -> str:
+    """Where a device asks for blocks."""
+    return f"{ROOT}/up/{device}/want"
+
+
+def update(device: str) -> str:
+    """Where a device sends its updates."""
+    return f"{ROOT}/up/{device}/update"
+
+
+def report(device: str) -> str:
+    """Where a device reports progress and errors."""
+    return f"{ROOT}/up/{device}/report"
+
+
+def receipt(device: str) -> str:
+    """Where the server acknowledges updates."""
+    return f"{ROOT}/down/{device}/receipt"
+
+
+def manifest(model: str, profile: str) -> str:
+    """The newest manifest; `+` as the model subscribes to all models of a profile."""
+    return f"{ROOT}/all/manifest/{model}/{profile}"
+
+
+def round_order(model: str, variant: str) -> str:
+    """The current round's order for one variant."""
+    return f"{ROOT}/all/round/{model}/{variant}"
+
+
+def block(sha256: str) -> str:
+    """The blocks of one file, named by the first 16 hex digits of its SHA-256."""
+    return f"{ROOT}/all/block/{sha256[:16]}"
+
+
+def parse_up(topic: str) -> tuple[str, str]:
+    """Device id and kind (`state`, `want`, `update`, `report`) of a topic that a device has written to.
+
+    Raises:
+        MessageError: the topic is no such topic.
+    """
+    match topic.split("/"):
+        case ["efl", "v1", "up", device, ("state" | "want" | "update" | "report") as kind] if is_id(device):
+            return device, kind
+    raise MessageError("message on a topic that no device writes to", found=topic[:100])
