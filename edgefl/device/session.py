@@ -1,0 +1,273 @@
+"""The device's session machine for one model: which version it holds, and how far it is in the current round. Pure.
+
+Model. Two things go on beside each other:
+
+* *installing*: a manifest newer than the active one has been heard; its files are being fetched; when all are there and
+  verified it is activated in one atomic step. A device always holds the old version or the new one, never neither.
+* *work*: the current round of the active version: fetch the round's weights -> train -> send the update -> receipt.
+
+Rules:
+
+* Events are facts that have happened, effects are orders to the shell (`device.agent`). The shell reports back with an event.
+* What must survive a power cut is on disk before the next effect: the active manifest (before `Activate` is reported done) and
+  the outbox (before `Trained`). Everything else is heard again, because manifests and round orders are retained by the broker.
+* An update that has been trained is sent until a receipt names it, on every connection and after every pause, whatever rounds
+  have been opened meanwhile. Only a receipt or a newer version ends it.
+* An order without a task ends a training: its weights are fetched and kept, nothing is trained.
+* A new version abandons the work of the old one. A newer order supersedes an order whose weights are still being fetched, but
+  not one in training: a late update still counts.
+* Times are seconds of a monotonic clock; `patience` doubles with each failure up to five minutes.
+"""
+
+import hashlib
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from edgefl.device.events import (
+    Activate,
+    Adopt,
+    Announce,
+    Connected,
+    Effect,
+    Event,
+    Fetch,
+    Fetched,
+    ManifestHeard,
+    OrderHeard,
+    ReceiptHeard,
+    Send,
+    Settle,
+    StopTraining,
+    Tick,
+    Train,
+    Trained,
+    TrainingFailed,
+)
+from edgefl.wire.messages import FileRef, Manifest, Receipt, RoundOrder
+
+RESEND_AFTER = 20.0
+"""Seconds without a receipt after which an update is sent again on a living connection."""
+RETRY_AFTER = 2.0
+RETRY_LIMIT = 300.0
+GIVE_UP_AFTER = 3
+"""Failed trainings of one round before the device waits for the next."""
+
+
+class Step(Enum):
+    """Where the work of a round stands."""
+
+    FETCHING = "fetching"
+    TRAINING = "training"
+    SENDING = "sending"
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One round in progress. `sha256` is the encoded update's, once there is one; `order` is unknown after a restart."""
+
+    version: int
+    round: int
+    step: Step
+    order: RoundOrder | None
+    sha256: bytes = b""
+    failures: int = 0
+    retry_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """State of one model on one device.
+
+    Attributes:
+        device: its id.
+        active: manifest of the version in use.
+        installing: manifest of the version being fetched.
+        missing: SHA-256 of files of `installing` that are not there yet.
+        work: the round in progress.
+        heard: newest order for the active variant.
+        done: last round that needs no more work, of the active version.
+        adopted: SHA-256 of the newest weights that the device holds.
+    """
+
+    device: str
+    active: Manifest | None = None
+    installing: Manifest | None = None
+    missing: frozenset[bytes] = frozenset()
+    work: Work | None = None
+    heard: RoundOrder | None = None
+    done: int = 0
+    adopted: bytes = b""
+
+
+Outcome = tuple[Session, tuple[Effect, ...]]
+
+
+def takes_part(device: str, order: RoundOrder) -> bool:
+    """Whether this device trains in this round: nobody is invited, everybody draws the same lot as the server could.
+
+    The lot is the first eight bytes of SHA-256 over model, round and device, as a fraction of 2**64.
+    """
+    if order.task is None:
+        return False
+    lot = hashlib.sha256(f"{order.model}/{order.version}/{order.round}/{device}".encode()).digest()[:8]
+    return int.from_bytes(lot, "big") < order.task.fraction * 2.0**64
+
+
+def step(state: Session, event: Event, now: float) -> Outcome:  # noqa: PLR0911 - one return per kind of event
+    """The machine: the next state and what to do."""
+    match event:
+        case Connected():
+            return _resend(state, now)
+        case ManifestHeard(manifest):
+            return _consider(state, manifest)
+        case OrderHeard(order):
+            return _order(state, order)
+        case Fetched(sha256):
+            return _fetched(state, sha256, now)
+        case Trained(number, sha256):
+            return _trained(state, number, sha256, now)
+        case TrainingFailed(number, reason):
+            return _failed(state, number, reason, now)
+        case ReceiptHeard(receipt):
+            return _receipt(state, receipt)
+        case Tick():
+            return _tick(state, now)
+
+
+def wake_at(state: Session) -> float | None:
+    """When the machine wants a `Tick` at the latest."""
+    return state.work.retry_at if state.work else None
+
+
+def _consider(state: Session, manifest: Manifest) -> Outcome:
+    held = max((m.version for m in (state.active, state.installing) if m), default=0)
+    if manifest.version <= held:
+        return state, ()
+    state = replace(state, installing=manifest, missing=frozenset(ref.sha256 for ref in manifest.files))
+    return state, (Announce("fetching", manifest.version, 0), Fetch(_wanted(state)))
+
+
+def _wanted(state: Session) -> tuple[FileRef, ...]:
+    files: dict[bytes, FileRef] = {}
+    if state.installing:
+        files |= {ref.sha256: ref for ref in state.installing.files if ref.sha256 in state.missing}
+    if state.work and state.work.step is Step.FETCHING and state.work.order:
+        files[state.work.order.weights.sha256] = state.work.order.weights
+    return tuple(files.values())
+
+
+def _activate(state: Session) -> Outcome:
+    manifest = state.installing
+    if manifest is None:
+        return state, ()
+    stop: tuple[Effect, ...] = (StopTraining(),) if state.work and state.work.step is Step.TRAINING else ()
+    state = replace(
+        state,
+        active=manifest,
+        installing=None,
+        missing=frozenset(),
+        work=None,
+        done=0,
+        adopted=b"",
+        heard=_still_heard(state, manifest),
+    )
+    return state, (*stop, Activate(manifest), Announce("activated", manifest.version, 0))
+
+
+def _still_heard(state: Session, manifest: Manifest) -> RoundOrder | None:
+    return state.heard if state.heard and _matches(manifest, state.heard) else None
+
+
+def _matches(manifest: Manifest, order: RoundOrder) -> bool:
+    return (manifest.model, manifest.version, manifest.variant) == (order.model, order.version, order.variant)
+
+
+def _order(state: Session, order: RoundOrder) -> Outcome:
+    if state.heard and (order.version, order.round) < (state.heard.version, state.heard.round):
+        return state, ()
+    return _next_work(replace(state, heard=order))
+
+
+def _next_work(state: Session) -> Outcome:
+    """Begin the newest round that has been heard, unless there is better to do."""
+    order, work = state.heard, state.work
+    if order is None or state.active is None or not _matches(state.active, order):
+        return state, ()
+    if work and (work.step is not Step.FETCHING or work.order == order):
+        return state, ()
+    if order.weights.sha256 == state.adopted if order.task is None else order.round <= state.done:
+        return state, ()
+    if order.task is not None and not takes_part(state.device, order):
+        state, skipped = replace(state, done=order.round, work=None), work is not None
+        return state, ((Fetch(_wanted(state)),) if skipped else ())
+    state = replace(state, work=Work(order.version, order.round, Step.FETCHING, order))
+    return state, (Fetch(_wanted(state)),)
+
+
+def _weights_there(state: Session, active: Manifest, work: Work, order: RoundOrder) -> Outcome:
+    state = replace(state, adopted=order.weights.sha256)
+    if order.task is None:
+        return replace(state, work=None), (Adopt(order),)
+    state = replace(state, work=replace(work, step=Step.TRAINING, retry_at=None))
+    return state, (Adopt(order), Announce("training", order.version, order.round), Train(active, order))
+
+
+def _fetched(state: Session, sha256: bytes, now: float) -> Outcome:
+    if sha256 in state.missing:
+        state = replace(state, missing=state.missing - {sha256})
+        if not state.missing:
+            state, effects = _activate(state)
+            state, more = _next_work(state)
+            return state, effects + more
+    work = state.work
+    if state.active and work and work.order and work.step is Step.FETCHING and work.order.weights.sha256 == sha256:
+        pausing = work.retry_at is not None and now < work.retry_at
+        return (state, ()) if pausing else _weights_there(state, state.active, work, work.order)
+    return state, ()
+
+
+def _trained(state: Session, number: int, sha256: bytes, now: float) -> Outcome:
+    work = state.work
+    if work is None or work.step is not Step.TRAINING or work.round != number:
+        return state, ()
+    work = replace(work, step=Step.SENDING, sha256=sha256, retry_at=now + RESEND_AFTER)
+    return replace(state, work=work), (Send(), Announce("trained", work.version, work.round))
+
+
+def _failed(state: Session, number: int, reason: str, now: float) -> Outcome:
+    work = state.work
+    if work is None or work.step is not Step.TRAINING or work.round != number:
+        return state, ()
+    said = Announce("failed", work.version, number, reason)
+    failures = work.failures + 1
+    if failures >= GIVE_UP_AFTER:
+        state, effects = _next_work(replace(state, work=None, done=number))
+        return state, (said, *effects)
+    pause = min(RETRY_LIMIT, RETRY_AFTER * 2.0 ** (failures - 1))
+    work = replace(work, step=Step.FETCHING, failures=failures, retry_at=now + pause)
+    return replace(state, work=work), (said,)
+
+
+def _receipt(state: Session, receipt: Receipt) -> Outcome:
+    work = state.work
+    if work is None or work.step is not Step.SENDING or receipt.sha256 != work.sha256:
+        return state, ()
+    state = replace(state, work=None, done=max(state.done, work.round))
+    state, effects = _next_work(state)
+    return state, (Settle(receipt.stored, receipt.reason), *effects)
+
+
+def _resend(state: Session, now: float) -> Outcome:
+    if state.work and state.work.step is Step.SENDING:
+        return replace(state, work=replace(state.work, retry_at=now + RESEND_AFTER)), (Send(),)
+    return state, ()
+
+
+def _tick(state: Session, now: float) -> Outcome:
+    work = state.work
+    if work is None or work.retry_at is None or now < work.retry_at:
+        return state, ()
+    if work.step is Step.SENDING:
+        return _resend(state, now)
+    state = replace(state, work=replace(work, retry_at=None))
+    return state, (Fetch(_wanted(state)),)

@@ -1,0 +1,1 @@
+"""What runs beside the fleet: rounds, block delivery, pushing versions."""

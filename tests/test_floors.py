@@ -1,0 +1,180 @@
+"""The floors: every module stands on one, and imports point downwards."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "edgefl"
+
+# The longest prefix decides.
+FLOORS = {
+    "edgefl": 0,
+    "edgefl.errors": 0,
+    "edgefl.names": 0,
+    "edgefl.strict_toml": 0,
+    "edgefl.profile": 0,
+    "edgefl.layout": 0,
+    "edgefl.plan": 0,
+    "edgefl.examples": 0,
+    "edgefl.codec": 1,
+    "edgefl.aggregate": 1,
+    "edgefl.compress": 1,
+    "edgefl.wire": 2,
+    "edgefl.device": 3,
+    "edgefl.server": 3,
+    "edgefl.link": 4,
+    "edgefl.store": 4,
+    "edgefl.engine": 4,
+    "edgefl.export": 4,
+    "edgefl.sources": 4,
+    "edgefl.identity": 4,
+    "edgefl.brokers": 4,
+    "edgefl.device.config": 4,
+    "edgefl.device.agent": 5,
+    "edgefl.device.fetching": 5,
+    "edgefl.device.trainer": 5,
+    "edgefl.device.training": 5,
+    "edgefl.server.announce": 5,
+    "edgefl.server.blocks": 5,
+    "edgefl.server.control": 5,
+    "edgefl.server.founding": 5,
+    "edgefl.server.inbox": 3,
+    "edgefl.server.evaluate": 5,
+    "edgefl.server.provision": 5,
+    "edgefl.server.push": 5,
+    "edgefl.server.service": 5,
+    "edgefl.server.status": 5,
+    "edgefl.server.traffic": 5,
+    "edgefl.server.training": 5,
+    "edgefl.server.variants": 5,
+    "edgefl.demo": 6,
+    "edgefl.cli": 6,
+    "edgefl.__main__": 6,
+}
+
+# Who may import what comes from outside; the longest prefix decides here too.
+ONLY_IN = {
+    "torch": ("edgefl.export", "edgefl.server.push"),
+    "onnx": ("edgefl.export",),
+    "onnxscript": ("edgefl.export",),
+    "onnxruntime": ("edgefl.engine", "edgefl.export"),
+    "paho": ("edgefl.link",),
+    "cryptography": ("edgefl.identity",),
+    "amqtt": ("edgefl.brokers",),
+    "sqlite3": ("edgefl.store", "edgefl.server", "edgefl.cli", "edgefl.demo"),
+    "click": ("edgefl.cli",),
+    "rich": ("edgefl.cli", "edgefl.demo"),
+    "sklearn": ("edgefl.sources",),
+}
+PURE = 3
+IMPURE = {
+    "socket",
+    "time",
+    "datetime",
+    "random",
+    "secrets",
+    "logging",
+    "subprocess",
+    "threading",
+    "asyncio",
+    "os",
+    "sqlite3",
+    "ssl",
+}
+# Reading a profile's TOML file is what floor 0 is for.
+MAY_READ_FILES = {"edgefl.profile"}
+
+
+def modules() -> list[str]:
+    """Every module of the package by its dotted name."""
+    names = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = ["edgefl", *path.relative_to(PACKAGE).with_suffix("").parts]
+        names.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+    return names
+
+
+def path_of(module: str) -> Path:
+    """The file of a module."""
+    base = PACKAGE.joinpath(*module.split(".")[1:])
+    return base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
+
+
+def imports(module: str) -> set[str]:
+    """Every module that a module imports, wherever in it the statement stands."""
+    found = set()
+    for node in ast.walk(ast.parse(path_of(module).read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names if f"{node.module}.{alias.name}" in MODULES}
+    return found
+
+
+MODULES = set(modules())
+
+
+def floor(module: str) -> int:
+    """The floor that a module stands on."""
+    parts = module.split(".")
+    for length in range(len(parts), 0, -1):
+        if (name := ".".join(parts[:length])) in FLOORS and (name != "edgefl" or length == len(parts)):
+            return FLOORS[name]
+    raise AssertionError(f"{module} stands on no floor: give it one in tests/test_floors.py")
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_imports_point_downwards(module: str) -> None:
+    """A module imports from its own floor or lower ones only."""
+    for imported in imports(module):
+        if imported in MODULES and imported != "edgefl":
+            assert floor(imported) <= floor(module), f"{module} (floor {floor(module)}) imports {imported}"
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_heavy_dependencies_stay_in_their_place(module: str) -> None:
+    """Each heavy dependency is imported in the packages that exist for it and nowhere else."""
+    for imported in imports(module):
+        allowed = ONLY_IN.get(imported.split(".")[0])
+        if allowed:
+            assert any(module == a or module.startswith(a + ".") for a in allowed), f"{module} imports {imported}"
+
+
+@pytest.mark.parametrize("module", sorted(m for m in MODULES if floor(m) <= PURE and m not in MAY_READ_FILES))
+def test_pure_floors_touch_no_world(module: str) -> None:
+    """Below the adapters there is no socket, clock, global randomness, process or log."""
+    touched = {name.split(".")[0] for name in imports(module)} & IMPURE
+    assert not touched, f"{module} imports {touched}"
+    assert not re.search(r"np\.random\.(?!Generator|default_rng\b)", path_of(module).read_text()), (
+        f"{module} uses global randomness"
+    )
+
+
+def test_import_graph_has_no_cycles() -> None:
+    """No module imports itself, however far round."""
+    graph = {m: {i for i in imports(m) if i in MODULES and i not in (m, "edgefl")} for m in MODULES}
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join((*path, module))
+        if module not in done:
+            for following in sorted(graph[module]):
+                visit(following, (*path, module))
+            done.add(module)
+
+    for module in sorted(MODULES):
+        visit(module, ())
+
+
+@pytest.mark.parametrize("entry", ["edgefl.device.agent", "edgefl.device.trainer", "edgefl.cli.main", "edgefl.cli.device"])
+def test_device_process_never_imports_the_servers_libraries(entry: str) -> None:
+    """What runs on a board loads neither torch nor onnx nor anything else of the server's."""
+    heavy = ["torch", "onnx", "onnxscript", "amqtt", "sklearn", "rich", "sympy", "safetensors"]
+    code = f"import sys, {entry}; print([m for m in {heavy} if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,237 @@
+"""The device's session machine: what it promises whatever order things happen in."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgefl.device.events import (
+    Activate,
+    Adopt,
+    Connected,
+    Event,
+    Fetch,
+    Fetched,
+    ManifestHeard,
+    OrderHeard,
+    ReceiptHeard,
+    Send,
+    Settle,
+    StopTraining,
+    Tick,
+    Train,
+    Trained,
+    TrainingFailed,
+)
+from edgefl.device.session import GIVE_UP_AFTER, RESEND_AFTER, Effect, Session, Step, Work, step, takes_part
+from edgefl.layout import Layout, Tensor
+from edgefl.wire.blocks import file_ref
+from edgefl.wire.messages import Manifest, Receipt, RoundOrder, Task
+
+LAYOUT = Layout((Tensor("w", (2, 3)),))
+TASK = Task(1, 0.1, 0.1, 4, 1.0, 0)
+
+
+def manifest(version: int = 1, variant: str = "w1.0-fp32") -> Manifest:
+    """A manifest with two files."""
+    files = (file_ref("train", b"graph"), file_ref("weights", b"weights %d" % version))
+    return Manifest("m", version, "p", variant, "portable", LAYOUT, (3,), 2, 8, files, bytes(32), 0, 1)
+
+
+def order(number: int, version: int = 1, task: Task | None = TASK) -> RoundOrder:
+    """A round order of the manifest's variant."""
+    return RoundOrder("m", version, "w1.0-fp32", number, file_ref("weights", b"round %d" % number), task, 1)
+
+
+def run(state: Session, *events: Event, now: float = 0.0) -> tuple[Session, list[Effect]]:
+    """Feed events and collect the effects."""
+    effects: list[Effect] = []
+    for event in events:
+        state, new = step(state, event, now)
+        effects += new
+    return state, effects
+
+
+def active(version: int = 1) -> Session:
+    """A session with an activated version."""
+    m = manifest(version)
+    return run(Session("cam-01"), ManifestHeard(m), *[Fetched(f.sha256) for f in m.files])[0]
+
+
+def training(number: int = 1) -> Session:
+    """A session in the middle of a training."""
+    o = order(number)
+    return run(active(), OrderHeard(o), Fetched(o.weights.sha256))[0]
+
+
+def kinds(effects: list[Effect]) -> list[type]:
+    """The kinds of effects, announcements left out."""
+    return [type(e) for e in effects if type(e).__name__ != "Announce"]
+
+
+def test_version_is_activated_when_all_files_are_there_and_not_before() -> None:
+    """A version becomes active exactly when its last file has been verified."""
+    m = manifest()
+    state, effects = run(Session("cam-01"), ManifestHeard(m), Fetched(m.files[0].sha256))
+    assert kinds(effects) == [Fetch]
+    assert state.active is None
+    state, effects = run(state, Fetched(m.files[1].sha256))
+    assert kinds(effects) == [Activate]
+    assert state.active == m
+
+
+def test_older_or_equal_version_is_ignored() -> None:
+    """A manifest that is not newer than what the device has or fetches changes nothing (no roll-back by replay)."""
+    state = active(2)
+    for version in (1, 2):
+        assert run(state, ManifestHeard(manifest(version))) == (state, [])
+
+
+def test_round_runs_from_order_to_receipt() -> None:
+    """An order leads to fetch, adopt, train, send and settle, in this order."""
+    o = order(3)
+    state, effects = run(active(), OrderHeard(o), Fetched(o.weights.sha256), Trained(3, b"x" * 32))
+    assert kinds(effects) == [Fetch, Adopt, Train, Send]
+    state, effects = run(state, ReceiptHeard(Receipt("m", 1, 3, b"x" * 32, stored=True)))
+    assert effects == [Settle(stored=True, reason="")]
+    assert (state.work, state.done) == (None, 3)
+
+
+def test_order_heard_before_its_version_is_remembered() -> None:
+    """An order for a version that is still being fetched starts work as soon as the version is active."""
+    m, o = manifest(), order(1)
+    state, _ = run(Session("cam-01"), OrderHeard(o), ManifestHeard(m), Fetched(m.files[0].sha256))
+    _, effects = run(state, Fetched(m.files[1].sha256))
+    assert kinds(effects) == [Activate, Fetch]
+
+
+def test_update_is_sent_until_a_receipt_names_it() -> None:
+    """Reconnection and silence both send the outbox again; a receipt for something else does not end it."""
+    state, _ = run(training(), Trained(1, b"x" * 32))
+    state, effects = run(state, Connected(), ReceiptHeard(Receipt("m", 1, 1, b"y" * 32, stored=True)), OrderHeard(order(2)))
+    assert kinds(effects) == [Send]
+    assert state.work is not None
+    assert state.work.round == 1
+    _, effects = run(state, Tick(), now=RESEND_AFTER + 0.1)
+    assert kinds(effects) == [Send]
+
+
+def test_newest_order_follows_after_the_receipt() -> None:
+    """Rounds that passed while an update waited are skipped; the newest one is worked on."""
+    state, _ = run(training(), Trained(1, b"x" * 32), OrderHeard(order(2)), OrderHeard(order(5)))
+    state, effects = run(state, ReceiptHeard(Receipt("m", 1, 1, b"x" * 32, stored=True)))
+    assert kinds(effects) == [Settle, Fetch]
+    assert state.work is not None
+    assert state.work.round == 5
+
+
+def test_newer_order_supersedes_a_fetch_but_not_a_training() -> None:
+    """Weights of a passed round are not fetched to their end; a training is."""
+    state, _ = run(active(), OrderHeard(order(1)), OrderHeard(order(2)))
+    assert state.work is not None
+    assert state.work.round == 2
+    state, effects = run(training(1), OrderHeard(order(2)))
+    assert kinds(effects) == []
+    assert state.work is not None
+    assert state.work.round == 1
+
+
+def test_new_version_abandons_the_old_ones_training() -> None:
+    """Activation of a newer version stops a training of the older one."""
+    m = manifest(2)
+    state, effects = run(training(), ManifestHeard(m), *[Fetched(f.sha256) for f in m.files])
+    assert kinds(effects) == [Fetch, StopTraining, Activate]
+    assert state.work is None
+
+
+def test_failing_training_is_retried_with_growing_pauses_and_then_given_up() -> None:
+    """A round whose training fails again and again is left to others, and each failure is reported."""
+    state, now, said = training(), 0.0, 0
+    for attempt in range(GIVE_UP_AFTER):
+        state, effects = run(state, TrainingFailed(1, "no memory"), now=now)
+        said += sum(type(e).__name__ == "Announce" for e in effects)
+        if attempt < GIVE_UP_AFTER - 1:
+            assert state.work is not None
+            assert state.work.retry_at is not None
+            assert state.work.retry_at > now
+            now = state.work.retry_at
+            state, effects = run(state, Tick(), Fetched(order(1).weights.sha256), now=now)
+            assert Train in kinds(effects)
+    assert state.work is None
+    assert state.done == 1
+    assert said == GIVE_UP_AFTER
+
+
+def test_order_without_task_brings_the_final_weights_and_no_training() -> None:
+    """When training has ended the device fetches and keeps the last weights, once."""
+    final = replace_order(order(1), b"final")
+    state, effects = run(active(), OrderHeard(final), Fetched(final.weights.sha256), OrderHeard(final))
+    assert kinds(effects) == [Fetch, Adopt]
+    assert state.work is None
+
+
+def replace_order(o: RoundOrder, data: bytes) -> RoundOrder:
+    """The order with other weights and without a task."""
+    return RoundOrder(o.model, o.version, o.variant, o.round, file_ref("weights", data), None, o.expires)
+
+
+def test_restart_with_an_outbox_sends_it_first() -> None:
+    """A device that lost power with an update in its outbox sends it on the next connection, before anything else."""
+    waiting = Work(1, 4, Step.SENDING, None, sha256=b"x" * 32)
+    state = replace(active(), work=waiting)
+    state, effects = run(state, Connected(), OrderHeard(order(5)))
+    assert kinds(effects) == [Send]
+    _, effects = run(state, ReceiptHeard(Receipt("m", 1, 4, b"x" * 32, stored=False, reason="too late")))
+    assert kinds(effects) == [Settle, Fetch]
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.5])
+def test_fraction_decides_how_many_take_part(fraction: float) -> None:
+    """About the fraction of the devices draws the lot, and the same device draws it in different rounds."""
+    o = order(1, task=Task(1, 0.1, 0.1, 4, fraction, 0))
+    drawn = {f"cam-{i}" for i in range(2000) if takes_part(f"cam-{i}", o)}
+    assert abs(len(drawn) / 2000 - fraction) < 0.05
+    other = order(2, task=o.task)
+    assert drawn != {f"cam-{i}" for i in range(2000) if takes_part(f"cam-{i}", other)}
+
+
+EVENTS = st.one_of(
+    st.just(Connected()),
+    st.just(Tick()),
+    st.builds(lambda v: ManifestHeard(manifest(v)), st.integers(1, 3)),
+    st.builds(lambda n, v: OrderHeard(order(n, v)), st.integers(1, 4), st.integers(1, 3)),
+    st.builds(lambda n: Fetched(order(n).weights.sha256), st.integers(1, 4)),
+    st.builds(lambda v, i: Fetched(manifest(v).files[i].sha256), st.integers(1, 3), st.integers(0, 1)),
+    st.builds(lambda n: Trained(n, b"%032d" % n), st.integers(1, 4)),
+    st.builds(lambda n: TrainingFailed(n, "no"), st.integers(1, 4)),
+    st.builds(lambda n, s: ReceiptHeard(Receipt("m", 1, n, b"%032d" % n, stored=s)), st.integers(1, 4), st.booleans()),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(EVENTS, max_size=40))
+def test_no_order_of_events_breaks_the_rules(events: list[Event]) -> None:
+    """Whatever happens in whatever order: versions only rise, one training at a time, nothing is sent that was not trained."""
+    state, trainings = Session("cam-01"), 0
+    for now, event in enumerate(events):
+        before = state
+        state, effects = step(state, event, now * 10.0)
+        if before.active:
+            assert state.active is not None
+            assert state.active.version >= before.active.version
+        for effect in effects:
+            match effect:
+                case Train(m, o):
+                    trainings += 1
+                    assert (m.version, m.variant) == (o.version, o.variant)
+                case StopTraining():
+                    trainings -= 1
+                case Send():
+                    assert state.work is not None
+                    assert state.work.sha256
+                case _:
+                    pass
+        if isinstance(event, Trained | TrainingFailed) and before.work and before.work.step is Step.TRAINING:
+            trainings -= int(before.work.round == event.round)
+        assert 0 <= trainings <= 1
