@@ -251,7 +251,7 @@ def decode(data: bytes, kind: type[M]) -> M:
     decoder = _DECODERS.setdefault(kind, msgspec.msgpack.Decoder(kind))
     try:
         message = decoder.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:  # the last: nested 100,000 deep
         raise MessageError(f"{kind.__name__} message does not decode", found=str(error)) from None
     if not isinstance(message, kind):
         raise MessageError(f"{kind.__name__} message does not decode")

@@ -72,3 +72,19 @@ def parse_up(topic: str) -> tuple[str, str]:
         case ["efl", "v1", "up", device, ("state" | "want" | "update" | "report") as kind] if is_id(device):
             return device, kind
     raise MessageError("message on a topic that no device writes to", found=topic[:100])
+
+
+def parse_down(topic: str) -> tuple[str, str]:
+    """Kind (`receipt`, `manifest`, `round`, `block`) of a topic that the server writes to, and the model's or file's name.
+
+    Raises:
+        MessageError: the topic is no such topic.
+    """
+    match topic.split("/"):
+        case ["efl", "v1", "down", device, "receipt"] if is_id(device):
+            return "receipt", ""
+        case ["efl", "v1", "all", ("manifest" | "round") as kind, model, _] if is_id(model):
+            return kind, model
+        case ["efl", "v1", "all", "block", name]:
+            return "block", name
+    raise MessageError("message on a topic that the server does not write to", found=topic[:100])

@@ -1,0 +1,119 @@
+"""What a board is told about itself: `device.toml`, one file of its bundle.
+
+A bundle is a directory that `edgefl provision` writes and `install.sh` puts on the board: this file, the device's private key and
+certificate, and the fleet's root certificate. File names in `device.toml` are relative to it, so that a bundle can be moved.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from edgefl.errors import ConfigError, InputError
+from edgefl.names import check_id
+from edgefl.strict_toml import read_toml
+
+FileName = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+STATE_VARIABLE = "STATE_DIRECTORY"
+"""Set by systemd for a unit with `StateDirectory=`."""
+
+
+class DeviceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The content of `device.toml`.
+
+    Attributes:
+        id: of the device; the same as in its certificate.
+        profile: name of its profile, whose manifests it follows.
+        engine: how it trains.
+        threads: of the training process.
+        memory_mb: MiB that the training process may use.
+        storage_kib: KiB that one variant may have.
+        host, port: of the broker.
+        release_key: public key whose signature makes a manifest valid, 64 hexadecimal digits.
+        data: where its examples come from; empty until somebody says it.
+        state: directory for models, updates and residuals; systemd's `STATE_DIRECTORY` wins over it.
+        ca, certificate, key: TLS files.
+    """
+
+    id: str
+    profile: str
+    engine: Literal["portable", "ort-training"]
+    threads: Annotated[int, msgspec.Meta(ge=1, le=256)]
+    memory_mb: Annotated[int, msgspec.Meta(ge=16, le=1 << 20)]
+    storage_kib: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
+    host: Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)]
+    release_key: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    data: Annotated[str, msgspec.Meta(max_length=500)] = ""
+    state: FileName = "state"
+    ca: FileName = "ca.crt"
+    certificate: FileName = "device.crt"
+    key: FileName = "device.key"
+
+    @property
+    def release_key_bytes(self) -> bytes:
+        """The 32 raw bytes of the release key."""
+        return bytes.fromhex(self.release_key)
+
+    @property
+    def storage_bytes(self) -> int:
+        """Bytes that one variant may have."""
+        return self.storage_kib * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A device's configuration and the directory that its file names are relative to."""
+
+    directory: Path
+    config: DeviceConfig
+
+    @property
+    def ca(self) -> Path:
+        """Certificate of the fleet's root."""
+        return self.directory / self.config.ca
+
+    @property
+    def certificate(self) -> Path:
+        """The device's certificate, followed by the intermediate."""
+        return self.directory / self.config.certificate
+
+    @property
+    def key(self) -> Path:
+        """The device's private key."""
+        return self.directory / self.config.key
+
+    @property
+    def state(self) -> Path:
+        """Where the device keeps what must survive a power cut."""
+        given = os.environ.get(STATE_VARIABLE, "").partition(":")[0]
+        return Path(given) if given else self.directory / self.config.state
+
+
+def load_bundle(path: Path, *, data: str | None = None) -> Bundle:
+    """The bundle at a directory, or at the `device.toml` in it; `data` replaces the source that it names.
+
+    Raises:
+        ConfigError: a file of it is missing or unreadable, or `device.toml` is malformed.
+    """
+    file = path / "device.toml" if path.is_dir() else path
+    if not file.is_file():
+        raise ConfigError(f"there is no device.toml at {path}", remedy="Give the bundle that `edgefl provision` wrote")
+    config = read_toml(file, DeviceConfig, ConfigError)
+    if data is not None:
+        config = msgspec.structs.replace(config, data=data)
+    try:
+        check_id(config.id)
+        check_id(config.profile, "profile name")
+    except InputError as error:
+        raise ConfigError(f"{file}: {error.problem}", expected=error.expected, remedy="Provision the device again") from None
+    bundle = Bundle(file.parent, config)
+    for needed in (bundle.ca, bundle.certificate, bundle.key):
+        if not os.access(needed, os.R_OK):
+            raise ConfigError(
+                f"{needed} is missing or cannot be read",
+                remedy="Copy the whole bundle, and run as the user it belongs to",
+            )
+    return bundle

@@ -1,0 +1,77 @@
+"""What the agent and its trainer process say to each other: one JSON line per message, over the child's standard streams.
+
+The agent never loads ONNX Runtime; the trainer never talks to the network. Between them go only names of files and
+numbers, so that either may die at any time: the files are whole or not there.
+"""
+
+import msgspec
+
+from edgefl.errors import Fault
+from edgefl.layout import Layout
+from edgefl.wire.messages import Task
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Train one round.
+
+    Attributes:
+        device, version, variant, round: what the update will be known by.
+        engine, layout, input_shape, classes, batch: of the variant.
+        graphs: path of each graph by role.
+        weights: path of the round's encoded weights.
+        source: where the examples come from (see `sources.parse`).
+        task: how to train and how to encode.
+        outbox, settled: where the update goes, and where the last residual lies.
+    """
+
+    device: str
+    version: int
+    variant: str
+    round: int
+    engine: str
+    layout: Layout
+    input_shape: tuple[int, ...]
+    classes: int
+    batch: int
+    graphs: dict[str, str]
+    weights: str
+    source: str
+    task: Task
+    outbox: str
+    settled: str
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The outbox is written. `peak_rss` is the trainer's, in bytes."""
+
+    round: int
+    sha256: bytes
+    seconds: float
+    peak_rss: int
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """No update was made. `fault` is the family of the error: `input`, `peer`, `machine`, or `edgefl` for a bug."""
+
+    round: int
+    reason: str
+    fault: Fault
+    peak_rss: int
+
+
+Answer = Done | Failed
+
+
+def encode_line(message: Job | Answer) -> bytes:
+    """One line, newline included."""
+    return msgspec.json.encode(message) + b"\n"
+
+
+def decode_job(line: bytes) -> Job:
+    """The job in a line. Raises msgspec.MsgspecError when it is none: only a bug writes such a line."""
+    return msgspec.json.decode(line, type=Job)
+
+
+def decode_answer(line: bytes) -> Answer:
+    """The answer in a line. Raises msgspec.MsgspecError when it is none."""
+    return msgspec.json.decode(line, type=Done | Failed)

@@ -1,0 +1,52 @@
+"""Starting the agent on a real board: session number, link, will, and a clean end."""
+
+import os
+from collections.abc import Callable
+
+from edgefl.device.agent import Agent
+from edgefl.device.config import Bundle
+from edgefl.device.voice import death
+from edgefl.errors import ConfigError
+from edgefl.link.address import BrokerAddress
+from edgefl.link.paho import PahoLink
+from edgefl.sources.parse import open_source
+from edgefl.store.atomic import remove_leftovers, store_error
+from edgefl.store.counter import next_number
+
+
+def run_device(bundle: Bundle, should_stop: Callable[[], bool]) -> None:
+    """Run the agent until told to stop.
+
+    Raises:
+        ConfigError: the bundle names no source of examples.
+        DataError: the source's name is no such name.
+        StoreError: the state directory cannot be written.
+    """
+    config = bundle.config
+    if not config.data:
+        raise ConfigError(
+            f"{bundle.directory / 'device.toml'} names no source of examples",
+            expected="a source such as npz:/var/lib/sensor/examples.npz",
+            remedy="Set the key `data`, or give --data",
+        )
+    open_source(config.data)
+    _prepare(bundle)
+    session = next_number(bundle.state / "session")
+    address = BrokerAddress(config.host, config.port, bundle.ca, bundle.certificate, bundle.key)
+    last_words = death(config.id, session)
+    link = PahoLink(address, config.id, will=last_words)
+    try:
+        Agent(bundle, link, session).run(should_stop)
+    finally:
+        link.close(2.0, last=last_words)
+
+
+def _prepare(bundle: Bundle) -> None:
+    """Make the state directory, and clear away what a killed process left half-written."""
+    try:
+        bundle.state.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise store_error("create", bundle.state, error) from error
+    for directory in (bundle.state, *[path for path in bundle.state.rglob("*") if path.is_dir()]):
+        if os.access(directory, os.W_OK):
+            remove_leftovers(directory)

@@ -1,0 +1,136 @@
+"""The trainer: a child process of the agent that loads ONNX Runtime, trains a round, and writes the outbox.
+
+Model: it reads a `Job` per line, answers each with `Done` or `Failed`, and ends when its input ends. The engine is kept from one
+job to the next while the variant stays the same; the examples are read anew, so that new ones are seen. It limits its own memory
+and its priority before it loads anything heavy, so that a model that eats the board's memory takes this process down and not the
+device.
+
+Rules: standard output carries answers only; what libraries print goes to standard error. An answer `Done` is given after the
+outbox is on disk. The same job gives the same bytes: shuffling and rounding are seeded by task, round and device.
+"""
+
+import hashlib
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from edgefl.codec.update import encode
+from edgefl.codec.weights import decode_weights
+from edgefl.device.job import Answer, Done, Failed, Job, decode_job, encode_line
+from edgefl.device.resources import peak_rss
+from edgefl.engine.contract import Engine, Trained, VariantFiles
+from edgefl.engine.open import open_engine
+from edgefl.errors import EdgeflError, EngineError, Fault
+from edgefl.layout import Float32
+from edgefl.sources.parse import open_source
+from edgefl.store.outbox import OutboxEntry, read_residual, write_outbox
+
+NICENESS = 10
+
+
+class Trainer:
+    """Runs jobs one after the other and keeps what the next one can use again."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._engine: tuple[VariantFiles, Engine] | None = None
+
+    def run(self, job: Job) -> Done:
+        """Train, encode, and write the outbox.
+
+        Raises:
+            EdgeflError: data, files, engine or disk do not allow it; nothing has been written.
+        """
+        began = time.monotonic()
+        engine = self._open(job)
+        examples = open_source(job.source).load().shaped(job.input_shape, job.classes)
+        base = decode_weights(Path(job.weights).read_bytes(), job.layout)
+        engine.set_vector(base)
+        rng = np.random.default_rng([job.task.seed, job.round, *hashlib.sha256(job.device.encode()).digest()[:4]])
+        trained = engine.train(examples, epochs=job.task.epochs, learning_rate=job.task.learning_rate, rng=rng)
+        delta = engine.vector() - base
+        if not np.isfinite(delta).all():
+            raise EngineError("training diverged to NaN or infinite weights", remedy="Lower the plan's learning rate")
+        sha256 = self._write(job, delta, len(examples), trained, rng)
+        return Done(round=job.round, sha256=sha256, seconds=time.monotonic() - began, peak_rss=peak_rss())
+
+    def _write(self, job: Job, delta: Float32, samples: int, trained: Trained, rng: np.random.Generator) -> bytes:
+        digest = job.layout.digest()
+        vector = delta + self._residual(job, digest)
+        encoded = encode(vector, sparsity=job.task.sparsity, bits=job.task.bits, rng=rng)
+        residual = encoded.residual.astype("<f4").tobytes()
+        sha256 = hashlib.sha256(encoded.data).digest()
+        entry = OutboxEntry(
+            job.version,
+            job.variant,
+            job.round,
+            digest,
+            samples,
+            trained.loss_before,
+            trained.loss_after,
+            sha256,
+            len(encoded.data),
+            len(residual),
+        )
+        write_outbox(Path(job.outbox), entry, encoded.data, residual)
+        return sha256
+
+    @staticmethod
+    def _residual(job: Job, digest: str) -> Float32:
+        kept = read_residual(Path(job.settled))
+        if kept and (kept[0].version, kept[0].variant, kept[0].layout) == (job.version, job.variant, digest):
+            return np.frombuffer(kept[1], dtype="<f4").astype(np.float32)
+        return np.zeros(job.layout.size, dtype=np.float32)
+
+    def _open(self, job: Job) -> Engine:
+        paths = {role: Path(path) for role, path in job.graphs.items()}
+        files = VariantFiles(job.engine, job.layout, job.input_shape, job.classes, job.batch, paths)
+        if self._engine is None or self._engine[0] != files:
+            self._engine = None  # the old engine's memory goes before the new one's comes
+            self._engine = (files, open_engine(files, threads=self._threads))
+        return self._engine[1]
+
+
+def answer(trainer: Trainer, job: Job) -> Answer:
+    """Run a job; whatever goes wrong becomes an answer."""
+    fault: Fault
+    try:
+        return trainer.run(job)
+    except EdgeflError as error:
+        reason, fault = str(error), error.fault
+    except MemoryError:
+        reason, fault = "training needs more memory than the profile allows. Push a narrower variant.", "machine"
+    except OSError as error:
+        reason, fault = f"reading or writing failed: {error}.", "machine"
+    return Failed(round=job.round, reason=reason, fault=fault, peak_rss=peak_rss())
+
+
+def bound(memory_mb: int) -> None:
+    """Limit this process's writable memory and lower its priority."""
+    limit = memory_mb * 1024 * 1024
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    os.nice(NICENESS)
+
+
+def serve(read: Callable[[], bytes], write: Callable[[bytes], object], trainer: Trainer) -> None:
+    """Answer jobs until the input ends."""
+    while line := read():
+        write(encode_line(answer(trainer, decode_job(line))))
+
+
+def main(arguments: list[str]) -> None:
+    """Entry of the child process: `python -m edgefl.device.trainer THREADS MEMORY_MB`."""
+    threads, memory_mb = int(arguments[0]), int(arguments[1])
+    bound(memory_mb)
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)  # libraries that print must not garble the answers
+    serve(sys.stdin.buffer.readline, answers.write, Trainer(threads))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,68 @@
+"""Which manifests and round orders a device believes: signature, addressee, expiry, size. Everything else is refused by name.
+
+Rules: a manifest is believed if the fleet's release key signed it, for this device's profile, and it has not expired; a round
+order if the key signed it that a believed manifest of its version names. Nothing is decoded before its signature holds.
+"""
+
+from edgefl.device.config import DeviceConfig
+from edgefl.errors import MessageError, SignatureError
+from edgefl.identity.signing import MANIFEST, ROUND, verify
+from edgefl.wire.blocks import check_ref
+from edgefl.wire.messages import Manifest, RoundOrder, Signed, decode
+
+
+def believed_manifest(payload: bytes, model: str, config: DeviceConfig, now: float) -> Manifest:
+    """The manifest in a retained announcement.
+
+    Args:
+        payload: what arrived.
+        model: the model that the topic names.
+        config: profile, release key and room of this device.
+        now: seconds since 1970.
+
+    Raises:
+        MessageError: it does not decode, contradicts itself, or is not for this device.
+        SignatureError: it is not the release key's, or has expired.
+    """
+    manifest = decode(verify(decode(payload, Signed), MANIFEST, config.release_key_bytes), Manifest)
+    if (manifest.model, manifest.profile) != (model, config.profile):
+        raise MessageError(
+            "a manifest for somebody else",
+            expected=f"{model} for {config.profile}",
+            found=f"{manifest.model} for {manifest.profile}",
+        )
+    _check_expiry(f"manifest of {model}@{manifest.version}", manifest.expires, now)
+    for ref in manifest.files:
+        check_ref(ref)
+    if manifest.total_bytes > config.storage_bytes:
+        raise MessageError(
+            f"{model}@{manifest.version} does not fit this device",
+            expected=f"at most {config.storage_bytes} bytes",
+            found=f"{manifest.total_bytes}",
+            remedy="Push again after correcting the profile",
+        )
+    return manifest
+
+
+def believed_order(payload: bytes, manifest: Manifest, now: float) -> RoundOrder:
+    """The round order in a retained announcement, checked with the key that the manifest names.
+
+    Raises:
+        MessageError: it does not decode, contradicts itself, or is for another variant.
+        SignatureError: it is not that key's, or has expired.
+    """
+    order = decode(verify(decode(payload, Signed), ROUND, manifest.round_key), RoundOrder)
+    if (order.model, order.variant) != (manifest.model, manifest.variant):
+        raise MessageError("a round order for another variant", expected=manifest.variant, found=order.variant)
+    check_ref(order.weights)
+    _check_expiry(f"order of round {order.round} of {order.model}", order.expires, now)
+    return order
+
+
+def _check_expiry(what: str, expires: int, now: float) -> None:
+    if expires < now:
+        raise SignatureError(
+            f"the {what} has expired",
+            found=f"{now - expires:.0f} s ago",
+            remedy="Check this device's clock, or wait for a new one",
+        )

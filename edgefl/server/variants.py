@@ -1,0 +1,79 @@
+"""The variants of one version as the server sees them: views of one parent vector, and what is sent of it to each.
+
+Model: profiles whose variant has the same name share layout, precision and therefore round orders and weight files. The index map
+of a variant says where its coordinates lie in the parent.
+"""
+
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgefl.codec.weights import Precision, decode_weights, encode_weights
+from edgefl.engine.contract import VariantFiles
+from edgefl.layout import Float32, Index, Layout, nested_index
+from edgefl.store.blobs import BlobStore
+from edgefl.store.ledger import VersionRecord, variants
+from edgefl.wire.messages import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One structure of a version.
+
+    Attributes:
+        name: for example `w0.5-int8`.
+        manifest: of one of the profiles that have it; layout and evaluation graphs are those of all.
+        precision: of its weight files.
+        index: int64, the parent coordinate of each of its coordinates.
+    """
+
+    name: str
+    manifest: Manifest
+    precision: Precision
+    index: Index
+
+    @property
+    def layout(self) -> Layout:
+        """Layout of its flat vector."""
+        return self.manifest.layout
+
+    def weights(self, parent: Float32) -> bytes:
+        """The weight file that its devices get of a parent vector."""
+        return encode_weights(parent[self.index], self.layout, self.precision)
+
+    def as_received(self, parent: Float32) -> Float32:
+        """Its vector after a trip through its weight file: what a device computes with."""
+        return decode_weights(self.weights(parent), self.layout)
+
+    def files(self, blobs: BlobStore) -> VariantFiles:
+        """The variant on this machine's disk, for evaluation."""
+        paths = {ref.role: blobs.path(ref.sha256) for ref in self.manifest.files}
+        m = self.manifest
+        return VariantFiles(m.engine, m.layout, m.input_shape, m.classes, m.batch, paths)
+
+
+def load_variants(database: sqlite3.Connection, version: VersionRecord) -> Mapping[str, Variant]:
+    """The distinct variants of a version by name, the widest first."""
+    found: dict[str, Variant] = {}
+    for record in variants(database, version.model, version.version):
+        manifest = record.manifest
+        if manifest.variant not in found:
+            index = nested_index(version.layout, manifest.layout)
+            found[manifest.variant] = Variant(manifest.variant, manifest, Precision(record.precision), index)
+    return dict(sorted(found.items(), key=lambda item: -item[1].layout.size))
+
+
+def load_parent(blobs: BlobStore, sha256: bytes) -> Float32:
+    """A parent vector from the blob store.
+
+    Raises:
+        StoreError: it is missing or damaged.
+    """
+    return np.frombuffer(blobs.get(sha256), dtype="<f4").astype(np.float32)
+
+
+def store_parent(blobs: BlobStore, vector: Float32) -> bytes:
+    """Keep a parent vector; returns its SHA-256."""
+    return blobs.put(vector.astype("<f4").tobytes())

@@ -1,0 +1,1 @@
+"""Files and SQLite: everything that must survive a power cut."""

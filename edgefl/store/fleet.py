@@ -1,0 +1,212 @@
+"""The fleet directory: everything that a fleet is, in one place that can be backed up, moved and read.
+
+    fleet.toml      name, and where devices reach the broker
+    ca/             root.crt, intermediate.crt, intermediate.key; root.key, which belongs offline
+    keys/           broker.* and server.* (certificates), release.key and online.key (Ed25519)
+    broker/         the broker's generated configuration and what it keeps
+    profiles/       the fleet's own device profiles
+    blobs/          graphs and weights, by content
+    fleet.sqlite    registry, rounds, updates
+
+Rules: the directory appears complete or not at all; it is readable by its owner only; private keys have mode 0600.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from edgefl.errors import FleetError, InputError
+from edgefl.names import check_id
+from edgefl.profile import Profile, read_directory, shipped_profiles
+from edgefl.store.atomic import store_error, sync_directory, write_file
+from edgefl.store.database import open_database
+from edgefl.strict_toml import read_toml, write_toml
+
+DIRECTORIES = ("ca", "keys", "broker", "profiles", "blobs")
+REQUIRED = (
+    "fleet.toml",
+    "fleet.sqlite",
+    "ca/root.crt",
+    "ca/intermediate.crt",
+    "ca/intermediate.key",
+    "keys/broker.crt",
+    "keys/broker.key",
+    "keys/server.crt",
+    "keys/server.key",
+    "keys/release.key",
+    "keys/online.key",
+    "broker",
+    "blobs",
+)
+DEFAULT_PORT = 8883
+
+
+class FleetSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What `fleet.toml` says.
+
+    Attributes:
+        name: of the fleet; stands in every certificate.
+        host: name or address under which devices reach the broker.
+        port: of the broker.
+    """
+
+    name: str
+    host: Annotated[str, msgspec.Meta(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9.:-]+\Z")] = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = DEFAULT_PORT
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """An existing, complete fleet directory."""
+
+    path: Path
+    settings: FleetSettings
+
+    @property
+    def database(self) -> Path:
+        """For `edgefl.store.database.open_database`."""
+        return self.path / "fleet.sqlite"
+
+    @property
+    def blobs(self) -> Path:
+        """For `edgefl.store.blobs.BlobStore`."""
+        return self.path / "blobs"
+
+    @property
+    def broker(self) -> Path:
+        """What the broker generates and keeps."""
+        return self.path / "broker"
+
+    @property
+    def root_certificate(self) -> Path:
+        """What everybody in the fleet trusts."""
+        return self.path / "ca" / "root.crt"
+
+    @property
+    def intermediate_certificate(self) -> Path:
+        """The signing authority's certificate."""
+        return self.path / "ca" / "intermediate.crt"
+
+    @property
+    def intermediate_key(self) -> Path:
+        """The signing authority's private key."""
+        return self.path / "ca" / "intermediate.key"
+
+    @property
+    def broker_certificate(self) -> Path:
+        """The broker's certificate, followed by the intermediate."""
+        return self.path / "keys" / "broker.crt"
+
+    @property
+    def broker_key(self) -> Path:
+        """The broker's private key."""
+        return self.path / "keys" / "broker.key"
+
+    @property
+    def server_certificate(self) -> Path:
+        """The certificate with which the server connects to the broker, followed by the intermediate."""
+        return self.path / "keys" / "server.crt"
+
+    @property
+    def server_key(self) -> Path:
+        """Its private key."""
+        return self.path / "keys" / "server.key"
+
+    @property
+    def release_key(self) -> Path:
+        """Ed25519 key that signs manifests."""
+        return self.path / "keys" / "release.key"
+
+    @property
+    def online_key(self) -> Path:
+        """Ed25519 key that signs round orders."""
+        return self.path / "keys" / "online.key"
+
+    def profiles(self) -> dict[str, Profile]:
+        """Shipped profiles and the fleet's own, which win. Raises ProfileError when one is malformed."""
+        return {**shipped_profiles(), **read_directory(self.path / "profiles")}
+
+    @classmethod
+    def open(cls, path: Path) -> "Fleet":
+        """An existing fleet directory.
+
+        Raises:
+            FleetError: it is missing, incomplete, or `fleet.toml` is malformed.
+        """
+        if not path.is_dir():
+            raise FleetError(
+                f"there is no fleet directory {path}",
+                remedy=f"Create one with `edgefl init {path}`, or give --fleet or EDGEFL_FLEET",
+            )
+        missing = [name for name in REQUIRED if not (path / name).exists()]
+        if missing:
+            raise FleetError(
+                f"{path} is not a complete fleet directory",
+                expected=", ".join(REQUIRED[:3]) + " and others",
+                found=f"no {', '.join(missing)}",
+                remedy="Restore what is missing from a backup, or create a new fleet elsewhere with `edgefl init`",
+            )
+        settings = read_toml(path / "fleet.toml", FleetSettings, FleetError)
+        check_id(settings.name, "fleet name")
+        return cls(path, settings)
+
+    @classmethod
+    def create(cls, path: Path, settings: FleetSettings, files: Mapping[str, bytes]) -> "Fleet":
+        """A new fleet directory with these certificates and keys, by their name below it.
+
+        Raises:
+            FleetError: the path is in use, or a required file was not given.
+            StoreError: it cannot be written; nothing is left behind.
+        """
+        if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
+            raise FleetError(f"{path} is already in use", remedy="Choose a new path; `edgefl init` never overwrites a fleet")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        except OSError as error:
+            raise store_error("create", path, error) from error
+        try:
+            _fill(staging, settings, files)
+            staging.replace(path)
+            sync_directory(path.parent)
+        except OSError as error:
+            raise store_error("create", path, error) from error
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        return cls.open(path)
+
+
+def check_settings(name: str, host: str, port: int) -> FleetSettings:
+    """The settings of a new fleet.
+
+    Raises:
+        InputError: a name, host or port that cannot be used.
+    """
+    check_id(name, "fleet name")
+    try:
+        return msgspec.convert({"name": name, "host": host, "port": port}, FleetSettings)
+    except msgspec.ValidationError as error:
+        raise InputError("a fleet cannot have this address", expected=str(error), found=f"{host}:{port}") from None
+
+
+def _fill(staging: Path, settings: FleetSettings, files: Mapping[str, bytes]) -> None:
+    """Write everything into an empty directory of mode 0700."""
+    for name in DIRECTORIES:
+        (staging / name).mkdir()
+    for name, data in files.items():
+        write_file(staging / name, data, 0o600 if name.endswith(".key") else 0o644)
+    comments = {
+        "name": "Stands in every certificate; do not change it.",
+        "host": "Where devices reach the broker. A new host also needs a broker certificate that names it.",
+    }
+    write_file(staging / "fleet.toml", write_toml(settings, comments).encode())
+    open_database(staging / "fleet.sqlite").close()
+    (staging / "fleet.sqlite").chmod(0o600)
+    missing = [name for name in REQUIRED if not (staging / name).exists()]
+    if missing:
+        raise FleetError("a fleet cannot be created without all its keys", found=f"no {', '.join(missing)}")
