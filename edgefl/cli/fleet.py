@@ -56,7 +56,7 @@ def devices() -> None:
 @devices.command("ls")
 @json_option
 @fleet_option
-def list_all(as_json: bool, fleet_path: Path) -> None:  # noqa: FBT001 - click passes options by name
+def list_all(as_json: bool, fleet_path: Path) -> None:
     """List all devices."""
     from edgefl.store.database import open_database
     from edgefl.store.fleet import Fleet
@@ -79,7 +79,7 @@ def list_all(as_json: bool, fleet_path: Path) -> None:  # noqa: FBT001 - click p
 @click.argument("device", metavar="ID")
 @json_option
 @fleet_option
-def show(device: str, as_json: bool, fleet_path: Path) -> None:  # noqa: FBT001 - click passes options by name
+def show(device: str, as_json: bool, fleet_path: Path) -> None:
     """Show one device."""
     from edgefl.store.database import open_database
     from edgefl.store.fleet import Fleet

@@ -13,7 +13,7 @@ from edgefl.cli.options import fleet_option, json_option
 @click.command()
 @json_option
 @fleet_option
-def status(as_json: bool, fleet_path: Path) -> None:  # noqa: FBT001 - click passes options by name
+def status(as_json: bool, fleet_path: Path) -> None:
     """The fleet at a glance: devices, versions, trainings, counters."""
     from edgefl.server.status import DeviceStatus, fleet_status
     from edgefl.store.database import open_database

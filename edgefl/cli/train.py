@@ -82,7 +82,7 @@ def stop(model: str, fleet_path: Path) -> None:
 @click.argument("model")
 @json_option
 @fleet_option
-def follow(model: str, as_json: bool, fleet_path: Path) -> None:  # noqa: FBT001 - click passes options by name
+def follow(model: str, as_json: bool, fleet_path: Path) -> None:
     """Print each round of MODEL's newest training as it closes, until the training ends."""
     from edgefl.errors import FleetError
     from edgefl.server.status import fleet_status

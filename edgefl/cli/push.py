@@ -1,0 +1,77 @@
+"""`edgefl push`: a model becomes a version, one variant per profile of the fleet."""
+
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from edgefl.cli.options import fleet_option, json_option
+
+if TYPE_CHECKING:
+    from edgefl.profile import Profile
+    from edgefl.store.fleet import Fleet
+
+
+@click.command()
+@click.argument("model", metavar="MODEL")
+@click.option("--name", help="The model's name in the fleet.  [default: MODEL's own]")
+@click.option("--weights", type=click.Path(path_type=Path), help="safetensors file or torch checkpoint of the full model.")
+@click.option("--batch", type=click.IntRange(1, 65536), default=16, show_default=True, help="Examples per training step.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the initial weights.")
+@click.option("--holdout", metavar="SOURCE", help="Examples to measure each variant's accuracy on.")
+@click.option("--profile", "only", multiple=True, help="Push for this profile only; may be repeated.  [default: all in use]")
+@json_option
+@fleet_option
+def push(
+    model: str,
+    name: str | None,
+    weights: Path | None,
+    batch: int,
+    seed: int,
+    holdout: str | None,
+    only: tuple[str, ...],
+    as_json: bool,
+    fleet_path: Path,
+) -> None:
+    """Compress MODEL for every profile of the fleet, export, prove, sign and announce it.
+
+    MODEL is a built-in model (mnist-2nn, mnist-cnn, har-cnn1d) or package.module:factory.
+    """
+    from edgefl.server.push import PushRequest, profiles_in_use
+    from edgefl.server.push import push as make
+    from edgefl.server.pushed import COLUMNS, table
+    from edgefl.sources.parse import open_source
+    from edgefl.store.fleet import Fleet
+
+    fleet = Fleet.open(fleet_path)
+    profiles = _chosen(fleet, only) if only else profiles_in_use(fleet)
+    examples = open_source(holdout).load() if holdout else None
+    request = PushRequest(name or _default_name(model), model, weights, batch, seed, examples)
+    made = make(fleet, request, profiles, now=time.time(), on_progress=lambda text: click.echo(text, err=True))
+    if as_json:
+        click.echo(msgspec.json.encode(made).decode())
+        return
+    rows = (COLUMNS, *table(made))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    click.echo(f"pushed {made[0].model}@{made[0].version}; a running server announces it now")
+
+
+def _default_name(model: str) -> str:
+    """A built-in's name; of `package.module:SomeNet`, `some-net`."""
+    words = re.findall(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])", model.rpartition(":")[2])
+    return model if ":" not in model else "-".join(words).lower()
+
+
+def _chosen(fleet: "Fleet", names: tuple[str, ...]) -> "tuple[Profile, ...]":
+    from edgefl.errors import ProfileError
+
+    known = fleet.profiles()
+    for name in names:
+        if name not in known:
+            raise ProfileError(f"no profile is called {name!r}", expected=", ".join(sorted(known)), remedy="Choose one of these")
+    return tuple(known[name] for name in names)
