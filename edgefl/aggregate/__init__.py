@@ -1,0 +1,1 @@
+"""Aggregators as values: streaming, mergeable sums of decoded updates in parent coordinates."""

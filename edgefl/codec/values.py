@@ -1,0 +1,66 @@
+"""How the sent values are written: one sign and a few bits of magnitude each.
+
+One bit: the sign; all values get the mean magnitude (the ternarisation of Sattler et al., https://arxiv.org/abs/1903.02891).
+b = 2 to 8 bits: the sign and one of 2**(b-1) evenly spaced magnitudes from the smallest to the largest that is sent, chosen by
+stochastic rounding so that its expectation is the value (Alistarh et al., QSGD, NIPS 2017, https://arxiv.org/abs/1610.02132).
+
+Both ends compute the levels with the same float64 operations, so that the device knows to the last bit what the server reads.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edgefl.layout import Float32
+
+MAX_BITS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Quantised:
+    """Codes of the values and the two numbers that turn them back.
+
+    Attributes:
+        codes: uint8, shape `(k,)`, below `2**bits`: the sign (1 is negative) above the magnitude's level.
+        low: smallest magnitude, a float32 value.
+        high: largest magnitude, a float32 value; equal to `low` if bits is 1.
+        bits: 1 to 8.
+    """
+
+    codes: npt.NDArray[np.uint8]
+    low: float
+    high: float
+    bits: int
+
+
+def quantise(values: Float32, bits: int, rng: np.random.Generator) -> Quantised:
+    """Quantise finite values, shape `(k,)` with k at least 1. `rng` decides the stochastic rounding; one bit uses none."""
+    magnitude = np.abs(values)
+    if bits == 1:
+        mean = float(np.float32(magnitude.mean(dtype=np.float64)))
+        return Quantised(np.signbit(values).astype(np.uint8), mean, mean, bits)
+    low, high = float(magnitude.min()), float(magnitude.max())
+    top = (1 << (bits - 1)) - 1
+    level = np.zeros(len(values), dtype=np.uint8)
+    if high > low:
+        exact = (magnitude.astype(np.float64) - low) * (top / (high - low))
+        lower = np.floor(exact)
+        level = np.minimum(lower + (rng.random(len(values)) < exact - lower), top).astype(np.uint8)
+    return Quantised((np.signbit(values).astype(np.uint8) << np.uint8(bits - 1)) | level, low, high, bits)
+
+
+def levels(low: float, high: float, bits: int) -> Float32:
+    """The magnitudes that `bits - 1` bits choose from, float32, shape `(2**(bits-1),)`, ascending from `low` to `high`."""
+    top = (1 << (bits - 1)) - 1
+    if top == 0:
+        return np.array([low], dtype=np.float32)
+    step = (high - low) / top
+    return np.minimum(low + step * np.arange(top + 1, dtype=np.float64), high).astype(np.float32)
+
+
+def dequantise(codes: npt.NDArray[np.integer], low: float, high: float, bits: int) -> Float32:
+    """The values, shape `(k,)`: finite and at most `high` in magnitude if `low <= high` are finite."""
+    magnitudes = levels(low, high, bits)
+    values: Float32 = np.concatenate([magnitudes, -magnitudes])[codes]
+    return values

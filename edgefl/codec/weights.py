@@ -1,0 +1,148 @@
+"""A variant's weights as a file, at rest and on the downlink: fp32, fp16 or int8.
+
+    0   3  magic "EFW"
+    3   1  version, 1
+    4   1  precision: 0 fp32, 1 fp16, 2 int8
+    5   3  zero
+    8   8  digest of the layout that the weights belong to
+    16     fp32, fp16: the flat vector, little-endian
+           int8: all float32 parts in layout order (the scales of a quantised tensor, the values of any other), little-endian;
+           then the int8 parts in layout order
+
+int8 is symmetric with one scale per output channel (axis 0), value = scale * q with q in -127 to 127 (Krishnamoorthi 2018,
+https://arxiv.org/abs/1806.08342, section 3). Biases, norms and tensors with fewer than `MIN_CHANNEL` values per channel stay
+float32: they are few, they hurt most, and a scale of four bytes would not pay for itself.
+
+Training goes on in float32 from the decoded values; only the file is small.
+"""
+
+import struct
+from collections.abc import Iterator
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from edgefl.errors import MessageError, ModelError
+from edgefl.layout import Float32, Layout, Tensor
+
+
+class Precision(StrEnum):
+    """How each weight is written, from the most to the least precise; the position is the code in the header."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
+PRECISIONS = tuple(Precision)
+MAGIC = b"EFW"
+VERSION = 1
+_HEADER = struct.Struct("<3sBB3x8s")
+HEADER_LENGTH = _HEADER.size
+MIN_CHANNEL = 8
+
+
+def is_quantised(tensor: Tensor) -> bool:
+    """Whether int8 quantises this tensor: at least two axes, and at least `MIN_CHANNEL` values per output channel."""
+    return len(tensor.shape) >= 2 and tensor.size // tensor.shape[0] >= MIN_CHANNEL
+
+
+def weights_length(layout: Layout, precision: Precision) -> int:
+    """Exact length in bytes of the file that `encode_weights` makes."""
+    if precision == Precision.INT8:
+        return HEADER_LENGTH + sum(t.size + 4 * t.shape[0] if is_quantised(t) else 4 * t.size for t in layout.tensors)
+    return HEADER_LENGTH + layout.size * (4 if precision == Precision.FP32 else 2)
+
+
+def encode_weights(flat: Float32, layout: Layout, precision: Precision) -> bytes:
+    """The file of these weights.
+
+    Args:
+        flat: float32, shape `(layout.size,)`, finite.
+        layout: of `flat`.
+        precision: one of `PRECISIONS`.
+
+    Raises:
+        ModelError: another length, values that are not finite, or too large for fp16.
+    """
+    if flat.shape != (layout.size,) or not np.isfinite(flat).all():
+        raise ModelError(
+            "these weights cannot be written", expected=f"{layout.size} finite values", found=f"shape {flat.shape}, or NaN inside"
+        )
+    header = _HEADER.pack(MAGIC, VERSION, PRECISIONS.index(precision), bytes.fromhex(layout.digest()))
+    if precision == Precision.FP32:
+        return header + flat.astype("<f4").tobytes()
+    if precision == Precision.FP16:
+        largest = float(np.abs(flat).max())
+        if largest > float(np.finfo(np.float16).max):
+            raise ModelError("a weight is too large for fp16", expected="at most 65504", found=f"{largest:g}", remedy="Use int8")
+        return header + flat.astype("<f2").tobytes()
+    floats, codes = _quantise(flat, layout)
+    return header + floats.astype("<f4").tobytes() + codes.tobytes()
+
+
+def decode_weights(data: bytes, layout: Layout) -> Float32:
+    """The flat float32 vector in a weights file of this layout, of any precision.
+
+    Raises:
+        MessageError: another format, another layout, another length, or values that are not finite.
+    """
+    if len(data) < HEADER_LENGTH:
+        raise MessageError("weights file is truncated", expected=f"at least {HEADER_LENGTH} bytes", found=f"{len(data)}")
+    magic, version, code, digest = _HEADER.unpack_from(data)
+    if magic != MAGIC or version != VERSION or code >= len(PRECISIONS) or data[5:8] != bytes(3):
+        raise MessageError("not a weights file of a known format", expected=f"{MAGIC!r} version {VERSION}", found=f"{data[:8]!r}")
+    if digest.hex() != layout.digest():
+        raise MessageError("weights of another model or variant", expected=f"layout {layout.digest()}", found=digest.hex())
+    precision = PRECISIONS[code]
+    if len(data) != weights_length(layout, precision):
+        expected = f"{weights_length(layout, precision)} bytes of {precision}"
+        raise MessageError("weights file has a wrong length", expected=expected, found=f"{len(data)} bytes")
+    body = memoryview(data)[HEADER_LENGTH:]
+    if precision == Precision.INT8:
+        flat = _dequantise(body, layout)
+    else:
+        flat = np.frombuffer(body, dtype="<f4" if precision == Precision.FP32 else "<f2").astype(np.float32)
+    if not np.isfinite(flat).all():
+        raise MessageError("weights file holds NaN or infinite values")
+    return flat
+
+
+def _float_counts(layout: Layout) -> Iterator[int]:
+    """How many float32 each tensor has in an int8 file."""
+    return (t.shape[0] if is_quantised(t) else t.size for t in layout.tensors)
+
+
+def _quantise(flat: Float32, layout: Layout) -> tuple[Float32, npt.NDArray[np.int8]]:
+    floats: list[Float32] = []
+    codes: list[npt.NDArray[np.int8]] = [np.empty(0, dtype=np.int8)]
+    for tensor, place in layout.slices():
+        if not is_quantised(tensor):
+            floats.append(flat[place])
+            continue
+        rows = flat[place].reshape(tensor.shape[0], -1)
+        # The smallest normal float32 as the least scale keeps the division and the decoded values free of subnormals.
+        scales = np.maximum(np.abs(rows).max(axis=1) / np.float32(127), np.finfo(np.float32).tiny)
+        floats.append(scales)
+        codes.append(np.clip(np.rint(rows / scales[:, None]), -127, 127).astype(np.int8).reshape(-1))
+    return np.concatenate(floats), np.concatenate(codes)
+
+
+def _dequantise(body: memoryview, layout: Layout) -> Float32:
+    split = 4 * sum(_float_counts(layout))
+    floats = np.frombuffer(body[:split], dtype="<f4").astype(np.float32)
+    codes = np.frombuffer(body[split:], dtype=np.int8)
+    flat = np.empty(layout.size, dtype=np.float32)
+    float_at = code_at = 0
+    for (tensor, place), count in zip(layout.slices(), _float_counts(layout), strict=True):
+        part = floats[float_at : float_at + count]
+        float_at += count
+        if is_quantised(tensor):
+            rows = codes[code_at : code_at + tensor.size].reshape(tensor.shape[0], -1)
+            code_at += tensor.size
+            with np.errstate(over="ignore", invalid="ignore"):  # a damaged scale; the caller refuses what is not finite
+                flat[place] = (rows * part[:, None]).reshape(-1)
+        else:
+            flat[place] = part
+    return flat

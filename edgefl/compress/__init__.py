@@ -1,0 +1,1 @@
+"""Choosing the variant that a profile can hold."""

@@ -1,0 +1,70 @@
+"""Writes messages.json: one golden vector of every message, as hexadecimal.
+
+Run it after a message has got a new field (appended, with a default), and keep the old vectors: they must decode for ever.
+
+    python tests/golden/make_messages.py
+"""
+
+import json
+from pathlib import Path
+
+import msgspec
+
+from edgefl.layout import Layout, Tensor
+from edgefl.wire.messages import (
+    Block,
+    FileRef,
+    Installed,
+    Manifest,
+    Receipt,
+    Report,
+    RoundOrder,
+    Signed,
+    State,
+    Task,
+    UpdatePart,
+    Want,
+    encode,
+)
+
+GOLDEN = Path(__file__).with_name("messages.json")
+WEIGHTS = FileRef("weights", bytes(range(32)), 32769, (b"a" * 16, b"b" * 16))
+TASK = Task(epochs=2, learning_rate=0.1, sparsity=0.02, bits=4, fraction=0.5, seed=7)
+MESSAGES: dict[str, msgspec.Struct] = {
+    "file-ref": WEIGHTS,
+    "manifest": Manifest(
+        model="digits",
+        version=3,
+        profile="rpi-zero-2w",
+        variant="w0.5",
+        engine="portable",
+        layout=Layout((Tensor("fc.weight", (10, 64)), Tensor("fc.bias", (10,)))),
+        input_shape=(1, 8, 8),
+        classes=10,
+        batch=32,
+        files=(WEIGHTS,),
+        round_key=b"k" * 32,
+        created=1_700_000_000,
+        expires=1_800_000_000,
+    ),
+    "task": TASK,
+    "round-order": RoundOrder("digits", 3, "w0.5", 12, WEIGHTS, TASK, 1_700_000_600),
+    "round-order-end": RoundOrder("digits", 3, "w0.5", 13, WEIGHTS, None, 1_700_000_600),
+    "signed": Signed("round", b"payload", "online-1", b"s" * 64),
+    "want": Want(bytes(range(32)), 9, b"\x81\x01"),
+    "block": Block(bytes(range(16)), 1, b"\x00"),
+    "state-birth": State(5, True, "rpi-zero-2w", "portable", "0.1.0", (Installed("digits", 3, "w0.5"),)),
+    "state-death": State(5, False),
+    "update-part": UpdatePart("digits", 3, "w0.5", 12, 480, 2.25, 1.5, bytes(32), 0, 1, b"update"),
+    "receipt": Receipt("digits", 3, 12, bytes(32), False, "too late"),
+    "report": Report("digits", 3, 12, "training", 40, 123_456, 98_000_000, ""),
+}
+
+
+def vectors() -> dict[str, str]:
+    """Hexadecimal encoding by name."""
+    return {name: encode(message).hex() for name, message in MESSAGES.items()}
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(json.dumps(vectors(), indent=1) + "\n")

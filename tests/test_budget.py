@@ -1,0 +1,61 @@
+import pytest
+
+from edgefl.codec.weights import Precision, weights_length
+from edgefl.compress.budget import WIDTHS, Candidate, candidates, choose
+from edgefl.errors import FitError
+from edgefl.layout import Layout, Tensor
+
+
+def layout(width: float) -> Layout:
+    """A two-layer network whose hidden layer scales."""
+    hidden = round(200 * width)
+    return Layout((Tensor("fc1.weight", (hidden, 784)), Tensor("fc1.bias", (hidden,)), Tensor("fc2.weight", (10, hidden))))
+
+
+OFFERED = candidates({w: layout(w) for w in WIDTHS}, dict.fromkeys(WIDTHS, 10_000))
+
+
+def test_the_ladder_goes_from_wide_and_precise_to_narrow_and_coarse() -> None:
+    """Order of preference: width before precision."""
+    names = [c.name for c in OFFERED]
+    assert names[:4] == ["w1-fp32", "w1-fp16", "w1-int8", "w0.75-fp32"]
+    assert names[-1] == "w0.0625-int8"
+    assert len(names) == 24
+
+
+def test_the_footprint_counts_everything_the_board_holds() -> None:
+    """Graphs, two weights files and the residual."""
+    one = Candidate(0.5, Precision.INT8, layout(0.5), 1234)
+    weights = weights_length(layout(0.5), Precision.INT8)
+    assert one.footprint == 1234 + 2 * weights + 4 * layout(0.5).size
+    assert one.file_bytes == 1234 + weights
+
+
+@pytest.mark.parametrize(
+    "budget", [*range(100_000, 2_500_000, 100_000), *(c.footprint for c in OFFERED), *(c.footprint - 1 for c in OFFERED[:-1])]
+)
+def test_the_choice_fits_and_nothing_preferable_does(budget: int) -> None:
+    """For every budget: the choice is within it, and every candidate before it is not."""
+    chosen = choose("board", budget, OFFERED)
+    assert chosen.footprint <= budget
+    assert all(better.footprint > budget for better in OFFERED[: OFFERED.index(chosen)])
+
+
+def test_a_wide_coarse_model_wins_over_a_narrow_precise_one() -> None:
+    """Where both would fit, width 1 in int8 is chosen before width 0.5 in fp32."""
+    budget = OFFERED[2].footprint
+    assert choose("board", budget, OFFERED).name == "w1-int8"
+
+
+def test_what_does_not_fit_is_explained() -> None:
+    """The error says by how many bytes, which tensor is to blame, and which profile would do."""
+    least = OFFERED[-1].footprint
+    with pytest.raises(FitError) as caught:
+        choose("tiny", least - 7, OFFERED, [("huge", 10**9), ("right", least), ("small", least - 1)])
+    text = str(caught.value)
+    assert "7 bytes too large" in text
+    assert "w0.0625-int8" in text
+    assert "fc1.weight" in text
+    assert "profile right" in text
+    with pytest.raises(FitError, match="smaller model"):
+        choose("tiny", 10, OFFERED)
