@@ -1,0 +1,1 @@
+"""Keys, certificates and signatures (the only place that imports cryptography)."""
