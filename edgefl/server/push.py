@@ -1,0 +1,246 @@
+"""Pushing a version: one variant per profile, each proved to fit its board, signed, and entered in the fleet's database.
+
+The variants are made in `server.workshop`; here they become a version.
+
+Rules:
+
+* Files go to the blob store first, rows to the database last, in one transaction. A push that fails leaves no row, and blobs
+  that the next garbage collection removes.
+* The number of the version is taken inside that transaction, so two pushes at the same time get two numbers.
+* Every manifest is decoded as a device would before it is recorded.
+"""
+
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from edgefl.errors import FleetError, MessageError, ModelError, ProfileError, StoreError
+from edgefl.examples import Examples
+from edgefl.export.models import ModelSource, layout_of, load_factory, vector_of
+from edgefl.export.weights import load_weights
+from edgefl.identity.signing import MANIFEST, Signer
+from edgefl.layout import Layout
+from edgefl.names import check_id
+from edgefl.profile import Profile
+from edgefl.server.founding import online_signer, release_signer
+from edgefl.server.pushed import PushedVariant
+from edgefl.server.variants import store_parent
+from edgefl.server.workshop import Made, Workshop
+from edgefl.store.blobs import BlobStore
+from edgefl.store.database import open_database
+from edgefl.store.fleet import Fleet
+from edgefl.store.registry import list_devices
+from edgefl.wire.messages import Manifest, decode, encode
+
+MAX_BATCH = 65536
+LIFETIME = 365 * 86400
+"""Seconds after which a manifest is no longer valid, unless the request says otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class PushRequest:
+    """What the operator asks for.
+
+    Attributes:
+        model: the model's name in the fleet, an id as in `edgefl.names`.
+        source: built-in architecture or `package.module:factory`.
+        weights: safetensors or checkpoint of the full model; None starts from the factory's own initial weights.
+        batch: rows of a training step.
+        seed: of the initial weights.
+        holdout: examples to measure each variant's accuracy on; None leaves it out.
+        lifetime: seconds until the manifests expire.
+    """
+
+    model: str
+    source: str
+    weights: Path | None = None
+    batch: int = 32
+    seed: int = 0
+    holdout: Examples | None = None
+    lifetime: int = LIFETIME
+
+
+def profiles_in_use(fleet: Fleet) -> tuple[Profile, ...]:
+    """The profiles of the fleet's devices that are not revoked, by name.
+
+    Raises:
+        FleetError: the fleet has no devices.
+        ProfileError: a device's profile is unknown.
+    """
+    with closing(open_database(fleet.database)) as database:
+        names = sorted({device.profile for device in list_devices(database) if device.revoked is None})
+    if not names:
+        raise FleetError("the fleet has no devices to push to", remedy="Provision some first: edgefl provision ID --profile NAME")
+    known = fleet.profiles()
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ProfileError(
+            f"devices of the fleet have a profile that does not exist: {', '.join(unknown)}",
+            remedy="Restore profiles/NAME.toml in the fleet directory",
+        )
+    return tuple(known[name] for name in names)
+
+
+def push(
+    fleet: Fleet,
+    request: PushRequest,
+    profiles: Sequence[Profile],
+    *,
+    now: float,
+    on_progress: Callable[[str], None] = lambda _: None,
+) -> tuple[PushedVariant, ...]:
+    """Make, prove, sign and record one version of a model.
+
+    Args:
+        fleet: where it goes.
+        request: what to push.
+        profiles: for which boards, each once; see `profiles_in_use`.
+        now: seconds since 1970.
+        on_progress: told what is being done, a line at a time.
+
+    Returns:
+        One variant per profile, in the order of `profiles`.
+
+    Raises:
+        InputError: the model, its weights, the hold-out examples or a profile cannot be used; or it does not fit (`FitError`).
+        EngineError: this machine cannot export for an engine.
+        StoreError: the fleet directory cannot be written.
+    """
+    _check(request, profiles)
+    on_progress(f"loading {request.source}")
+    source = load_factory(request.source)
+    module = source.build(seed=request.seed)
+    layout = layout_of(module)
+    parent = load_weights(request.weights, layout) if request.weights else vector_of(module)
+    blobs = BlobStore(fleet.blobs)
+    workshop = Workshop(
+        source,
+        parent,
+        blobs,
+        batch=request.batch,
+        holdout=request.holdout,
+        known=fleet.profiles().values(),
+        on_progress=on_progress,
+    )
+    made = [workshop.make(profile) for profile in profiles]
+    on_progress("signing")
+    record = _Version(request, source, layout, store_parent(blobs, parent), int(now))
+    version = _record(fleet, record, made)
+    return tuple(_outcome(request.model, version, one) for one in made)
+
+
+def _check(request: PushRequest, profiles: Sequence[Profile]) -> None:
+    """Refuse what can be refused before anything is exported."""
+    check_id(request.model, "model name")
+    if not 1 <= request.batch <= MAX_BATCH or request.lifetime < 1:
+        raise ModelError(
+            "impossible push", expected=f"batch 1 to {MAX_BATCH}, lifetime above 0", found=f"{request.batch}, {request.lifetime}"
+        )
+    names = [profile.name for profile in profiles]
+    if not names or len(set(names)) < len(names):
+        raise ProfileError("impossible push", expected="one profile or more, each once", found=", ".join(names) or "none")
+    for profile in profiles:
+        if profile.engine == "none":
+            raise ProfileError(
+                f"profile {profile.name} cannot train",
+                found=profile.reason,
+                remedy="Give its devices another profile, or revoke them",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Version:
+    """What all variants of a version share; `weights` is the SHA-256 of the parent vector."""
+
+    request: PushRequest
+    source: ModelSource
+    layout: Layout
+    weights: bytes
+    created: int
+
+
+def _record(fleet: Fleet, shared: _Version, made: Iterable[Made]) -> int:
+    """Sign the manifests and insert all rows in one transaction; the version's number."""
+    release, round_key = release_signer(fleet), online_signer(fleet).public_key
+    model, layout = shared.request.model, msgspec.msgpack.encode(shared.layout)
+    with closing(open_database(fleet.database)) as database:
+        try:
+            with database:
+                database.execute("BEGIN IMMEDIATE")
+                (last,) = database.execute("SELECT MAX(version) FROM versions WHERE model=?", (model,)).fetchone()
+                number = int(last or 0) + 1
+                row = (model, number, shared.created, layout, shared.weights)
+                database.execute("INSERT INTO versions (model, version, created, layout, weights) VALUES (?, ?, ?, ?, ?)", row)
+                for one in made:
+                    _insert(database, one, number, _signed(release, _manifest(shared, one, number, round_key)), model)
+        except sqlite3.Error as error:
+            raise StoreError(
+                f"the fleet database {fleet.database} cannot be written",
+                found=str(error),
+                remedy="Check the disk; then push again",
+            ) from error
+    return number
+
+
+def _manifest(shared: _Version, one: Made, number: int, round_key: bytes) -> Manifest:
+    return Manifest(
+        model=shared.request.model,
+        version=number,
+        profile=one.profile.name,
+        variant=one.candidate.name,
+        engine=one.profile.engine,
+        layout=one.candidate.layout,
+        input_shape=shared.source.input_shape,
+        classes=shared.source.classes,
+        batch=shared.request.batch,
+        files=one.files,
+        round_key=round_key,
+        created=shared.created,
+        expires=shared.created + shared.request.lifetime,
+    )
+
+
+def _signed(release: Signer, manifest: Manifest) -> bytes:
+    """The message to announce, as a device will accept it."""
+    try:
+        payload = encode(manifest)
+        decode(payload, Manifest)
+        return encode(release.sign(MANIFEST, payload))
+    except MessageError as error:
+        raise ModelError(
+            f"variant {manifest.variant} cannot be described in one message: {error.problem}",
+            expected=error.expected,
+            found=error.found,
+            remedy="Use a model with fewer tensors or parameters",
+        ) from error
+
+
+def _insert(database: sqlite3.Connection, one: Made, number: int, signed: bytes, model: str) -> None:
+    c, p = one.candidate, one.profile
+    database.execute(
+        """INSERT INTO variants (model, version, profile, variant, precision, parameters, bytes, budget, accuracy, manifest)
+           VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+        (model, number, p.name, c.name, c.precision.value, c.layout.size, c.file_bytes, p.storage_bytes, one.accuracy, signed),
+    )
+
+
+def _outcome(model: str, version: int, one: Made) -> PushedVariant:
+    c, p = one.candidate, one.profile
+    return PushedVariant(
+        model=model,
+        version=version,
+        profile=p.name,
+        engine=p.engine,
+        variant=c.name,
+        width=c.width,
+        precision=c.precision.value,
+        parameters=c.layout.size,
+        bytes=c.file_bytes,
+        footprint=c.footprint,
+        budget=p.storage_bytes,
+        accuracy=one.accuracy,
+    )
