@@ -1,10 +1,13 @@
 """Which variant a profile can hold: the widest model that fits, then the most precise weights at that width.
 
-Model. A candidate is a width and a precision. Its `footprint` is what the board stores for it:
+Model. A candidate is a width and a precision. Its `footprint` is what the board stores for it at most while it trains:
 
     graphs + weights                the installed variant
-    + weights                       the next round's weights arrive beside the current ones, because the switch is atomic
-    + 4 bytes per parameter         the residual, float32 at any precision
+    + weights                       of the current round
+    + weights                       of the next round, which arrive beside the current ones, because the switch is atomic
+    + 2 * 4 bytes per parameter     the residual in the outbox and the one it replaces, float32 at any precision
+
+While a new version is fetched, its files come on top: a board holds the old version until the new one is complete.
 
 The board trains in float32 at any precision, so precision changes the file, not the arithmetic. Width comes first because width
 costs accuracy and the precision of weights hardly does: with one scale per channel int8 stays close to float32 without any
@@ -25,8 +28,10 @@ from edgefl.errors import FitError
 from edgefl.layout import Layout, Tensor
 
 WIDTHS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125, 0.0625)
-RESIDUAL_BYTES = 4
-"""Per parameter."""
+WEIGHT_FILES = 3
+"""As pushed, of this round, of the next one."""
+RESIDUAL_BYTES = 8
+"""Per parameter: two residuals of float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +68,7 @@ class Candidate:
     @property
     def footprint(self) -> int:
         """Bytes that the board needs at most while it holds and trains the variant."""
-        return self.file_bytes + self.weight_bytes + RESIDUAL_BYTES * self.layout.size
+        return self.graph_bytes + WEIGHT_FILES * self.weight_bytes + RESIDUAL_BYTES * self.layout.size
 
 
 def candidates(layouts: Mapping[float, Layout], graph_bytes: Mapping[float, int]) -> tuple[Candidate, ...]:

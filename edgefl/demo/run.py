@@ -78,6 +78,9 @@ def run_demo(request: DemoRequest, workspace: Path, show: Show) -> DemoResult:
         while (status := look(f"training {MODEL}")).trainings[-1].state == "running":
             company.revive()
             time.sleep(LOOK_EVERY)
+        last = status.trainings[-1].last_round
+        _until(lambda: _all_adopted(look("bringing the final weights"), last), FETCH_SECONDS, company, lambda: None)
+        status = look("done")
         return demo_result(database, status, company.restarts(), time.monotonic() - began)
 
 
@@ -97,6 +100,10 @@ def _start(company: Company, stage: Stage, request: DemoRequest, look: Callable[
 
 def _all_hold(status: FleetStatus) -> bool:
     return all(device.models for device in status.devices)
+
+
+def _all_adopted(status: FleetStatus, last: int) -> bool:
+    return all(device.step == "adopted" and device.round >= last for device in status.devices)
 
 
 def _until(reached: Callable[[], bool], seconds: float, company: Company, meanwhile: Callable[[], object]) -> None:

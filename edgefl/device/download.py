@@ -230,7 +230,7 @@ def _tick(state: Download, now: float, jitter: float) -> Outcome:
         return state, ()
     if state.resume_at is not None:
         return _repeat(state, now) if now >= state.resume_at else (state, ())
-    overdue = [index for index, asked in state.asked.items() if now - asked.last >= state.patience]
+    overdue = [index for index, asked in state.asked.items() if now >= asked.last + state.patience]  # as in `wake_at`
     if not overdue:
         return (state, ()) if state.asked else _ask(state, now)
     counts = replace(state.counts, stalls=state.counts.stalls + 1)

@@ -114,7 +114,7 @@ class Settle:
 
 @dataclass(frozen=True, slots=True)
 class Announce:
-    """Tell the server: `fetching`, `activated`, `training`, `trained`, `failed`."""
+    """Tell the server: `fetching`, `activated`, `training`, `trained`, `adopted`, `failed`."""
 
     step: str
     version: int

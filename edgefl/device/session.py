@@ -207,7 +207,7 @@ def _next_work(state: Session) -> Outcome:
 def _weights_there(state: Session, active: Manifest, work: Work, order: RoundOrder) -> Outcome:
     state = replace(state, adopted=order.weights.sha256)
     if order.task is None:
-        return replace(state, work=None), (Adopt(order),)
+        return replace(state, work=None), (Adopt(order), Announce("adopted", order.version, order.round))
     state = replace(state, work=replace(work, step=Step.TRAINING, retry_at=None))
     return state, (Adopt(order), Announce("training", order.version, order.round), Train(active, order))
 

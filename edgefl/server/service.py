@@ -13,22 +13,20 @@ import sqlite3
 import time
 from collections.abc import Callable
 
-from edgefl.errors import EdgeflError, LinkError, MessageError, PeerError
+from edgefl.errors import LinkError, MessageError, PeerError
 from edgefl.identity.signing import Signer
 from edgefl.link.contract import Arrived, Connected, Disconnected, Event, Link
 from edgefl.server.announce import announce_manifest, announce_round
 from edgefl.server.blocks import BlockServer
-from edgefl.server.evaluate import Evaluator
 from edgefl.server.inbox import Inbox
 from edgefl.server.traffic import TrafficBook
-from edgefl.server.training import Closed, Training
+from edgefl.server.training import Training
 from edgefl.store.blobs import BlobStore
 from edgefl.store.ledger import (
     TrainingRecord,
     add_counter,
     is_stored,
     newest_manifests,
-    record_evaluation,
     trainings,
 )
 from edgefl.store.presence import heard_report, heard_state
@@ -72,7 +70,6 @@ class Service:
         self._inbox = Inbox()
         self._blocks = BlockServer(blobs, self._publish_block, self._room)
         self._trainings: dict[str, Training] = {}
-        self._evaluators: dict[int, Evaluator] = {}
         self._announced: dict[tuple[str, str], int] = {}
         self._devices: set[str] = set()
         self._last_look = 0.0
@@ -172,22 +169,8 @@ class Service:
         closed = training.advance()
         if closed is not None:
             self._announce(training)
-            self._evaluate(training, closed)
-
-    def _evaluate(self, training: Training, closed: Closed) -> None:
-        record = training.record
-        text = f"{record.model}@{record.version} round {closed.round}: {closed.updates} updates"
-        if record.holdout:
-            widest = next(iter(training.variants.values()))
-            evaluator = self._evaluators.setdefault(record.id, Evaluator(widest, self._blobs, record.holdout))
-            try:
-                result = evaluator.evaluate(training.parent)
-            except EdgeflError as error:
-                log.error("round %d cannot be evaluated: %s", closed.round, error)
-                return
-            record_evaluation(self._database, record.id, closed.round, result.accuracy, result.loss)
-            text += f", accuracy {result.accuracy:.4f}"
-        log.info(text)
+            accuracy = "" if closed.evaluation is None else f", accuracy {closed.evaluation.accuracy:.4f}"
+            log.info("%s@%d round %d: %d updates%s", model, training.record.version, closed.round, closed.updates, accuracy)
 
     def _look(self) -> None:
         """Take up what the command line has left in the database."""
@@ -215,7 +198,6 @@ class Service:
         if record.state != "running":
             training.stop()
         self._trainings[record.model] = training
-        self._evaluators.clear()
         log.info("%s@%d: %s, round %d", record.model, record.version, record.state, training.state.number)
         self._announce(training)
 

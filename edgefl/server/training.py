@@ -7,6 +7,7 @@ orders are announced. The running sum is a cache of the ledger: after a restart 
 Rules: a receipt is sent after the commit, never before. What does not decode is refused and never stored.
 """
 
+import logging
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,7 +16,10 @@ import numpy as np
 
 from edgefl.aggregate.mean import PartialSum, polynomial_staleness
 from edgefl.codec.update import decode
-from edgefl.errors import UpdateError
+from edgefl.engine.contract import Evaluation
+from edgefl.errors import EdgeflError, UpdateError
+from edgefl.layout import Float32
+from edgefl.server.evaluate import Evaluator
 from edgefl.server.rounds import Accept, Refuse, Repeat, Rounds, UpdateKey, aggregated, due, judge, stored
 from edgefl.server.variants import Variant, load_parent, load_variants, store_parent
 from edgefl.store.blobs import BlobStore
@@ -30,14 +34,16 @@ from edgefl.store.ledger import (
 )
 from edgefl.wire.messages import Receipt, UpdatePart
 
+log = logging.getLogger("edgefl.server")
+
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """A round has been aggregated: its number, how many updates counted, and the SHA-256 of the new parent vector."""
+    """A round has been aggregated: its number, how many updates counted, and how good the result is if that was measured."""
 
     round: int
     updates: int
-    result: bytes
+    evaluation: Evaluation | None
 
 
 class Training:
@@ -57,8 +63,10 @@ class Training:
         self._wall = wall
         version = get_version(database, record.model, record.version)
         self.variants = load_variants(database, version)
-        self.state, self.weights = self._restore()
-        self.parent = load_parent(blobs, self.weights)
+        self.state, weights = self._restore()
+        self.parent = load_parent(blobs, weights)
+        widest = next(iter(self.variants.values()))
+        self._evaluator = Evaluator(widest, blobs, record.holdout) if record.holdout else None
         self._sum = PartialSum(version.layout.size)
         self._buffer: list[UpdateKey] = []
         for update in waiting_updates(database, record.id):
@@ -111,17 +119,36 @@ class Training:
         self.state = replace(self.state, finished=True)
 
     def advance(self) -> Closed | None:
-        """Aggregate if the round is due."""
+        """Aggregate if the round is due; the new weights are evaluated before the round is closed."""
         now = self._wall()
         if not due(self.state, now):
             return None
-        mean = self._sum.result() * np.float32(self.record.plan.server_rate)
-        parent = self.parent + mean
-        result = store_parent(self._blobs, parent)
+        parent = self.parent + self._sum.result() * np.float32(self.record.plan.server_rate)
+        evaluation = self._evaluate(parent)
         number, counted = self.state.number, tuple(self._buffer)
         following = aggregated(self.state, now)
-        close_round(self._database, self.record.id, number, counted=counted, result=result, now=now, last=following.finished)
-        self.parent, self.weights, self.state = parent, result, following
+        close_round(
+            self._database,
+            self.record.id,
+            number,
+            counted=counted,
+            result=store_parent(self._blobs, parent),
+            accuracy=evaluation.accuracy if evaluation else None,
+            loss=evaluation.loss if evaluation else None,
+            now=now,
+            last=following.finished,
+        )
+        self.parent, self.state = parent, following
         self._sum = PartialSum(len(parent))
         self._buffer = []
-        return Closed(number, len(counted), result)
+        return Closed(number, len(counted), evaluation)
+
+    def _evaluate(self, parent: Float32) -> Evaluation | None:
+        """None without a hold-out set, or when it cannot be used: then the log says why, and the training goes on."""
+        if self._evaluator is None:
+            return None
+        try:
+            return self._evaluator.evaluate(parent)
+        except EdgeflError as error:
+            log.error("%s cannot be evaluated: %s", self.record.model, error)
+            return None

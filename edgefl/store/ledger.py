@@ -244,12 +244,17 @@ def close_round(
     *,
     counted: Sequence[tuple[str, int]],
     result: bytes,
+    accuracy: float | None,
+    loss: float | None,
     now: float,
     last: bool,
 ) -> None:
-    """Close a round: its updates count, its result is kept, and the next round opens unless it was the last."""
+    """Close a round: its updates count, its result and quality are kept, and the next round opens unless it was the last."""
     with database:
-        database.execute("UPDATE rounds SET closed=?, result=? WHERE training=? AND round=?", (now, result, training, number))
+        database.execute(
+            "UPDATE rounds SET closed=?, result=?, accuracy=?, loss=? WHERE training=? AND round=?",
+            (now, result, accuracy, loss, training, number),
+        )
         database.executemany(
             "UPDATE updates SET counted=? WHERE training=? AND device=? AND round=? AND counted IS NULL",
             [(number, training, device, trained_for) for device, trained_for in counted],
@@ -260,12 +265,6 @@ def close_round(
             database.execute(
                 "INSERT INTO rounds (training, round, opened, weights) VALUES (?, ?, ?, ?)", (training, number + 1, now, result)
             )
-
-
-def record_evaluation(database: sqlite3.Connection, training: int, number: int, accuracy: float, loss: float) -> None:
-    """Keep the accuracy and loss of a round's result."""
-    with database:
-        database.execute("UPDATE rounds SET accuracy=?, loss=? WHERE training=? AND round=?", (accuracy, loss, training, number))
 
 
 def add_traffic(database: sqlite3.Connection, training: int, number: int, uplink: int, downlink: int) -> None:

@@ -1,7 +1,6 @@
-"""What a device knows about one model across power cuts: a folder of four small files beside the blob store.
+"""What a device knows about one model across power cuts: a folder of small files beside the blob store.
 
     current    the signed manifest of the active version
-    previous   the one before it
     order      the signed round order whose weights are the newest that the device holds
     outbox     update and residual of a round that waits for its receipt (see `store.outbox`)
     settled    the same file after its receipt; its residual goes into the next round
@@ -30,9 +29,9 @@ class ModelState:
         except OSError as error:
             raise StoreError(f"cannot make the folder {root}", found=str(error), remedy="Check the state directory") from error
 
-    def manifest(self, name: str = "current") -> Manifest | None:
-        """The active manifest (or the `previous` one); None if there is none or it does not decode."""
-        signed = self._signed(name)
+    def manifest(self) -> Manifest | None:
+        """The active manifest; None if there is none or it does not decode."""
+        signed = self._signed("current")
         return None if signed is None else decode(signed.payload, Manifest)
 
     def order(self) -> RoundOrder | None:
@@ -42,10 +41,7 @@ class ModelState:
 
     def activate(self, signed: bytes) -> None:
         """Make this signed manifest the active one; outbox, residual and order of the old version go."""
-        current = self.root / "current"
-        if current.exists():
-            write_file(self.root / "previous", current.read_bytes())
-        write_file(current, signed)
+        write_file(self.root / "current", signed)
         for leftover in (self.outbox, self.settled, self.root / "order"):
             leftover.unlink(missing_ok=True)
 
@@ -69,8 +65,8 @@ class ModelState:
 
     def needed(self) -> set[bytes]:
         """SHA-256 of every blob that the model still needs."""
-        keep = {ref.sha256 for m in (self.manifest(), self.manifest("previous")) if m for ref in m.files}
-        order = self.order()
+        active, order = self.manifest(), self.order()
+        keep = {ref.sha256 for ref in active.files} if active else set()
         return keep | {order.weights.sha256} if order else keep
 
     def _of_active(self, entry: OutboxEntry | None) -> OutboxEntry | None:

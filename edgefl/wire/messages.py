@@ -204,7 +204,7 @@ class Report(msgspec.Struct, frozen=True, array_like=True):
 
     Attributes:
         model, version, round: what it is about.
-        step: `fetching`, `activated`, `training`, `trained`, `failed`.
+        step: `fetching`, `activated`, `training`, `trained`, `adopted` (the final weights), `failed`.
         percent: of the step.
         received: payload bytes that the device has received since it started.
         peak_rss: bytes, agent and trainer together.
