@@ -1,0 +1,1 @@
+"""The connection to the broker (the only place that imports paho)."""
