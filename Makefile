@@ -33,7 +33,7 @@ format: install
 	$(BIN)/ruff check --fix .
 
 wheel: install
-	$(BIN)/python -m build --wheel
+	$(BIN)/python -m build --wheel --no-isolation
 
 clean:
 	rm -rf $(VENV) build dist

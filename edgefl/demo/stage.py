@@ -89,10 +89,14 @@ def set_stage(workspace: Path, *, devices: int, data: Path | None, seed: int) ->
         profile = tuple(STORAGE_KIB)[number % len(STORAGE_KIB)]
         shard = workspace / f"shard-{number + 1:02}.npz"
         np.savez(shard, x=examples.x[rows], y=examples.y[rows])
-        name = f"{profile.removeprefix('rpi-')}-{number + 1:02}"
-        made = provision(fleet, [name], profile, workspace / "devices", data=f"npz:{shard}")
+        made = provision(fleet, [_device_id(profile, number + 1)], profile, workspace / "devices", data=f"npz:{shard}")
         bundles += [bundle.bundle for bundle in made]
     return Stage(workspace, fleet, tuple(bundles), holdout)
+
+
+def _device_id(profile: str, number: int) -> str:
+    """Short enough for a terminal's table."""
+    return f"{profile.removeprefix('rpi-').removeprefix('x86-64-').removesuffix('-orin-nano')}-{number:02}"
 
 
 def _write_profiles(fleet: Fleet) -> None:

@@ -23,30 +23,22 @@ def live(status: FleetStatus, seconds: float, note: str) -> RenderableType:
                 "open" if r.seconds is None else f"{r.seconds:.1f}",
             )
         parts.append(table)
-    devices = Table("device", "profile", "", "holds", "does", "MB", "error", box=None)
+    devices = Table("device", "", "holds", "does", "MB", "error", box=None)
     for d in status.devices:
         does = f"{d.step} round {d.round}" if d.round else f"{d.step} {d.percent or ''}"
         presence = "online" if d.online else "offline"
-        devices.add_row(d.id, d.profile, presence, ", ".join(d.models), does, f"{d.peak_rss_mb:.0f}", d.error[:40])
+        devices.add_row(d.id, presence, ", ".join(d.models), does, f"{d.peak_rss_mb:.0f}", d.error[:40])
     parts.append(devices)
     return Group(*parts)
 
 
 def summary(result: DemoResult) -> RenderableType:
     """What remains on the screen at the end."""
-    devices = Table("device", "profile", "engine", "variant", "parameters", "bytes", "budget", "peak MB", "restarts", box=None)
+    devices = Table("device", "engine", "variant", "params", "KiB", "of KiB", "peak MB", "restarts", box=None, pad_edge=False)
     for d in result.devices:
-        devices.add_row(
-            d.id,
-            d.profile,
-            d.engine,
-            d.variant,
-            f"{d.params:,}",
-            f"{d.variant_bytes:,}",
-            f"{d.storage_budget_bytes:,}",
-            f"{d.peak_rss_mb:.0f}",
-            str(d.restarts),
-        )
+        size, budget = d.variant_bytes / 1024, d.storage_budget_bytes / 1024
+        params, memory = f"{d.params / 1000:.0f} k", f"{d.peak_rss_mb:.0f}"
+        devices.add_row(d.id, d.engine, d.variant, params, f"{size:.0f}", f"{budget:.0f}", memory, str(d.restarts))
     rounds = Table("round", "accuracy", "updates", "up, bytes", "down, bytes", box=None)
     for r in result.rounds:
         accuracy = "" if r.accuracy is None else f"{r.accuracy:.4f}"
