@@ -26,4 +26,4 @@ def stop_on_signals() -> Callable[[], bool]:
 def log_to_stderr() -> None:
     """One line per record; EDGEFL_LOG sets the level (debug, info, warning, error)."""
     level = os.environ.get("EDGEFL_LOG", "info").upper()
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(level=level, format="%(asctime)s.%(msecs)03d %(levelname)s %(message)s", datefmt="%H:%M:%S")

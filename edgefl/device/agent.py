@@ -124,7 +124,6 @@ class Agent:
     def _turn(self) -> None:
         for event in self._link.poll(self._wait(), self._trainer.wake):
             self._on_link(event)
-        self._poll_trainer()
         self._fetcher.tick()
         self._collect_files()
         now = self._clock()
@@ -135,6 +134,7 @@ class Agent:
             if model.retry_at is not None and model.retry_at <= now:
                 model.retry_at = None
                 self._look_again(model)
+        self._poll_trainer()  # last, so that a training wanted in this turn begins before the next wait
         if now >= self._progress_at:
             self._progress_at = now + PROGRESS_EVERY
             self._report_progress()
