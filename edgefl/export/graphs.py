@@ -1,0 +1,74 @@
+"""Everything that a device needs to train one width of a model with one engine, as bytes by role.
+
+Roles: `train`, `eval`, `infer`; for the engine `ort-training` also `optimizer` and `checkpoint`. Weights are in none of them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgefl.engine.contract import VariantFiles
+from edgefl.errors import ModelError
+from edgefl.export.artifacts import export_artifacts
+from edgefl.export.forward import evaluation_graph, forward_graph, trace_forward
+from edgefl.export.models import ModelSource, layout_of
+from edgefl.export.slim import slim
+from edgefl.export.step import export_step
+from edgefl.layout import Layout
+
+ENGINES = ("portable", "ort-training")
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedGraphs:
+    """Graphs of one variant: the layout of its flat vector, and file contents by role."""
+
+    layout: Layout
+    graphs: Mapping[str, bytes]
+
+
+def variant_files(source: ModelSource, exported: ExportedGraphs, engine: str, batch: int, directory: Path) -> VariantFiles:
+    """Write the graphs to files named by role, for an engine on this machine.
+
+    Args:
+        source: the model.
+        exported: what `export_graphs` gave.
+        engine: it was exported for.
+        batch: it was exported with.
+        directory: exists; files of the same names are overwritten.
+    """
+    paths = {role: directory / role for role in exported.graphs}
+    for role, path in paths.items():
+        path.write_bytes(exported.graphs[role])
+    return VariantFiles(engine, exported.layout, source.input_shape, source.classes, batch, paths)
+
+
+def export_graphs(source: ModelSource, width: float, engine: str, batch: int) -> ExportedGraphs:
+    """Export one width of a model for one engine.
+
+    Args:
+        source: the model.
+        width: in (0, 1].
+        engine: `portable` or `ort-training`.
+        batch: rows of a training step; fixed in the portable graph.
+
+    Raises:
+        ModelError: the model cannot be exported; the text names operator and layer where known.
+        EngineError: `ort-training` asked for without onnxruntime-training on this machine.
+    """
+    if engine not in ENGINES:
+        raise ModelError(f"no engine is called {engine!r}", expected=" or ".join(ENGINES))
+    if batch < 1:
+        raise ModelError("a batch needs rows", expected="at least 1", found=f"{batch}")
+    module = source.build(width)
+    layout = layout_of(module)
+    layers = trace_forward(source, module).graph
+    infer = forward_graph(source, module, layers)
+    graphs = dict(
+        export_artifacts(infer, layout, source.name)
+        if engine == "ort-training"
+        else {"train": export_step(source, module, batch, layers)}
+    )
+    graphs["eval"] = slim(evaluation_graph(infer))
+    graphs["infer"] = slim(infer)
+    return ExportedGraphs(layout, graphs)
