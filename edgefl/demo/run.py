@@ -41,7 +41,7 @@ class DemoRequest:
     data: Path | None
     broker: str
     seed: int
-    epochs: int = 2
+    epochs: int = 4
     learning_rate: float = 0.1
     sparsity: float = 0.01
     bits: int = 4
