@@ -5,13 +5,15 @@ cross every boundary (engine, codec, wire, aggregator, store) as such a vector. 
 index map that says, for each of its coordinates, which coordinate of the parent it is (HeteroFL, Diao et al., ICLR 2021,
 https://arxiv.org/abs/2010.01264: nested widths are the leading corner of each tensor).
 
-Rules: row-major order inside a tensor; tensors in the order of the list, without gaps; float32 only.
+Rules: row-major order inside a tensor; tensors in the order of the list, without gaps; float32 only. A tensor is trained by
+gradient, frozen, or state that the forward pass updates (BatchNorm's running statistics). A personal tensor lives on each
+device: its values never leave it. What an update carries are the coordinates that are neither frozen nor personal.
 """
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
-from typing import Annotated
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
@@ -31,16 +33,33 @@ Extent = Annotated[int, msgspec.Meta(ge=1, le=MAX_PARAMETERS)]
 Shape = Annotated[tuple[Extent, ...], msgspec.Meta(max_length=8)]
 
 
+Role = Literal["trained", "frozen", "state"]
+
+
 class Tensor(msgspec.Struct, frozen=True, array_like=True):
-    """One named parameter tensor."""
+    """One named tensor of a model.
+
+    Attributes:
+        name: as torch names it.
+        shape: of its values.
+        role: `trained` by gradient, `frozen`, or `state` that the training step's forward pass replaces.
+        personal: whether each device keeps its own values.
+    """
 
     name: Name
     shape: Shape
+    role: Role = "trained"
+    personal: bool = False
 
     @property
     def size(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+    @property
+    def shared(self) -> bool:
+        """Whether updates carry it."""
+        return self.role != "frozen" and not self.personal
 
 
 class Layout(msgspec.Struct, frozen=True, array_like=True):
@@ -54,8 +73,31 @@ class Layout(msgspec.Struct, frozen=True, array_like=True):
         return sum(t.size for t in self.tensors)
 
     def digest(self) -> str:
-        """Sixteen hex digits that two layouts share exactly if they are equal."""
-        return hashlib.sha256(msgspec.msgpack.encode(self)).hexdigest()[:16]
+        """Sixteen hex digits that two layouts share exactly if they are equal.
+
+        Roles count only where they are not the default, so that the digests of before there were roles stay what they were.
+        """
+        plain = [(t.name, t.shape) if t.role == "trained" and not t.personal else t for t in self.tensors]
+        return hashlib.sha256(msgspec.msgpack.encode([plain])).hexdigest()[:16]
+
+    @property
+    def trained(self) -> "tuple[Tensor, ...]":
+        """The tensors that a gradient step changes."""
+        return tuple(t for t in self.tensors if t.role == "trained")
+
+    def shared(self) -> Index | None:
+        """int64, ascending: the coordinates that an update carries; None if it carries all."""
+        if all(t.shared for t in self.tensors):
+            return None
+        return self._places([t.shared for t in self.tensors])
+
+    def personal(self) -> Index:
+        """int64, ascending: the coordinates whose values each device keeps for itself."""
+        return self._places([t.personal for t in self.tensors])
+
+    def _places(self, chosen: Sequence[bool]) -> Index:
+        parts = [np.arange(p.start, p.stop, dtype=np.int64) for (_, p), c in zip(self.slices(), chosen, strict=True) if c]
+        return np.concatenate([np.empty(0, dtype=np.int64), *parts])
 
     def slices(self) -> Iterator[tuple[Tensor, slice]]:
         """Each tensor with its place in the flat vector."""

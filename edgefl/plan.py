@@ -15,7 +15,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     Attributes:
         rounds: how many rounds to run.
         epochs: passes over the local data per round.
-        learning_rate: of the local SGD.
+        learning_rate: of the local optimiser.
         sparsity: p, the fraction of coordinates that an update carries; smaller is less traffic.
         bits: per sent value, 1 (sign and one magnitude) to 8; fewer is less traffic.
         fraction: of the devices take part in a round, by `hash(device, round) < fraction`.
@@ -25,6 +25,8 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         staleness: how many rounds late an update may be and still count (discounted by `1/sqrt(1 + late)`).
         server_rate: factor on the mean update; 1 is plain federated averaging.
         seed: of the local shuffling and of stochastic rounding.
+        proximal: FedProx's mu, which ties local training to the round's weights; 0 is plain federated averaging. Needs a version
+            that was pushed with the proximal term.
     """
 
     rounds: Count = 20
@@ -39,3 +41,4 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     staleness: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 5
     server_rate: Annotated[float, msgspec.Meta(gt=0.0, le=10.0)] = 1.0
     seed: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)] = 0
+    proximal: Annotated[float, msgspec.Meta(ge=0.0, le=1000.0)] = 0.0

@@ -16,8 +16,9 @@ from edgefl.engine.runtime import available_engines, onnxruntime  # noqa: E402
 from edgefl.errors import DataError, EngineError, ModelError  # noqa: E402
 from edgefl.examples import Examples  # noqa: E402
 from edgefl.export.graphs import export_graphs, variant_files  # noqa: E402
-from edgefl.export.models import ModelSource, load_factory, vector_of  # noqa: E402
-from edgefl.export.verify import torch_step  # noqa: E402
+from edgefl.export.models import ModelSource, load_factory  # noqa: E402
+from edgefl.export.tensors import vector_of  # noqa: E402
+from edgefl.export.verify import Reference  # noqa: E402
 
 ENGINES = available_engines()
 BATCH = 8
@@ -50,9 +51,9 @@ def examples_for(source, count, seed=0):
 def train_in_torch(module, examples, batch, epochs, learning_rate, seed):
     """What the engines do, in torch: parameters after it, and the mean loss of the first and last epoch."""
     sums = [0.0] * epochs
+    reference = Reference(TINY, module, learning_rate=learning_rate)
     for epoch, rows in batches(len(examples), batch, epochs, np.random.default_rng(seed)):
-        _, loss = torch_step(module, examples.take(rows), learning_rate)
-        sums[epoch] += loss * len(rows)
+        sums[epoch] += reference.step(examples.take(rows)) * len(rows)
     return vector_of(module), sums[0] / len(examples), sums[-1] / len(examples)
 
 

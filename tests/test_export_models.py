@@ -12,9 +12,11 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402  needs torch
 
 from edgefl.errors import ModelError  # noqa: E402
-from edgefl.export.models import layout_of, load_factory, load_vector, vector_of  # noqa: E402
+from edgefl.export.models import load_factory  # noqa: E402
+from edgefl.export.tensors import layout_of, load_vector, vector_of  # noqa: E402
 from edgefl.export.weights import load_weights  # noqa: E402
 from edgefl.layout import nested_index  # noqa: E402
+from edgefl.recipe import Recipe  # noqa: E402
 
 BUILT_IN = {"mnist-2nn": 199_210, "mnist-cnn": 1_663_370, "har-cnn1d": 48_518}
 
@@ -54,8 +56,16 @@ def normalised(width):
 
 def frozen(width):
     module = Shaped(nn.Linear(4, 3))
-    module[0].bias.requires_grad = False
+    module.requires_grad_(False)
     return module
+
+class Counting(Shaped):
+    def __init__(self, width):
+        super().__init__(nn.Linear(4, 3))
+        self.register_buffer("calls", torch.zeros(()))
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
 
 def double(width):
     return Shaped(nn.Linear(4, 3)).double()
@@ -185,8 +195,8 @@ def test_a_width_out_of_range_is_refused(width):
         ("their_models:returns_number", "does not return a torch module.*int"),
         ("their_models:shapeless", "does not say what it takes.*input_shape"),
         ("their_models:wrong_shape", "does not run on inputs of its own input_shape"),
-        ("their_models:normalised", "has buffers.*GroupNorm"),
-        ("their_models:frozen", "is frozen"),
+        ("their_models:Counting", "changes its buffer 'calls'.*GroupNorm"),
+        ("their_models:frozen", "all parameters of model .* are frozen"),
         ("their_models:double", "cannot be used.*float64"),
         ("their_models:sequence", "has no parameters"),
         ("their_models:scales_output", "changes its input or output"),
@@ -284,3 +294,68 @@ def test_missing_and_damaged_weight_files_are_named(tmp_path, name):
     path.write_bytes(b"\x00garbage" * 30)
     with pytest.raises(ModelError, match=name):
         load_weights(path, layout_of(nn.Linear(2, 2)))
+
+
+@pytest.mark.usefixtures("factories")
+def test_running_statistics_are_state_of_the_layout():
+    """BatchNorm's mean and variance stand behind the parameters; its counter is left out; weights with all three load."""
+    source = load_factory("their_models:normalised")
+    layout = layout_of(source.build())
+    assert [(t.name, t.role) for t in layout.tensors[-2:]] == [("1.running_mean", "state"), ("1.running_var", "state")]
+    assert layout.size == 4 * 8 + 8 + 8 + 8 + 8 * 3 + 3 + 16
+    module = source.build(seed=2)
+    module[1].running_mean.fill_(7.0)
+    other = source.build()
+    load_vector(other, vector_of(module))
+    assert torch.equal(other[1].running_mean, module[1].running_mean)
+
+
+@pytest.mark.usefixtures("factories")
+def test_patterns_freeze_tensors_and_keep_them_personal():
+    """By name; frozen statistics put their layer into evaluation; shared coordinates are those that are neither."""
+    source = load_factory("their_models:normalised", freeze=("0.*", "1.running*"), personal=("1.*",))
+    module = source.build()
+    layout = layout_of(module)
+    roles = {t.name: (t.role, t.personal) for t in layout.tensors}
+    assert roles["0.weight"] == ("frozen", False)
+    assert roles["1.weight"] == ("trained", True)
+    assert roles["1.running_var"] == ("frozen", True)
+    assert roles["2.bias"] == ("trained", False)
+    assert not module[1].training
+    shared = layout.shared()
+    assert [t.name for t, place in layout.slices() if place.start in shared] == ["2.weight", "2.bias"]
+    assert len(shared) == 27
+    assert len(layout.personal()) == 32
+
+
+@pytest.mark.usefixtures("factories")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"freeze": ("conv*",)}, "no tensor of model .* is called 'conv\\*'"),
+        ({"personal": ("nothing",)}, "no tensor of model .* is called 'nothing'"),
+        ({"freeze": ("*",)}, "all parameters .* are frozen"),
+        ({"personal": ("*",)}, "all tensors .* are personal"),
+    ],
+)
+def test_patterns_that_mean_nothing_are_refused(options, words):
+    """A misspelt name is not passed over, and something must be left to train and to send."""
+    with pytest.raises(ModelError, match=words):
+        load_factory("their_models:good", **options)
+
+
+def test_other_losses_take_outputs_of_any_shape(factories):
+    """A model with one output, or with as many axes as its input, is a model for bce and mse."""
+    (factories / "shapes2.py").write_text(
+        "from torch import nn\n"
+        "def window(width):\n"
+        "    m = nn.Sequential(nn.Linear(4, 4), nn.Unflatten(1, (2, 2)))\n"
+        "    m.input_shape = (4,)\n"
+        "    return m\n"
+        "def one(width):\n"
+        "    m = nn.Sequential(nn.Linear(4, 1), nn.Flatten(0))\n"
+        "    m.input_shape = (4,)\n"
+        "    return m\n"
+    )
+    assert load_factory("shapes2:window", Recipe("mse")).classes == 4
+    assert load_factory("shapes2:one", Recipe("bce")).classes == 1

@@ -18,8 +18,8 @@ from edgefl.sources.parse import open_source
 from edgefl.store.blobs import BlobStore
 from edgefl.store.database import open_database
 from edgefl.store.fleet import Fleet
-from edgefl.store.ledger import VersionRecord, get_version, latest_version, variants
 from edgefl.store.registry import Device, add_devices
+from edgefl.store.versions import VersionRecord, get_version, latest_version, variants
 from edgefl.wire.blocks import check_ref, file_ref
 from edgefl.wire.messages import Manifest, Signed, decode
 

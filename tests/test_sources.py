@@ -160,7 +160,6 @@ X, Y = np.ones((3, 2)), np.zeros(3, dtype=int)
 @pytest.mark.parametrize(
     "arrays",
     [
-        {"x": X},
         {"y": Y},
         {"x": X, "y": np.array([0, 1])},
         {"x": X, "y": np.array([0.0, 1.0, 2.0])},
@@ -180,6 +179,17 @@ def test_unusable_npz_arrays_are_worded(arrays: dict[str, np.ndarray], tmp_path:
     """Missing keys, object arrays, text, NaN, overflow, mismatched lengths, wrong types: a DataError each."""
     with pytest.raises(DataError):
         open_source(npz(tmp_path / "a.npz", **arrays)).load()
+
+
+def test_npz_without_labels_or_with_targets(tmp_path: Path) -> None:
+    """An archive without `y` gives unlabelled examples; floats in two axes are targets; both by client, too."""
+    client, targets = np.array([1, 2, 2]), np.arange(6.0).reshape(3, 2)
+    bare = npz(tmp_path / "a.npz", x=X, client=client)
+    assert open_source(bare).load().y.shape == (3, 0)
+    assert open_source(f"{bare}?client=2").load().y.shape == (2, 0)
+    aimed = open_source(f"{npz(tmp_path / 'b.npz', x=X, y=targets, client=client)}?client=2").load()
+    assert aimed.y.dtype == np.float32
+    assert aimed.y.tolist() == [[2.0, 3.0], [4.0, 5.0]]
 
 
 def test_npz_client_array_must_fit(tmp_path: Path) -> None:
@@ -225,6 +235,7 @@ def test_damaged_archives_never_surprise(tmp_path: Path, data: st.DataObject) ->
 
 def test_digits_are_enlarged_and_split() -> None:
     """Train and test are disjoint, deterministic, hold all classes, and have MNIST's shape and range."""
+    pytest.importorskip("sklearn")
     train, test = open_source("digits:").load(), open_source("digits:?split=test").load()
     assert len(train) + len(test) == 1797
     assert train.x.shape[1:] == (28, 28)

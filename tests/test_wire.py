@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgefl.errors import BlockError, InputError, MessageError
+from edgefl.recipe import Recipe
 from edgefl.wire import blocks, messages, topics
 from edgefl.wire.messages import BLOCK_SIZE, MAX_BLOCKS, MAX_PACKET, Block, FileRef, Receipt, State, Want, decode, encode
 
@@ -30,6 +31,20 @@ def test_golden_bytes(name: str) -> None:
     """Each message still encodes to its golden bytes, and the golden bytes decode to the message."""
     assert encode(MESSAGES[name]).hex() == GOLDEN[name]
     assert decode(bytes.fromhex(GOLDEN[name]), type(MESSAGES[name])) == MESSAGES[name]
+
+
+def test_the_first_vectors_decode_for_ever() -> None:
+    """Messages of before layouts had roles and manifests a recipe decode, and mean what they meant."""
+    first = json.loads((HERE / "messages-first.json").read_text())
+    for name, data in first.items():
+        message = decode(bytes.fromhex(data), type(MESSAGES[name]))
+        if isinstance(message, messages.Manifest):
+            assert message.recipe == Recipe("cross-entropy", "sgd", proximal=False)
+            assert [(t.role, t.personal) for t in message.layout.tensors] == [("trained", False)] * 2
+        elif isinstance(message, messages.Task):
+            assert message.proximal == 0.0
+        elif name not in {"round-order"}:
+            assert message == MESSAGES[name]
 
 
 def test_every_message_has_a_golden_vector() -> None:

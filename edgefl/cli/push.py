@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from edgefl.cli.options import fleet_option, json_option
+from edgefl.recipe import LOSSES, OPTIMIZERS, Loss, Optimizer, Recipe
 
 if TYPE_CHECKING:
     from edgefl.profile import Profile
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the initial weights.")
 @click.option("--holdout", metavar="SOURCE", help="Examples to measure each variant's accuracy on.")
 @click.option("--profile", "only", multiple=True, help="Push for this profile only; may be repeated.  [default: all in use]")
+@click.option("--loss", type=click.Choice(LOSSES), default=LOSSES[0], show_default=True, help="mse without labels: autoencoder.")
+@click.option("--optimizer", type=click.Choice(OPTIMIZERS), default="sgd", show_default=True, help="Of the boards.")
+@click.option("--proximal", is_flag=True, help="Make FedProx's term possible; its weight comes with `edgefl train start`.")
+@click.option("--freeze", multiple=True, metavar="PATTERN", help="Do not train tensors of these names; may be repeated.")
+@click.option("--personal", multiple=True, metavar="PATTERN", help="Keep tensors of these names on each device; may be repeated.")
 @json_option
 @fleet_option
 def push(
@@ -33,6 +39,11 @@ def push(
     seed: int,
     holdout: str | None,
     only: tuple[str, ...],
+    loss: Loss,
+    optimizer: Optimizer,
+    proximal: bool,
+    freeze: tuple[str, ...],
+    personal: tuple[str, ...],
     as_json: bool,
     fleet_path: Path,
 ) -> None:
@@ -49,7 +60,10 @@ def push(
     fleet = Fleet.open(fleet_path)
     profiles = _chosen(fleet, only) if only else profiles_in_use(fleet)
     examples = open_source(holdout).load() if holdout else None
-    request = PushRequest(name or _default_name(model), model, weights, batch, seed, examples)
+    request = PushRequest(
+        name or _default_name(model), model, weights, batch, seed, examples,
+        recipe=Recipe(loss, optimizer, proximal), freeze=freeze, personal=personal,
+    )  # fmt: skip
     made = make(fleet, request, profiles, now=time.time(), on_progress=lambda text: click.echo(text, err=True))
     if as_json:
         click.echo(msgspec.json.encode(made).decode())

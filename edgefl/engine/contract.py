@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from edgefl.examples import Examples
 from edgefl.layout import Float32, Layout
+from edgefl.recipe import PLAIN, Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class VariantFiles:
         classes: number of outputs.
         batch: rows of the training graph.
         paths: file by role (`train`, `eval`, `infer`; for ort-training also `optimizer`, `checkpoint`).
+        recipe: loss and optimiser of the graphs.
     """
 
     engine: str
@@ -35,6 +37,7 @@ class VariantFiles:
     classes: int
     batch: int
     paths: Mapping[str, Path]
+    recipe: Recipe = PLAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +51,16 @@ class Trained:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Mean cross-entropy (natural log) and accuracy in [0, 1] over `count` examples."""
+    """How good the parameters are on `count` examples.
+
+    Attributes:
+        loss: mean of the recipe's loss; for `mse` this is the mean squared error.
+        accuracy: share of right answers in [0, 1]; None for `mse`, where no answer is right or wrong.
+        count: number of examples.
+    """
 
     loss: float
-    accuracy: float
+    accuracy: float | None
     count: int
 
 
@@ -71,11 +80,22 @@ class Engine(Protocol):
         """A copy of all parameters."""
         ...
 
-    def train(self, examples: Examples, *, epochs: int, learning_rate: float, rng: np.random.Generator) -> Trained:
-        """Run `epochs` passes of mini-batch SGD; the last, smaller batch of a pass counts exactly as what it is.
+    def train(
+        self, examples: Examples, *, epochs: int, learning_rate: float, rng: np.random.Generator, proximal: float = 0.0
+    ) -> Trained:
+        """Run `epochs` passes of mini-batches; the last, smaller batch of a pass counts exactly as what it is.
+
+        The optimiser starts afresh: its state is zero at the first step. Frozen tensors do not change; state is updated.
+
+        Args:
+            examples: of the device.
+            epochs: at least 1.
+            learning_rate: of the recipe's optimiser.
+            rng: of the shuffling.
+            proximal: FedProx's mu: the gradient gets `mu * (parameters - parameters at the start of this call)`.
 
         Raises:
-            EngineError: the runtime failed.
+            EngineError: the runtime failed, or `proximal` is above 0 and the recipe has no proximal term.
             DataError: the examples do not fit the model, or there are none.
         """
         ...
@@ -84,8 +104,12 @@ class Engine(Protocol):
         """Loss and accuracy over all examples."""
         ...
 
+    def scores(self, examples: Examples) -> Float32:
+        """The loss of each example, shape `(n,)`: of an autoencoder the anomaly score, the mean squared error of its output."""
+        ...
+
     def predict(self, x: Float32) -> Float32:
-        """Logits, shape `(n, classes)`, of inputs of shape `(n, *input_shape)`."""
+        """Outputs before any activation of the loss (logits), shape `(n, classes)`, of inputs of shape `(n, *input_shape)`."""
         ...
 
 

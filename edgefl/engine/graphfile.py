@@ -35,10 +35,11 @@ STANDARD = frozenset(
 
 TRAINING = frozenset(
     (  # noqa: SIM905  a name per line would be pages
-        "BiasFastGeluGrad_dX BiasGeluGrad_dX BiasSoftmax ConcatTraining ConvGrad ConvTransposeGrad DivGrad "
+        "AdamWOptimizer BiasFastGeluGrad_dX BiasGeluGrad_dX BiasSoftmax ConcatTraining ConvGrad ConvTransposeGrad DivGrad "
         "FastGelu FastGeluGrad FusedConv FusedGemm FusedMatMul GatherElementsGrad GatherGrad GatherNDGrad Gelu GeluGrad "
-        "InPlaceAccumulatorV2 LayerNormalizationGrad LogSoftmaxGrad LogSoftmaxGrad_13 MaxPoolGrad MinMaxGrad PadAndUnflatten "
-        "QuickGelu QuickGeluGrad ReduceAllL2 ReduceSumTraining ReluGrad SGDOptimizerV2 Scale SequenceAt SequenceConstruct "
+        "InPlaceAccumulatorV2 LayerNormalizationGrad LeakyReluGrad LogSoftmaxGrad LogSoftmaxGrad_13 MaxPoolGrad MinMaxGrad "
+        "PadAndUnflatten QuickGelu QuickGeluGrad ReduceAllL2 ReduceSumTraining ReluGrad SGDOptimizerV2 Scale SequenceAt "
+        "SequenceConstruct "
         "SigmoidGrad SimplifiedLayerNormalization SimplifiedLayerNormalizationGrad SliceGrad SoftmaxCrossEntropyLossGrad "
         "SoftmaxCrossEntropyLossInternal SoftmaxCrossEntropyLossInternalGrad SoftmaxGrad SoftmaxGrad_13 SplitTraining TanhGrad"
     ).split()

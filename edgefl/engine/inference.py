@@ -34,17 +34,39 @@ class Inference:
             DataError: no examples, or they do not fit the model.
             EngineError: the runtime failed.
         """
-        examples = examples.shaped(self._files.input_shape, self._files.classes)
+        examples = self._shaped(examples)
         if len(examples) == 0:
             raise DataError("there are no examples to evaluate on", remedy="Give the device's source some data")
-        loss = correct = 0.0
+        names = ["loss", "correct"] if self._files.recipe.classifies else ["loss"]
+        sums = np.zeros(len(names))
         session = self._session("eval")
         with converted("evaluation failed"):
             for part in _chunks(len(examples)):
-                outputs = session.run(["loss", "correct"], {**weights, "x": examples.x[part], "y": examples.y[part]})
-                loss += float(outputs[0])
-                correct += float(outputs[1])
-        return Evaluation(loss / len(examples), correct / len(examples), len(examples))
+                sums += session.run(names, {**weights, "x": examples.x[part], "y": examples.y[part]})
+        loss, *correct = (float(value) / len(examples) for value in sums)
+        return Evaluation(loss, correct[0] if correct else None, len(examples))
+
+    def scores(self, weights: Mapping[str, Float32], examples: Examples) -> Float32:
+        """The loss of each example, shape `(n,)`.
+
+        Raises:
+            DataError: the examples do not fit the model.
+            EngineError: the runtime failed.
+        """
+        examples = self._shaped(examples)
+        outputs = self.predict(weights, examples.x)
+        if self._files.recipe.loss == "mse":
+            errors: Float32 = np.square(outputs - examples.y).mean(1)
+            return errors
+        if self._files.recipe.loss == "bce":
+            entropies: Float32 = (np.logaddexp(np.float32(0), outputs) - outputs * examples.y).mean(1)
+            return entropies
+        top = outputs.max(1)
+        logs: Float32 = np.log(np.exp(outputs - top[:, None]).sum(1)) + top
+        return logs - outputs[np.arange(len(outputs)), examples.y]
+
+    def _shaped(self, examples: Examples) -> Examples:
+        return examples.shaped(self._files.input_shape, self._files.classes, self._files.recipe.loss)
 
     def predict(self, weights: Mapping[str, Float32], x: Float32) -> Float32:
         """Logits `(n, classes)` of inputs `(n, *input_shape)`.

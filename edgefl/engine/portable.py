@@ -2,7 +2,8 @@
 
 Model: two flat parameter vectors take turns. A step reads one and writes the other; the graph's tensors are views of them,
 bound once, so that between steps Python copies nothing but the mini-batch. (One vector for both would be wrong: an operator
-may still read a weight that the update has already overwritten.)
+may still read a weight that the update has already overwritten.) The optimiser's state is one vector that is read and written in
+place: nothing but the element-wise update that replaces it reads it.
 """
 
 from collections.abc import Mapping
@@ -14,17 +15,16 @@ import numpy.typing as npt
 from edgefl.engine.contract import Evaluation, Trained, VariantFiles
 from edgefl.engine.inference import Inference
 from edgefl.engine.runtime import converted, open_session, role_path
-from edgefl.engine.training import check_finite, run_epochs
+from edgefl.engine.signature import SCALARS, SUFFIX_NEW, SUFFIX_START, start_layout, state_layout, step_inputs
+from edgefl.engine.training import check_finite, check_proximal, run_epochs
 from edgefl.errors import EngineError
-from edgefl.examples import Examples
-from edgefl.layout import Float32, Layout
-
-SUFFIX_NEW = ".new"
-"""A parameter's name with this names the output that replaces it."""
+from edgefl.examples import Examples, Targets
+from edgefl.layout import Float32, Layout, Tensor
+from edgefl.recipe import corrections
 
 
 class PortableEngine:
-    """Trains with the graph `train`: `(parameters..., x, y, w, lr) -> (loss, new parameters...)`."""
+    """Trains with the graph `train`, whose inputs and outputs `edgefl.engine.signature` names."""
 
     def __init__(self, files: VariantFiles, *, threads: int) -> None:
         """Open the variant; the training graph is loaded with the first training.
@@ -54,18 +54,27 @@ class PortableEngine:
             ModelError: its length is wrong.
         """
         self.layout.views(vector)  # raises if the length is wrong
-        self._vectors[self._current][:] = vector
+        for own in self._vectors:  # in both: a step writes the tensors that it changes, and frozen ones are in neither
+            own[:] = vector
 
     def vector(self) -> Float32:
         """A copy of all parameters; zeros before the first `set_vector`."""
         return self._vectors[self._current].copy()
 
-    def train(self, examples: Examples, *, epochs: int, learning_rate: float, rng: np.random.Generator) -> Trained:
+    def train(
+        self, examples: Examples, *, epochs: int, learning_rate: float, rng: np.random.Generator, proximal: float = 0.0
+    ) -> Trained:
         """See `edgefl.engine.contract.Engine.train`."""
-        examples = examples.shaped(self._files.input_shape, self._files.classes)
+        check_proximal(self._files.recipe, proximal)
+        examples = examples.shaped(self._files.input_shape, self._files.classes, self._files.recipe.loss)
         if self._session is None:
             self._open()
-        self._rate[()] = learning_rate
+        self._scalars["lr"][()] = learning_rate
+        self._scalars["mu"][()] = proximal
+        self._state[:] = 0.0
+        self._steps = 0
+        for name, view in self._start_views.items():
+            view[...] = self._weights()[name.removesuffix(SUFFIX_START)]
 
         def step(rows: npt.NDArray[np.int64]) -> float:
             return self._step(examples, rows)
@@ -79,6 +88,10 @@ class PortableEngine:
         """See `edgefl.engine.contract.Engine.evaluate`."""
         return self._inference.evaluate(self._weights(), examples)
 
+    def scores(self, examples: Examples) -> Float32:
+        """See `edgefl.engine.contract.Engine.scores`."""
+        return self._inference.scores(self._weights(), examples)
+
     def predict(self, x: Float32) -> Float32:
         """See `edgefl.engine.contract.Engine.predict`."""
         return self._inference.predict(self._weights(), x)
@@ -91,11 +104,13 @@ class PortableEngine:
         # mode "clip" lets numpy write to `out` directly; all rows are in range. Padding repeats a real row, so that what is
         # masked is always something that the model can compute.
         np.take(examples.x, rows, axis=0, out=self._x[:count], mode="clip")
-        np.take(examples.y, rows, out=self._y[:count], mode="clip")
+        np.take(examples.y, rows, axis=0, out=self._y[:count], mode="clip")
         self._x[count:] = self._x[0]
         self._y[count:] = self._y[0]
         self._mask[:count] = 1.0
         self._mask[count:] = 0.0
+        self._steps += 1
+        self._scalars["c1"][()], self._scalars["c2"][()] = corrections(self._steps)
         self._session.run_with_iobinding(self._bindings[self._current])
         self._current = 1 - self._current
         return float(self._loss)
@@ -103,15 +118,17 @@ class PortableEngine:
     def _open(self) -> None:
         files = self._files
         session, graph = open_session(role_path(files, "train"), self._threads)
-        names = tuple(tensor.name for tensor in files.layout.tensors)
-        if graph.inputs != (*names, "x", "y", "w", "lr"):
+        if graph.inputs != step_inputs(files.layout, files.recipe):
             raise EngineError(f"graph {graph.name} does not belong to this layout", remedy="Push the model again")
+        labels = files.recipe.loss == "cross-entropy"
         self._x: Float32 = np.zeros((files.batch, *files.input_shape), dtype=np.float32)
-        self._y: npt.NDArray[np.int64] = np.zeros(files.batch, dtype=np.int64)
+        self._y: Targets = np.zeros(files.batch, np.int64) if labels else np.zeros((files.batch, files.classes), np.float32)
         self._mask: Float32 = np.ones(files.batch, dtype=np.float32)
-        self._rate: Float32 = np.zeros((), dtype=np.float32)
+        self._scalars: dict[str, Float32] = {name: np.zeros((), dtype=np.float32) for name in SCALARS}
         self._loss: Float32 = np.zeros((), dtype=np.float32)
-        self._vectors.append(np.zeros(files.layout.size, dtype=np.float32))
+        self._state, self._state_views = _flat(state_layout(files.layout, files.recipe))
+        self._start, self._start_views = _flat(start_layout(files.layout, files.recipe))
+        self._vectors.append(self._vectors[0].copy())
         with converted(f"graph {graph.name} does not fit this variant", remedy="Push the model again"):
             self._bindings = [self._bound(session, source, 1 - source) for source in (0, 1)]
         self._session = session
@@ -119,16 +136,31 @@ class PortableEngine:
     def _bound(self, session: Any, source: int, target: int) -> Any:
         """A binding that reads parameters from one vector and writes them to the other."""
         binding = session.io_binding()
+        files = self._files
         inputs: dict[str, npt.NDArray[Any]] = {
             "x": self._x,
             "y": self._y,
             "w": self._mask,
-            "lr": self._rate,
+            **self._scalars,
             **self.layout.views(self._vectors[source]),
+            **self._state_views,
+            **self._start_views,
         }
-        outputs = {name + SUFFIX_NEW: view for name, view in self.layout.views(self._vectors[target]).items()}
-        for name, value in inputs.items():
+        changed = {tensor.name for tensor in files.layout.tensors if tensor.role != "frozen"}
+        views = {name: view for name, view in self.layout.views(self._vectors[target]).items() if name in changed}
+        outputs = {name + SUFFIX_NEW: view for name, view in (views | dict(self._state_views)).items()}
+        for name in step_inputs(files.layout, files.recipe):
+            value = inputs[name]
             binding.bind_input(name, "cpu", 0, value.dtype.type, value.shape, value.ctypes.data)
         for name, value in ({"loss": self._loss} | outputs).items():
             binding.bind_output(name, "cpu", 0, value.dtype.type, value.shape, value.ctypes.data)
         return binding
+
+
+def _flat(tensors: tuple[Tensor, ...]) -> tuple[Float32, Mapping[str, Float32]]:
+    """A vector of zeros for these tensors, and a view of it for each."""
+    if not tensors:
+        return np.zeros(0, dtype=np.float32), {}
+    layout = Layout(tensors)
+    vector = np.zeros(layout.size, dtype=np.float32)
+    return vector, layout.views(vector)

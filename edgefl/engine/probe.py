@@ -23,17 +23,21 @@ from edgefl.engine.open import open_engine
 from edgefl.errors import EdgeflError, EngineError
 from edgefl.examples import Examples
 from edgefl.layout import Float32, Layout
+from edgefl.recipe import Recipe
 
 TIMEOUT = 600.0
 """Seconds for everything that a probe runs."""
+STEPS = 2
+"""An optimiser's state shows in the second."""
 TIMED_STEPS = 5
 
 
 class Trial(msgspec.Struct, frozen=True, array_like=True):
-    """Examples to try, as raw float32 and int64 values."""
+    """Examples to try, as raw values: float32, and int64 labels or float32 targets of so many columns."""
 
     x: bytes
     y: bytes
+    columns: int | None
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True):
@@ -48,10 +52,12 @@ class Request(msgspec.Struct, frozen=True, array_like=True):
     vector: bytes
     learning_rate: float
     trials: tuple[Trial, ...]
+    recipe: Recipe
+    proximal: float
 
 
 class Result(msgspec.Struct, frozen=True, array_like=True):
-    """What one trial gave, each time from the same start: logits, evaluated loss, training loss, parameters after one step."""
+    """What one trial gave, each from the same start: outputs, evaluated loss, loss of the first step, parameters after all."""
 
     logits: bytes
     evaluated: float
@@ -75,14 +81,17 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
     error: str = ""
 
 
-def probe(files: VariantFiles, vector: Float32, trials: Sequence[Examples], learning_rate: float) -> Answer:
-    """Predict, evaluate and train one step on each trial, starting from `vector` each time.
+def probe(
+    files: VariantFiles, vector: Float32, trials: Sequence[Examples], learning_rate: float, proximal: float = 0.0
+) -> Answer:
+    """Predict, evaluate and train `STEPS` steps on each trial, starting from `vector` each time.
 
     Args:
         files: the variant.
         vector: its parameters.
         trials: at least one; each of at most `files.batch` examples.
         learning_rate: of the steps.
+        proximal: weight of the proximal term.
 
     Raises:
         EngineError: the variant does not load or run, or the process died or took longer than `TIMEOUT`.
@@ -96,7 +105,9 @@ def probe(files: VariantFiles, vector: Float32, trials: Sequence[Examples], lear
         {role: str(path.resolve()) for role, path in files.paths.items()},
         vector.tobytes(),
         learning_rate,
-        tuple(Trial(trial.x.tobytes(), trial.y.tobytes()) for trial in trials),
+        tuple(Trial(t.x.tobytes(), t.y.tobytes(), None if t.y.ndim == 1 else t.y.shape[1]) for t in trials),
+        files.recipe,
+        proximal,
     )
     with tempfile.TemporaryDirectory(prefix="edgefl-") as directory:
         asked, answered = Path(directory) / "request", Path(directory) / "answer"
@@ -130,31 +141,37 @@ def _run_child(asked: Path, answered: Path) -> None:
 def answer_to(request: Request) -> Answer:
     """Do what a request asks, in this process."""
     paths = {role: Path(path) for role, path in request.paths.items()}
-    files = VariantFiles(request.engine, request.layout, request.input_shape, request.classes, request.batch, paths)
+    files = VariantFiles(
+        request.engine, request.layout, request.input_shape, request.classes, request.batch, paths, request.recipe
+    )
     vector = np.frombuffer(request.vector, dtype=np.float32)
     try:
         engine = open_engine(files, threads=1)
-        trials = [
-            Examples(
-                np.frombuffer(trial.x, dtype=np.float32).reshape(-1, *files.input_shape), np.frombuffer(trial.y, dtype=np.int64)
-            )
-            for trial in request.trials
-        ]
+        trials = [_examples(trial, files.input_shape) for trial in request.trials]
         largest = max(trials, key=len)
-        _try(engine, vector, largest, request.learning_rate)
+        _try(engine, vector, largest, request)
         peak = _peak_rss()  # before results pile up, which no board keeps
         seconds = _step_seconds(engine, vector, largest)
-        results = tuple(_try(engine, vector, trial, request.learning_rate) for trial in trials)
+        results = tuple(_try(engine, vector, trial, request) for trial in trials)
     except EdgeflError as error:
         return Answer((), 0, 0.0, str(error))
     return Answer(results, peak, seconds)
 
 
-def _try(engine: Engine, vector: Float32, examples: Examples, learning_rate: float) -> Result:
+def _examples(trial: Trial, input_shape: tuple[int, ...]) -> Examples:
+    x = np.frombuffer(trial.x, dtype=np.float32).reshape(-1, *input_shape)
+    if trial.columns is None:
+        return Examples(x, np.frombuffer(trial.y, dtype=np.int64))
+    return Examples(x, np.frombuffer(trial.y, dtype=np.float32).reshape(len(x), trial.columns))
+
+
+def _try(engine: Engine, vector: Float32, examples: Examples, request: Request) -> Result:
     engine.set_vector(vector)
     logits = engine.predict(examples.x)
     evaluation = engine.evaluate(examples)
-    trained = engine.train(examples, epochs=1, learning_rate=learning_rate, rng=np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    rate, mu = request.learning_rate, request.proximal
+    trained = engine.train(examples, epochs=STEPS, learning_rate=rate, rng=rng, proximal=mu)
     return Result(logits.tobytes(), evaluation.loss, trained.loss_before, engine.vector().tobytes())
 
 

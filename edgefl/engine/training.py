@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from edgefl.engine.contract import Trained, batches
 from edgefl.errors import DataError, EngineError
+from edgefl.recipe import Recipe
 
 REMEDY_DIVERGED = "Lower the learning rate of the training plan"
 
@@ -45,6 +46,21 @@ def run_epochs(step: Step, count: int, batch: int, epochs: int, rng: np.random.G
             )
         sums[epoch] += loss * len(rows)
     return Trained(steps, sums[0] / count, sums[-1] / count)
+
+
+def check_proximal(recipe: Recipe, proximal: float) -> None:
+    """Check that a version can be trained with this weight of the proximal term.
+
+    Raises:
+        EngineError: it was pushed without the term.
+    """
+    if proximal > 0.0 and not recipe.proximal:
+        raise EngineError(
+            "this version has no proximal term",
+            expected="proximal 0 in the plan",
+            found=f"{proximal:g}",
+            remedy="Push the model again with --proximal",
+        )
 
 
 def check_finite(vector: npt.NDArray[np.float32]) -> None:

@@ -15,37 +15,49 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from edgefl.engine.runtime import onnxruntime
 from edgefl.errors import EngineError, ModelError
+from edgefl.export.losses import training_loss
 from edgefl.export.slim import IR_VERSION
 from edgefl.export.tracing import quiet
 from edgefl.layout import Layout
+from edgefl.recipe import BETAS, EPSILON, WEIGHT_DECAY, Recipe
+
+REMEDY_PORTABLE = "Use a profile with the portable engine"
 
 
-def export_artifacts(infer: onnx.ModelProto, layout: Layout, name: str) -> Mapping[str, bytes]:
-    """Roles `train`, `optimizer` and `checkpoint`.
+def export_artifacts(infer: onnx.ModelProto, layout: Layout, name: str, recipe: Recipe) -> Mapping[str, bytes]:
+    """Roles `train`, `optimizer` and `checkpoint`. The optimiser of `momentum` is SGD: the engine keeps the velocity itself.
 
     Args:
         infer: forward graph with the parameters as inputs.
         layout: of the parameters, in whose order the artifacts keep them.
         name: the model's, for errors.
+        recipe: loss and optimiser.
 
     Raises:
         EngineError: this machine's onnxruntime is no training build.
-        ModelError: an operator has no gradient there.
+        ModelError: an operator has no gradient there, or a layer has state.
     """
     generate = _generator()
-    model = _with_initializers(infer, layout)
+    stateful = next((tensor.name for tensor in layout.tensors if tensor.role == "state"), "")
+    if stateful:
+        raise ModelError(
+            f"onnxruntime-training cannot train model {name!r}: it does not update running statistics",
+            found=f"tensor {stateful!r}",
+            remedy=REMEDY_PORTABLE,
+        )
+    model = _with_initializers(training_loss(infer, recipe), layout)
     with tempfile.TemporaryDirectory(prefix="edgefl-") as directory:
         try:
             with quiet(), _native_stderr_closed():
                 generate.generate_artifacts(
                     model,
-                    requires_grad=[tensor.name for tensor in layout.tensors],
-                    loss=generate.LossType.CrossEntropyLoss,
-                    optimizer=generate.OptimType.SGD,
+                    requires_grad=[tensor.name for tensor in layout.trained],
+                    frozen_params=[tensor.name for tensor in layout.tensors if tensor.role == "frozen"],
+                    optimizer=generate.OptimType.AdamW if recipe.optimizer == "adamw" else generate.OptimType.SGD,
                     artifact_directory=directory,
                     nominal_checkpoint=True,
                 )
@@ -54,7 +66,7 @@ def export_artifacts(infer: onnx.ModelProto, layout: Layout, name: str) -> Mappi
             raise ModelError(
                 f"onnxruntime-training cannot differentiate model {name!r}",
                 found=first[:300],
-                remedy="Use a profile with the portable engine",
+                remedy=REMEDY_PORTABLE,
             ) from error
         root = Path(directory)
         return {
@@ -113,5 +125,11 @@ def _readable(path: Path) -> bytes:
     """An artifact that onnxruntime-training 1.19.2 reads: the onnx package writes a newer format version than it knows."""
     model = onnx.load(path)
     model.ir_version = IR_VERSION
+    for node in model.graph.node:
+        if node.op_type == "AdamWOptimizer":  # as torch's: constants, and decay before the step (mode 0)
+            constants = {"alpha": BETAS[0], "beta": BETAS[1], "epsilon": EPSILON, "weight_decay": WEIGHT_DECAY, "adam_mode": 0}
+            del node.attribute[:]
+            node.attribute.extend(helper.make_attribute(key, value) for key, value in constants.items())
+            node.attribute.append(helper.make_attribute("correct_bias", 1))
     data: bytes = model.SerializeToString(deterministic=True)
     return data

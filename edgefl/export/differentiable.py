@@ -3,6 +3,7 @@
 * Group normalisation: ONNX's own, and the InstanceNormalization that exporters use for it, have no gradient there.
 * Average pooling: its gradient kernel divides by zero and takes the process down. Windows that do not overlap are a mean over
   new axes; others are a convolution with equal weights.
+* ELU and softplus: no gradient there.
 
 The first axis stays symbolic throughout: these run while a forward graph for any number of rows is traced.
 """
@@ -26,6 +27,9 @@ def differentiable() -> dict[Any, Callable[..., Any]]:
         aten.native_group_norm.default: _native_group_norm,
         aten.group_norm.default: group_norm,
         aten.avg_pool2d.default: average_pool,
+        aten._adaptive_avg_pool2d.default: adaptive_average_pool,  # noqa: SLF001  the operator's public name
+        aten.elu.default: elu,
+        aten.softplus.default: softplus,
     }
 
 
@@ -57,6 +61,26 @@ def _native_group_norm(
 ) -> tuple[Tensor, None, None]:
     del n, channels, plane
     return group_norm(x, groups, weight, bias, eps), None, None  # the statistics are for a backward pass that is not here
+
+
+def adaptive_average_pool(x: Tensor, out: Sequence[int]) -> Any:
+    """Average pooling to a given size that divides the input's; other sizes are left to ATen."""
+    h, w = x.shape[-2:]
+    if h % out[0] or w % out[1]:
+        return NotImplemented
+    return average_pool(x, [h // out[0], w // out[1]])
+
+
+def elu(x: Tensor, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Tensor:
+    """ELU; also SELU and CELU, which ATen writes as ELU with scales."""
+    return (x.relu() + ((-(-x * input_scale).relu()).exp() - 1.0) * alpha) * scale
+
+
+def softplus(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+    """`log(1 + exp(beta * x)) / beta`, in the form that does not overflow."""
+    del threshold  # beyond it ATen gives x itself, which this form comes to
+    scaled = x * beta
+    return (scaled.relu() + ((-scaled.abs()).exp() + 1.0).log()) * (1.0 / beta)
 
 
 def average_pool(

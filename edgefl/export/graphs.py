@@ -9,11 +9,14 @@ from pathlib import Path
 
 from edgefl.engine.contract import VariantFiles
 from edgefl.errors import ModelError
+from edgefl.export import batchnorm, recurrent
 from edgefl.export.artifacts import export_artifacts
-from edgefl.export.forward import evaluation_graph, forward_graph, trace_forward
-from edgefl.export.models import ModelSource, layout_of
+from edgefl.export.forward import forward_graph, trace_forward
+from edgefl.export.losses import evaluation_graph
+from edgefl.export.models import ModelSource
 from edgefl.export.slim import slim
 from edgefl.export.step import export_step
+from edgefl.export.tensors import layout_of
 from edgefl.layout import Layout
 
 ENGINES = ("portable", "ort-training")
@@ -40,7 +43,7 @@ def variant_files(source: ModelSource, exported: ExportedGraphs, engine: str, ba
     paths = {role: directory / role for role in exported.graphs}
     for role, path in paths.items():
         path.write_bytes(exported.graphs[role])
-    return VariantFiles(engine, exported.layout, source.input_shape, source.classes, batch, paths)
+    return VariantFiles(engine, exported.layout, source.input_shape, source.classes, batch, paths, source.recipe)
 
 
 def export_graphs(source: ModelSource, width: float, engine: str, batch: int) -> ExportedGraphs:
@@ -62,13 +65,15 @@ def export_graphs(source: ModelSource, width: float, engine: str, batch: int) ->
         raise ModelError("a batch needs rows", expected="at least 1", found=f"{batch}")
     module = source.build(width)
     layout = layout_of(module)
+    recurrent.attach(module)
+    statistics = batchnorm.attach(module, source.name)
     layers = trace_forward(source, module).graph
     infer = forward_graph(source, module, layers)
     graphs = dict(
-        export_artifacts(infer, layout, source.name)
+        export_artifacts(infer, layout, source.name, source.recipe)
         if engine == "ort-training"
-        else {"train": export_step(source, module, batch, layers)}
+        else {"train": export_step(source, module, statistics, batch, layers)}
     )
-    graphs["eval"] = slim(evaluation_graph(infer))
+    graphs["eval"] = slim(evaluation_graph(infer, source.recipe))
     graphs["infer"] = slim(infer)
     return ExportedGraphs(layout, graphs)

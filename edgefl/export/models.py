@@ -4,33 +4,28 @@ Model: a *factory* is a callable `factory(width) -> nn.Module`; `width` in (0, 1
 output. The module, or its class, carries `input_shape`. The parameters of a narrower model are the leading corner of the full
 model's (HeteroFL, https://arxiv.org/abs/2010.01264), so that one fleet can train several widths of one model.
 
+Buffers: BatchNorm's running statistics become tensors of the layout that are state; other floating-point buffers that a state
+dict holds become frozen tensors; the rest (integers, buffers that are not persistent) are constants of the graphs.
+
 Rules: a factory is code that the operator names on his own machine (`package.module:factory`), never code that travels. Every
-way in which it can be wrong has its own words. Models with buffers (running statistics) are refused: a buffer is neither
-trained nor averaged by a gradient step, and would silently differ between boards.
+way in which it can be wrong has its own words. A model that changes other buffers while it computes is refused: nobody would
+say how their values on different boards are to be averaged.
 """
 
-import importlib
-import inspect
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
-import numpy as np
 import torch
 from torch import nn
 
+from edgefl.engine.signature import RESERVED
 from edgefl.errors import ModelError
 from edgefl.export.architectures import BUILT_IN
-from edgefl.layout import Float32, Layout, Tensor, nested_index
-
-RESERVED_NAMES = frozenset({"x", "y", "w", "lr", "loss", "logits"})
-"""Names of the training step's other inputs and outputs; a parameter cannot have one of them."""
-REMEDY_FACTORY = "Name a built-in model ({}) or package.module:factory".format(", ".join(BUILT_IN))
-
-Factory = Callable[[float], nn.Module]
+from edgefl.export.factory import Factory, named_factory, said
+from edgefl.export.tensors import NORM_BUFFERS, batch_norms, layout_of, matches, set_training, tensors_of
+from edgefl.layout import Layout, nested_index
+from edgefl.recipe import PLAIN, Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +38,9 @@ class ModelSource:
         input_shape: of one example.
         classes: number of outputs.
         scalable: whether widths below 1 are possible.
+        recipe: loss and optimiser that it is trained with.
+        freeze, personal: patterns (`fnmatch`) of the names of tensors that are not trained, and of those that stay on the device.
+            BatchNorm layers whose running statistics are frozen compute as in evaluation.
     """
 
     name: str
@@ -50,6 +48,9 @@ class ModelSource:
     input_shape: tuple[int, ...]
     classes: int
     scalable: bool
+    recipe: Recipe = PLAIN
+    freeze: tuple[str, ...] = ()
+    personal: tuple[str, ...] = ()
 
     def build(self, width: float = 1.0, *, seed: int = 0) -> nn.Module:
         """A freshly initialised module in training mode; equal seeds give equal weights.
@@ -66,116 +67,62 @@ class ModelSource:
                 found=f"{width}",
                 remedy="Give the factory a width argument that scales its hidden layers, or use profiles that hold it whole",
             )
-        return _built(self.name, self.factory, width, seed)
+        module = _built(self.name, self.factory, width, seed)
+        _mark(module, self)
+        return set_training(module, on=True)
 
 
-def load_factory(name: str) -> ModelSource:
+def load_factory(name: str, recipe: Recipe = PLAIN, freeze: tuple[str, ...] = (), personal: tuple[str, ...] = ()) -> ModelSource:
     """The model of this name, built once at full width and run once on zeros to see that it works.
 
     Args:
         name: a built-in name or `package.module:factory`, looked up with the current directory on the path.
+        recipe: loss and optimiser.
+        freeze: patterns of the names of tensors that are not trained, see `ModelSource`.
+        personal: patterns of the names of tensors that stay on the device.
 
     Raises:
-        ModelError: no such module or attribute; not callable; raises; returns no module; no input shape; has buffers, frozen
-            or non-float32 parameters; does not give `(n, classes)`; or its narrower form is no part of the full one.
+        ModelError: no such module or attribute; not callable; raises; returns no module; no input shape; non-float32
+            parameters; does not give what the loss takes; changes buffers; its narrower form is no part of the full one; a
+            pattern that no tensor matches; or nothing left to train or to send.
     """
     if name in BUILT_IN:
         factory, scalable = BUILT_IN[name], True
     else:
-        factory, scalable = _adapted(name, _find(name))
+        factory, scalable = named_factory(name)
     module = _built(name, factory, 1.0, seed=0)
     shape = _input_shape(name, module)
-    classes = _classes(name, module, shape)
-    source = ModelSource(name, factory, shape, classes, scalable)
+    classes = _classes(name, module, shape, recipe)
+    _check_buffers(name, module, shape)
+    source = ModelSource(name, factory, shape, classes, scalable, recipe, freeze, personal)
+    _check_marks(source)
     if scalable:
         _check_nesting(source, layout_of(module))
     return source
 
 
-def layout_of(module: nn.Module) -> Layout:
-    """Layout of the module's parameters, in the order in which torch lists them; a shared parameter counts once."""
-    return Layout(tuple(Tensor(name, tuple(value.shape)) for name, value in module.named_parameters()))
+def _mark(module: nn.Module, source: ModelSource) -> None:
+    """Write on a module which of its tensors are frozen or personal."""
+    for name, value in module.named_parameters():
+        if matches(name, source.freeze):
+            value.requires_grad_(False)  # noqa: FBT003  torch's signature
+    # Plain attributes: `layout_of` reads them wherever the module goes.
+    module.edgefl_frozen = source.freeze  # type: ignore[assignment]  # torch types attributes as tensors or modules
+    module.edgefl_personal = source.personal  # type: ignore[assignment]  # as above
 
 
-def vector_of(module: nn.Module) -> Float32:
-    """The module's parameters as one new flat vector."""
-    parts = [value.detach().reshape(-1).numpy() for value in module.parameters()]
-    return np.concatenate(parts).astype(np.float32, copy=False)
-
-
-def load_vector(module: nn.Module, flat: Float32) -> None:
-    """Overwrite the module's parameters.
-
-    Raises:
-        ModelError: the vector's length is not the module's.
-    """
-    views = layout_of(module).views(flat)
-    with torch.no_grad():
-        for name, value in module.named_parameters():
-            value.copy_(torch.from_numpy(views[name].copy()))
-
-
-def _find(name: str) -> object:
-    module_name, colon, attribute = name.partition(":")
-    if not (module_name and colon and attribute):
-        raise ModelError(f"no built-in model is called {name!r}", remedy=REMEDY_FACTORY)
-    with _current_directory_importable():
-        try:
-            module = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            if error.name is not None and (module_name == error.name or module_name.startswith(error.name + ".")):
-                raise ModelError(f"there is no module {module_name!r}", remedy="Run in the directory that holds it") from None
-            raise ModelError(f"module {module_name!r} cannot be imported", found=str(error)) from error
-        except Exception as error:
-            raise ModelError(f"module {module_name!r} cannot be imported", found=_said(error)) from error
-    found: object = module
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise ModelError(f"module {module_name!r} has no {attribute!r}", remedy=REMEDY_FACTORY)
-        found = getattr(found, part)
-    return found
-
-
-@contextmanager
-def _current_directory_importable() -> Iterator[None]:
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        if here in sys.path:
-            sys.path.remove(here)
-
-
-def _adapted(name: str, found: object) -> tuple[Factory, bool]:
-    """The factory as a function of the width, and whether it heeds it."""
-    if isinstance(found, nn.Module) or not callable(found):
-        raise ModelError(
-            f"{name!r} is no model factory",
-            expected="a function or class that returns a torch module",
-            found=f"an object of type {type(found).__name__}",
-        )
-    call = cast("Callable[..., nn.Module]", found)
-    # A signature tells less than a call: classes, partials and builtins hide theirs. `inspect` is asked first all the same,
-    # because a TypeError from inside the factory must not be mistaken for a missing argument.
-    if _takes_width(call):
-        return call, True
-
-    def fixed(width: float) -> nn.Module:  # noqa: ARG001  the width is 1, checked by `build`
-        return call()
-
-    return fixed, False
-
-
-def _takes_width(call: Callable[..., object]) -> bool:
-    try:
-        inspect.signature(call).bind(1.0)
-    except TypeError:
-        return False
-    except ValueError:  # a builtin without a signature
-        return True
-    return True
+def _check_marks(source: ModelSource) -> None:
+    layout = layout_of(source.build())
+    names = [tensor.name for tensor in layout.tensors]
+    for pattern in (*source.freeze, *source.personal):
+        if not any(matches(name, (pattern,)) for name in names):
+            raise ModelError(
+                f"no tensor of model {source.name!r} is called {pattern!r}", expected=f"a pattern of {', '.join(names[:8])} ..."
+            )
+    if not layout.trained:
+        raise ModelError(f"all parameters of model {source.name!r} are frozen", remedy="Leave some to be trained")
+    if not any(tensor.shared for tensor in layout.tensors):
+        raise ModelError(f"all tensors of model {source.name!r} are personal", remedy="Leave some to be shared")
 
 
 def _built(name: str, factory: Factory, width: float, seed: int) -> nn.Module:
@@ -186,7 +133,7 @@ def _built(name: str, factory: Factory, width: float, seed: int) -> nn.Module:
         except ModelError:
             raise
         except Exception as error:
-            raise ModelError(f"the factory of model {name!r} failed at width {width:g}", found=_said(error)) from error
+            raise ModelError(f"the factory of model {name!r} failed at width {width:g}", found=said(error)) from error
     if not isinstance(module, nn.Module):
         raise ModelError(
             f"the factory of model {name!r} does not return a torch module", expected="nn.Module", found=type(module).__name__
@@ -196,16 +143,14 @@ def _built(name: str, factory: Factory, width: float, seed: int) -> nn.Module:
 
 
 def _check_parameters(name: str, module: nn.Module) -> None:
-    buffers = [key for key, _ in module.named_buffers()]
-    if buffers:
-        raise ModelError(
-            f"model {name!r} has buffers, which are neither trained nor averaged",
-            expected="parameters only",
-            found=", ".join(buffers[:3]),
-            remedy="Replace BatchNorm by GroupNorm, and other buffers by constants or parameters",
-        )
     if not any(True for _ in module.parameters()):
         raise ModelError(f"model {name!r} has no parameters")
+    for key, value in tensors_of(module).items():
+        if not torch.isfinite(value).all():
+            raise ModelError(
+                f"tensor {key!r} of model {name!r} holds NaN or infinite values",
+                remedy="Register a buffer that is a constant, as a mask, with persistent=False",
+            )
     for key, value in module.named_parameters():
         if value.dtype != torch.float32 or value.device.type != "cpu":
             raise ModelError(
@@ -213,9 +158,7 @@ def _check_parameters(name: str, module: nn.Module) -> None:
                 expected="float32 on the CPU",
                 found=f"{value.dtype} on {value.device}",
             )
-        if not value.requires_grad:
-            raise ModelError(f"parameter {key!r} of model {name!r} is frozen", remedy="Set requires_grad on all parameters")
-        if key in RESERVED_NAMES:
+        if key in RESERVED:
             raise ModelError(
                 f"a parameter of model {name!r} is called {key!r}, as an input of the training step is", remedy="Rename it"
             )
@@ -234,32 +177,48 @@ def _input_shape(name: str, module: nn.Module) -> tuple[int, ...]:
     return tuple(cast("tuple[int, ...]", shape))
 
 
-def _classes(name: str, module: nn.Module, shape: tuple[int, ...]) -> int:
+def _check_buffers(name: str, module: nn.Module, shape: tuple[int, ...]) -> None:
+    known = {f"{path}.{kind}".lstrip(".") for path in batch_norms(module) for kind in NORM_BUFFERS}
+    before = {key: value.clone() for key, value in module.named_buffers() if key not in known}
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        module(torch.randn(2, *shape))
+    for key, value in module.named_buffers():
+        if key not in known and not torch.equal(value, before[key]):
+            raise ModelError(
+                f"model {name!r} changes its buffer {key!r} while it computes",
+                expected="running statistics of BatchNorm only",
+                remedy="Replace the layer, for example by GroupNorm",
+            )
+
+
+def _classes(name: str, module: nn.Module, shape: tuple[int, ...], recipe: Recipe) -> int:
     rows = 2
+    module.eval()  # one row per channel is enough then, and no running statistics change
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             logits = module(torch.zeros(rows, *shape))
     except Exception as error:
-        raise ModelError(f"model {name!r} does not run on inputs of its own input_shape {shape}", found=_said(error)) from error
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != rows or logits.shape[1] < 2:
+        raise ModelError(f"model {name!r} does not run on inputs of its own input_shape {shape}", found=said(error)) from error
+    module.train()
+    found = f"shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if not isinstance(logits, torch.Tensor) or logits.ndim < 1 or len(logits) != rows:
+        raise ModelError(f"model {name!r} gives no outputs", expected="one tensor with a row per example", found=found)
+    if recipe.loss == "cross-entropy" and (logits.ndim != 2 or logits.shape[1] < 2):
         raise ModelError(
             f"model {name!r} does not classify",
             expected="one tensor of shape (examples, classes), at least 2 classes",
-            found=f"shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__,
+            found=found,
+            remedy="Choose the loss bce or mse for other outputs",
         )
-    return int(logits.shape[1])
+    return math.prod(logits.shape[1:])
 
 
 def _check_nesting(source: ModelSource, parent: Layout) -> None:
     half = source.build(0.5)
-    if _classes(source.name, half, source.input_shape) != source.classes or _input_shape(source.name, half) != source.input_shape:
+    classes, shape = _classes(source.name, half, source.input_shape, source.recipe), _input_shape(source.name, half)
+    if (classes, shape) != (source.classes, source.input_shape):
         raise ModelError(f"the width of model {source.name!r} changes its input or output", remedy="Scale the hidden layers only")
     child = layout_of(half)
     if len(child.tensors) != len(parent.tensors):
         raise ModelError(f"a narrower {source.name!r} has other tensors", remedy="Let the width change sizes, not the layers")
     nested_index(parent, child)
-
-
-def _said(error: BaseException) -> str:
-    first = (str(error).strip() or "no message").splitlines()[0]
-    return f"{type(error).__name__}: {first[:200]}"

@@ -16,6 +16,8 @@ from onnx import helper, numpy_helper
 IR_VERSION = 9
 """Read by onnxruntime 1.14 and later; onnxruntime-training 1.19.2, the last, reads at most 10."""
 UNIFORM_ELEMENTS = 32
+NAMED = frozenset({"Gather", "Slice"})
+"""ONNX Runtime 1.19 merges several of one tensor into a Split, named after one of them: without names, two Splits collide."""
 
 
 def slim(model: onnx.ModelProto) -> bytes:
@@ -29,9 +31,11 @@ def slim(model: onnx.ModelProto) -> bytes:
     _merge_constants(graph)
     _merge_nodes(graph)
     _rename(graph)
-    for node in graph.node:
+    for number, node in enumerate(graph.node):
         for text in ("name", "doc_string"):
             node.ClearField(text)
+        if node.op_type in NAMED:
+            node.name = f"n{number}"
         del node.metadata_props[:]
     for value in (*graph.input, *graph.output):
         value.ClearField("doc_string")

@@ -1,89 +1,133 @@
 """A whole training step as one ONNX graph of standard operators: forward, backward and the optimiser's update.
 
-Model: `step(parameters..., x, y, w, lr) -> (loss, new parameters...)` for a fixed batch size. `w` is 1 for a real row and 0
-for padding; loss and gradient are means over the real rows, so a smaller last batch counts exactly as what it is. Any stock
-ONNX Runtime runs the graph, on any processor: this is how a Raspberry Pi trains.
+Model: `step(tensors..., x, y, w, lr, ...) -> (loss, new tensors..., new state...)` for a fixed batch size; the names and their
+order are in `edgefl.engine.signature`. `w` is 1 for a real row and 0 for padding; loss and gradient are means over the real rows,
+so a smaller last batch counts exactly as what it is. Any stock ONNX Runtime runs the graph, on any processor: this is how a
+Raspberry Pi trains.
 
-Rules: the loss is given as `(value, gradient by logits)` instead of being differentiated, which keeps its part of the graph
-small; everything below the logits is differentiated by torch (`torch.func.vjp`) and lowered by `lowering`. An optimiser with
-state would add its tensors between the parameters and `x`, and after the new parameters.
+Rules: the loss is given as `(value, gradient by outputs)` instead of being differentiated, which keeps its part of the graph
+small; everything below the outputs is differentiated by torch (`torch.func.vjp`), by the trained tensors only, and lowered by
+`lowering`. An optimiser is the same arithmetic, in the same order, as torch's own.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from edgefl.engine.portable import SUFFIX_NEW
+from edgefl.engine.signature import SCALARS, SUFFIX_NEW, SUFFIX_START, start_layout, state_layout, step_inputs, step_outputs
 from edgefl.errors import ModelError
+from edgefl.export.batchnorm import Statistics
+from edgefl.export.gradients import REWRITTEN
+from edgefl.export.losses import WITH_GRADIENT
 from edgefl.export.lowering import table
-from edgefl.export.models import ModelSource, layout_of
+from edgefl.export.models import ModelSource
 from edgefl.export.slim import slim
-from edgefl.export.tracing import Traced, quiet, refuse_random, to_onnx, untranslatable
+from edgefl.export.tensors import layout_of, outputs_of, tensors_of
+from edgefl.export.tracing import Traced, primitive_attention, quiet, refuse_random, to_onnx, untranslatable
+from edgefl.layout import Layout
+from edgefl.recipe import BETAS, EPSILON, MOMENTUM, WEIGHT_DECAY, Recipe
+
+Named = Mapping[str, Tensor]
+Step = Callable[..., tuple[Tensor, ...]]
 
 
-def cross_entropy(logits: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean softmax cross-entropy over the rows with `w` 1, and its gradient by the logits.
-
-    Args:
-        logits: float32 `(n, classes)`.
-        y: int64 `(n,)`, labels.
-        w: float32 `(n,)`, 1 for real rows and 0 for padding; at least one is 1.
-    """
-    truth = (y[:, None] == torch.arange(logits.shape[1])[None, :]).to(logits.dtype)
-    logs = torch.log_softmax(logits, 1)
-    share = (w / w.sum())[:, None]
-    return -(truth * logs * share).sum(), (logs.exp() - truth) * share
-
-
-def export_step(source: ModelSource, module: nn.Module, batch: int, layers: torch.fx.Graph) -> bytes:
+def export_step(source: ModelSource, module: nn.Module, statistics: Statistics, batch: int, layers: torch.fx.Graph) -> bytes:
     """The training step of `module` for batches of `batch` rows, as ONNX bytes.
-
-    Inputs: the parameters by name, `x` `(batch, *input_shape)` float32, `y` `(batch,)` int64, `w` `(batch,)` float32, `lr`
-    float32 scalar. Outputs: `loss` and, for each parameter, its name followed by `.new`.
 
     Args:
         source: the model.
-        module: the model as built at one width.
+        module: the model as built at one width, with the exporter's own layers attached.
+        statistics: where its BatchNorm layers put what they found.
         batch: rows of a step.
         layers: forward trace of the module, in which errors look up layer names.
 
     Raises:
         ModelError: something in the model cannot be exported; the text names the operator and, if known, the layer.
     """
-    names = [tensor.name for tensor in layout_of(module).tensors]
-    count = len(names)
-
-    def step(*flat: Tensor) -> tuple[Tensor, ...]:
-        parameters, (x, y, w, lr) = flat[:count], flat[count:]
-
-        def logits_of(values: Sequence[Tensor]) -> Tensor:
-            named = dict(zip(names, values, strict=True))
-            logits: Tensor = torch.func.functional_call(module, named, (x,))
-            return logits
-
-        logits, pull = cast("tuple[Tensor, Callable[[Tensor], tuple[Sequence[Tensor]]]]", torch.func.vjp(logits_of, parameters))
-        loss, by_logits = cross_entropy(logits, y, w)
-        (gradients,) = pull(by_logits)
-        return loss, *(p - lr * g for p, g in zip(parameters, gradients, strict=True))
-
-    arguments = (
-        *(value.detach().clone() for value in module.parameters()),
-        torch.zeros(batch, *source.input_shape),
-        torch.zeros(batch, dtype=torch.int64),
-        torch.ones(batch),
-        torch.tensor(0.1),
-    )
+    layout, recipe = layout_of(module), source.recipe
+    inputs, outputs = step_inputs(layout, recipe), step_outputs(layout, recipe)
+    arguments = _arguments(source, module, batch, inputs)
     try:
-        with quiet():
-            traced = make_fx(step, decomposition_table=dict(table()), tracing_mode="fake")(*arguments)
+        with quiet(), primitive_attention():
+            step = _step(module, layout, statistics, recipe, inputs, outputs)
+            make = make_fx(step, decomposition_table={**table(), **REWRITTEN}, tracing_mode="fake", _allow_non_fake_inputs=True)
+            traced = make(*arguments)
             program = torch.export.export(Traced(traced), arguments, strict=False)
     except ModelError:
         raise
     except Exception as error:
         raise untranslatable(source.name, error, layers) from error
+    finally:
+        statistics.mask = None
     refuse_random(traced.graph, source.name)
-    outputs = ["loss", *(name + SUFFIX_NEW for name in names)]
-    return slim(to_onnx(program, [*names, "x", "y", "w", "lr"], outputs, name=source.name, layers=layers, simplify=False))
+    return slim(to_onnx(program, inputs, outputs, name=source.name, layers=layers, simplify=False))
+
+
+def _arguments(source: ModelSource, module: nn.Module, batch: int, inputs: Sequence[str]) -> tuple[Tensor, ...]:
+    """Example values of all inputs."""
+    layout, recipe = layout_of(module), source.recipe
+    labels = recipe.loss == "cross-entropy"
+    examples = {name: value.detach().clone() for name, value in tensors_of(module).items()}
+    examples |= {t.name: torch.zeros(t.shape) for t in (*state_layout(layout, recipe), *start_layout(layout, recipe))}
+    examples |= {name: torch.tensor(0.1) for name in SCALARS}
+    examples |= {
+        "x": torch.zeros(batch, *source.input_shape),
+        "y": torch.zeros(batch, dtype=torch.int64) if labels else torch.zeros(batch, source.classes),
+        "w": torch.ones(batch),
+    }
+    return tuple(examples[name] for name in inputs)
+
+
+def _step(
+    module: nn.Module, layout: Layout, statistics: Statistics, recipe: Recipe, inputs: Sequence[str], outputs: Sequence[str]
+) -> Step:
+    """The step as a function of flat tensors."""
+    trained = [tensor.name for tensor in layout.trained]
+    others = [tensor.name for tensor in layout.tensors if tensor.role != "trained"]
+
+    def step(*flat: Tensor) -> tuple[Tensor, ...]:
+        given = dict(zip(inputs, flat, strict=True))
+        fixed = {name: given[name] for name in others}
+        statistics.mask = given["w"]
+
+        def forward(values: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+            statistics.updated = {}
+            named = {**dict(zip(trained, values, strict=True)), **fixed}
+            return outputs_of(module, given["x"], named), dict(statistics.updated)
+
+        result, pull, updated = cast(
+            "tuple[Tensor, Callable[[Tensor], tuple[Sequence[Tensor]]], dict[str, Tensor]]",
+            torch.func.vjp(forward, [given[name] for name in trained], has_aux=True),
+        )
+        loss, by_outputs = WITH_GRADIENT[recipe.loss](result, given["y"], given["w"])
+        (gradients,) = pull(by_outputs)
+        found = {"loss": loss, **{name + SUFFIX_NEW: value for name, value in {**fixed, **updated}.items()}}
+        for name, gradient in zip(trained, gradients, strict=True):
+            found.update(_updated(name, gradient, given, recipe))
+        return tuple(found[name] for name in outputs)
+
+    return step
+
+
+def _updated(name: str, gradient: Tensor, given: Named, recipe: Recipe) -> Iterator[tuple[str, Tensor]]:
+    """New parameter and new optimiser state by name."""
+    value, rate = given[name], given["lr"]
+    if recipe.proximal:
+        gradient = gradient + given["mu"] * (value - given[name + SUFFIX_START])
+    match recipe.optimizer:
+        case "sgd":
+            yield name + SUFFIX_NEW, value - rate * gradient
+        case "momentum":
+            velocity = given[f"{name}.velocity"] * MOMENTUM + gradient
+            yield f"{name}.velocity{SUFFIX_NEW}", velocity
+            yield name + SUFFIX_NEW, value - rate * velocity
+        case "adamw":
+            mean = given[f"{name}.mean"] * BETAS[0] + gradient * (1.0 - BETAS[0])
+            square = given[f"{name}.square"] * BETAS[1] + gradient * gradient * (1.0 - BETAS[1])
+            yield f"{name}.mean{SUFFIX_NEW}", mean
+            yield f"{name}.square{SUFFIX_NEW}", square
+            kept = value * (1.0 - rate * WEIGHT_DECAY)
+            yield name + SUFFIX_NEW, kept - rate * given["c1"] * mean / (square.sqrt() * given["c2"] + EPSILON)

@@ -22,7 +22,7 @@ from edgefl.errors import ModelError
 from edgefl.export.operators import TRANSLATIONS
 
 OPSET = 18
-REMEDY_OPERATOR = "Replace it by layers of the supported kinds: linear, convolution, pooling, ReLU, GroupNorm"
+REMEDY_OPERATOR = "Replace it by layers that docs/operators.md lists, for example linear, convolution, pooling, ReLU, GroupNorm"
 
 
 @contextlib.contextmanager
@@ -41,6 +41,13 @@ def quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
+@contextlib.contextmanager
+def primitive_attention() -> Iterator[None]:
+    """Let torch compute attention by matrix products and softmax, not by a fused kernel that has no ONNX form."""
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        yield
+
+
 def refuse_random(graph: fx.Graph, name: str) -> None:
     """Check that nothing in a trace draws random numbers.
 
@@ -48,7 +55,7 @@ def refuse_random(graph: fx.Graph, name: str) -> None:
         ModelError: something does; the text names the operator and, if known, its layer.
     """
     for node in graph.nodes:
-        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) and _chance(node) != 0.0:
             raise ModelError(
                 f"model {name!r} draws random numbers in training",
                 found=f"operator {node.target}{_layer(node)}",
@@ -128,6 +135,16 @@ def untranslatable(name: str, error: BaseException, layers: fx.Graph) -> ModelEr
     return ModelError(
         f"model {name!r} uses an operator that cannot be exported", found=f"aten.{operator}{where}", remedy=REMEDY_OPERATOR
     )
+
+
+def _chance(node: fx.Node) -> object:
+    """The probability with which a layer drops values; None if it has no such argument."""
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]  # noqa: SLF001  an operator's schema
+    place = next((i for i, name in enumerate(names) if name in {"p", "dropout_p"}), None)
+    if place is None:
+        return None
+    default = node.target._schema.arguments[place].default_value  # type: ignore[union-attr]  # noqa: SLF001  as above
+    return node.args[place] if place < len(node.args) else node.kwargs.get(names[place], default)
 
 
 def _layer(node: fx.Node) -> str:

@@ -33,6 +33,8 @@ def load_weights(path: Path, layout: Layout) -> Float32:
     found = _safetensors(path) if path.suffix == ".safetensors" else _checkpoint(path)
     arrays = {}
     for name, value in found.items():
+        if name.endswith("num_batches_tracked"):  # BatchNorm's counter, which nothing here reads
+            continue
         if not value.is_floating_point():
             raise ModelError(
                 f"tensor {name!r} of {path.name} cannot be used", expected="floating-point values", found=str(value.dtype)

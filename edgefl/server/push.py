@@ -20,12 +20,14 @@ import msgspec
 
 from edgefl.errors import FleetError, MessageError, ModelError, ProfileError, StoreError
 from edgefl.examples import Examples
-from edgefl.export.models import ModelSource, layout_of, load_factory, vector_of
+from edgefl.export.models import ModelSource, load_factory
+from edgefl.export.tensors import layout_of, vector_of
 from edgefl.export.weights import load_weights
 from edgefl.identity.signing import MANIFEST, Signer
 from edgefl.layout import Layout
 from edgefl.names import check_id
 from edgefl.profile import Profile
+from edgefl.recipe import PLAIN, Recipe
 from edgefl.server.founding import online_signer, release_signer
 from edgefl.server.pushed import PushedVariant
 from edgefl.server.variants import store_parent
@@ -33,6 +35,7 @@ from edgefl.server.workshop import Made, Workshop
 from edgefl.store.blobs import BlobStore
 from edgefl.store.database import open_database
 from edgefl.store.fleet import Fleet
+from edgefl.store.garbage import keeping_new_blobs
 from edgefl.store.registry import list_devices
 from edgefl.wire.messages import Manifest, decode, encode
 
@@ -53,6 +56,8 @@ class PushRequest:
         seed: of the initial weights.
         holdout: examples to measure each variant's accuracy on; None leaves it out.
         lifetime: seconds until the manifests expire.
+        recipe: loss and optimiser.
+        freeze, personal: patterns of the names of tensors that are not trained, and of those that stay on each device.
     """
 
     model: str
@@ -62,6 +67,9 @@ class PushRequest:
     seed: int = 0
     holdout: Examples | None = None
     lifetime: int = LIFETIME
+    recipe: Recipe = PLAIN
+    freeze: tuple[str, ...] = ()
+    personal: tuple[str, ...] = ()
 
 
 def profiles_in_use(fleet: Fleet) -> tuple[Profile, ...]:
@@ -112,7 +120,7 @@ def push(
     """
     _check(request, profiles)
     on_progress(f"loading {request.source}")
-    source = load_factory(request.source)
+    source = load_factory(request.source, request.recipe, request.freeze, request.personal)
     module = source.build(seed=request.seed)
     layout = layout_of(module)
     parent = load_weights(request.weights, layout) if request.weights else vector_of(module)
@@ -126,10 +134,11 @@ def push(
         known=fleet.profiles().values(),
         on_progress=on_progress,
     )
-    made = [workshop.make(profile) for profile in profiles]
-    on_progress("signing")
-    record = _Version(request, source, layout, store_parent(blobs, parent), int(now))
-    version = _record(fleet, record, made)
+    with keeping_new_blobs(blobs):
+        made = [workshop.make(profile) for profile in profiles]
+        on_progress("signing")
+        record = _Version(request, source, layout, store_parent(blobs, parent), int(now))
+        version = _record(fleet, record, made)
     return tuple(_outcome(request.model, version, one) for one in made)
 
 
@@ -192,7 +201,7 @@ def _manifest(shared: _Version, one: Made, number: int, round_key: bytes) -> Man
         version=number,
         profile=one.profile.name,
         variant=one.candidate.name,
-        engine=one.profile.engine,
+        engine=one.engine,
         layout=one.candidate.layout,
         input_shape=shared.source.input_shape,
         classes=shared.source.classes,
@@ -201,6 +210,7 @@ def _manifest(shared: _Version, one: Made, number: int, round_key: bytes) -> Man
         round_key=round_key,
         created=shared.created,
         expires=shared.created + shared.request.lifetime,
+        recipe=shared.request.recipe,
     )
 
 
@@ -234,7 +244,7 @@ def _outcome(model: str, version: int, one: Made) -> PushedVariant:
         model=model,
         version=version,
         profile=p.name,
-        engine=p.engine,
+        engine=one.engine,
         variant=c.name,
         width=c.width,
         precision=c.precision.value,

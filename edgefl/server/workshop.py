@@ -14,16 +14,19 @@ from edgefl.codec.weights import decode_weights, encode_weights
 from edgefl.compress.budget import WIDTHS, Candidate, candidates, choose
 from edgefl.engine.contract import VariantFiles
 from edgefl.engine.open import open_engine
-from edgefl.errors import FitError
+from edgefl.errors import EngineError, FitError, ModelError
 from edgefl.examples import Examples
 from edgefl.export.graphs import ExportedGraphs, export_graphs
-from edgefl.export.models import ModelSource, layout_of
+from edgefl.export.models import ModelSource
+from edgefl.export.tensors import layout_of
 from edgefl.export.verify import verify_graphs
 from edgefl.layout import Float32, Layout, nested_index
 from edgefl.profile import Profile
 from edgefl.store.blobs import BlobStore
 from edgefl.wire.blocks import file_ref
 from edgefl.wire.messages import FileRef
+
+NATIVE, PORTABLE = "ort-training", "portable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +35,14 @@ class Made:
 
     Attributes:
         profile: for which boards.
+        engine: that trains it: the profile's, or `portable` where the profile's cannot train this model.
         candidate: width, precision, layout and sizes.
         files: all of them, `weights` last.
         accuracy: in [0, 1] of the decoded weights on the hold-out examples; None without them.
     """
 
     profile: Profile
+    engine: str
     candidate: Candidate
     files: tuple[FileRef, ...]
     accuracy: float | None
@@ -76,32 +81,47 @@ class Workshop:
         self._blobs = blobs
         self._batch = batch
         self._say = on_progress
-        self._holdout = holdout.shaped(source.input_shape, source.classes) if holdout else None
+        self._holdout = holdout.shaped(source.input_shape, source.classes, source.recipe.loss) if holdout else None
         self._layouts = _layouts(source)
         self._known = [(profile.name, profile.storage_bytes) for profile in known if profile.engine != "none"]
         self._exports: dict[tuple[str, float], ExportedGraphs] = {}
         self._accuracies: dict[tuple[str, str], float | None] = {}
+        self._unfit: set[str] = set()
 
     def make(self, profile: Profile) -> Made:
         """The variant for a profile, in the blob store. Raises FitError, ModelError, EngineError, StoreError."""
-        candidate = self._plan(profile)
-        exported = self._exports[profile.engine, candidate.width]
+        engine, candidate = self._engine_and_plan(profile)
+        exported = self._exports[engine, candidate.width]
         weights = encode_weights(self._slice(candidate.layout), candidate.layout, candidate.precision)
         contents = {**exported.graphs, "weights": weights}
         files = tuple(file_ref(role, data) for role, data in contents.items())
         for data in contents.values():
             self._blobs.put(data)
         self._check_on_disk(profile, candidate, files)
-        return Made(profile, candidate, files, self._accuracy(profile, candidate, files))
+        return Made(profile, engine, candidate, files, self._accuracy(engine, candidate, files))
 
-    def _plan(self, profile: Profile) -> Candidate:
+    def _engine_and_plan(self, profile: Profile) -> tuple[str, Candidate]:
+        """The profile's engine and what fits; the portable engine where the native one cannot train this model."""
+        if profile.engine != NATIVE or NATIVE in self._unfit:
+            engine = PORTABLE if profile.engine == NATIVE else profile.engine
+            return engine, self._plan(profile, engine)
+        try:
+            return NATIVE, self._plan(profile, NATIVE)
+        except FitError:
+            raise
+        except (ModelError, EngineError) as error:
+            self._say(f"{NATIVE} cannot train {self._source.name}, so its profiles get the engine {PORTABLE}: {error}")
+            self._unfit.add(NATIVE)
+        return PORTABLE, self._plan(profile, PORTABLE)
+
+    def _plan(self, profile: Profile, chosen: str) -> Candidate:
         """Choose with the sizes that are known; export what was chosen; until the choice is one whose real size is known."""
         while True:
-            sizes = {width: _total(e) for (engine, width), e in self._exports.items() if engine == profile.engine}
+            sizes = {width: _total(e) for (engine, width), e in self._exports.items() if engine == chosen}
             candidate = choose(profile.name, profile.storage_bytes, candidates(self._layouts, sizes), self._known)
             if candidate.width in sizes:
                 return candidate
-            self._exports[profile.engine, candidate.width] = self._export(profile.engine, candidate.width)
+            self._exports[chosen, candidate.width] = self._export(chosen, candidate.width)
 
     def _export(self, engine: str, width: float) -> ExportedGraphs:
         self._say(f"exporting width {width:g} for {engine}")
@@ -124,15 +144,15 @@ class Workshop:
                 remedy="Check the disk; then push again",
             )
 
-    def _accuracy(self, profile: Profile, candidate: Candidate, files: Sequence[FileRef]) -> float | None:
+    def _accuracy(self, kind: str, candidate: Candidate, files: Sequence[FileRef]) -> float | None:
         if self._holdout is None:
             return None
-        key = (profile.engine, candidate.name)
+        key = (kind, candidate.name)
         if key not in self._accuracies:
             self._say(f"measuring {candidate.name} on {len(self._holdout)} examples")
             paths = {ref.role: self._blobs.path(ref.sha256) for ref in files}
             shape, classes = self._source.input_shape, self._source.classes
-            opened = VariantFiles(profile.engine, candidate.layout, shape, classes, self._batch, paths)
+            opened = VariantFiles(kind, candidate.layout, shape, classes, self._batch, paths, self._source.recipe)
             engine = open_engine(opened, threads=1)
             engine.set_vector(decode_weights(self._blobs.get(files[-1].sha256), candidate.layout))
             self._accuracies[key] = engine.evaluate(self._holdout).accuracy

@@ -1,4 +1,4 @@
-"""Numpy archives: `x` (inputs) and `y` (labels), and `client` (whose example it is) when one client's part is wanted.
+"""Numpy archives: `x` (inputs), `y` (labels or targets, if any), and `client` (whose example it is) if one client is wanted.
 
 Rules: no pickle; what an array's header declares must be what the archive holds, and within the bound, before it is allocated.
 """
@@ -38,29 +38,33 @@ class NpzSource:
 
     def load(self) -> Examples:
         """All examples, or one client's. Raises DataError."""
-        names = ("x", "y") if self.client is None else ("x", "y", "client")
-        x, y, *rest = read_npz(self.path, names)
-        if not rest:
+        required = ("x",) if self.client is None else ("x", "client")
+        found = read_npz(self.path, required, optional=("y",))
+        x, y = found["x"], found.get("y")
+        if self.client is None:
             return examples_of(x, y, str(self.path))
-        owner = rest[0]
-        if owner.ndim != 1 or owner.dtype.kind not in "ui" or not len(owner) == len(x) == len(y):
+        owner = found["client"]
+        lengths = {array.shape[0] if array.ndim else 0 for array in found.values()}
+        if owner.ndim != 1 or owner.dtype.kind not in "ui" or len(lengths) != 1:
             raise DataError(f"array 'client' of {self.path} does not fit", expected="an integer for each example")
         rows = np.flatnonzero(owner == self.client)
         if not len(rows):
-            found = ", ".join(map(str, np.unique(owner)[:10]))
-            raise DataError(f"{self.path} has no examples of client {self.client}", expected=f"one of {found}")
-        return examples_of(x[rows], y[rows], f"{self.path}, client {self.client}")
+            known = ", ".join(map(str, np.unique(owner)[:10]))
+            raise DataError(f"{self.path} has no examples of client {self.client}", expected=f"one of {known}")
+        return examples_of(x[rows], None if y is None else y[rows], f"{self.path}, client {self.client}")
 
 
-def read_npz(path: Path, names: tuple[str, ...]) -> list[Array]:
-    """The named arrays of an archive.
+def read_npz(path: Path, required: tuple[str, ...], *, optional: tuple[str, ...] = ()) -> dict[str, Array]:
+    """The named arrays of an archive, by name; those that are optional only if they are there.
 
     Raises:
-        DataError: the file is missing, damaged, no archive, lacks an array, or an array needs pickle or is too large.
+        DataError: the file is missing, damaged, no archive, lacks a required array, or an array needs pickle or is too large.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            return [_read(archive, path, name) for name in names]
+            there = {name.removesuffix(".npy") for name in archive.namelist()}
+            names = (*required, *(name for name in optional if name in there))
+            return {name: _read(archive, path, name) for name in names}
     except FileNotFoundError:
         raise missing(path) from None
     except _FAULTS as error:

@@ -60,6 +60,16 @@ def open_source(text: str) -> Source:
             return DigitsSource(_split(text, options))
 
 
+def absolute(text: str) -> str:
+    """The same source with absolute paths: for a process that runs in another directory. What names no file stays as it is."""
+    kind, colon, rest = text.partition(":")
+    place, mark, query = rest.partition("?")
+    if kind not in ("idx", "npz") or not place:
+        return text
+    paths = place.split(",", 1) if kind == "idx" else [place]
+    return f"{kind}{colon}{','.join(str(Path(path).absolute()) for path in paths)}{mark}{query}"
+
+
 def _options(text: str, query: str) -> Mapping[str, str]:
     options: dict[str, str] = {}
     for pair in filter(None, query.split("&")):

@@ -14,6 +14,7 @@ import msgspec
 
 from edgefl.errors import MessageError
 from edgefl.layout import Layout
+from edgefl.recipe import Recipe
 
 MAX_PACKET = 128 * 1024
 """Bytes of one MQTT payload; AWS IoT Core's limit, and far below Mosquitto's."""
@@ -60,6 +61,7 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True):
             `checkpoint`).
         round_key: raw public key whose signature makes round orders of this version valid.
         created, expires: seconds since 1970, server clock.
+        recipe: loss and optimiser of its graphs.
     """
 
     model: Id
@@ -69,12 +71,13 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True):
     engine: Id
     layout: Layout
     input_shape: Annotated[tuple[Annotated[int, msgspec.Meta(ge=1, le=1 << 24)], ...], msgspec.Meta(max_length=6)]
-    classes: Annotated[int, msgspec.Meta(ge=2, le=1 << 20)]
+    classes: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
     batch: Annotated[int, msgspec.Meta(ge=1, le=65536)]
     files: Annotated[tuple[FileRef, ...], msgspec.Meta(min_length=1, max_length=16)]
     round_key: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
     created: Number
     expires: Number
+    recipe: Recipe = Recipe()
 
     def file(self, role: str) -> FileRef:
         """The file with this role.
@@ -94,7 +97,7 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Task(msgspec.Struct, frozen=True, array_like=True):
-    """What a device does in a round: the part of the plan that concerns it."""
+    """What a device does in a round: the part of the plan that concerns it. `proximal` is FedProx's mu, 0 for none."""
 
     epochs: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
     learning_rate: Annotated[float, msgspec.Meta(gt=0.0, le=100.0)]
@@ -102,6 +105,7 @@ class Task(msgspec.Struct, frozen=True, array_like=True):
     bits: Annotated[int, msgspec.Meta(ge=1, le=8)]
     fraction: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)]
     seed: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+    proximal: Annotated[float, msgspec.Meta(ge=0.0, le=1000.0)] = 0.0
 
 
 class RoundOrder(msgspec.Struct, frozen=True, array_like=True):

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from edgefl.layout import Layout, Tensor
+from edgefl.recipe import Recipe
 from edgefl.wire.messages import (
     Block,
     FileRef,
@@ -29,7 +30,7 @@ from edgefl.wire.messages import (
 
 GOLDEN = Path(__file__).with_name("messages.json")
 WEIGHTS = FileRef("weights", bytes(range(32)), 32769, (b"a" * 16, b"b" * 16))
-TASK = Task(epochs=2, learning_rate=0.1, sparsity=0.02, bits=4, fraction=0.5, seed=7)
+TASK = Task(epochs=2, learning_rate=0.1, sparsity=0.02, bits=4, fraction=0.5, seed=7, proximal=0.01)
 MESSAGES: dict[str, msgspec.Struct] = {
     "file-ref": WEIGHTS,
     "manifest": Manifest(
@@ -38,7 +39,7 @@ MESSAGES: dict[str, msgspec.Struct] = {
         profile="rpi-zero-2w",
         variant="w0.5",
         engine="portable",
-        layout=Layout((Tensor("fc.weight", (10, 64)), Tensor("fc.bias", (10,)))),
+        layout=Layout((Tensor("fc.weight", (10, 64)), Tensor("fc.bias", (10,), "frozen", personal=True))),
         input_shape=(1, 8, 8),
         classes=10,
         batch=32,
@@ -46,6 +47,7 @@ MESSAGES: dict[str, msgspec.Struct] = {
         round_key=b"k" * 32,
         created=1_700_000_000,
         expires=1_800_000_000,
+        recipe=Recipe("bce", "adamw", proximal=True),
     ),
     "task": TASK,
     "round-order": RoundOrder("digits", 3, "w0.5", 12, WEIGHTS, TASK, 1_700_000_600),

@@ -1,0 +1,91 @@
+"""Writes docs/operators.md from `parity_cases.py`: what the tests prove to train, layer by layer, and in which engine.
+
+Run it after a layer or a network has been added there; a test compares the file with what this gives.
+
+    python tests/make_operators.py
+"""
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from edgefl.export.tracing import quiet
+
+HERE = Path(__file__).parent
+DOCUMENT = HERE.parent / "docs" / "operators.md"
+HEAD = """# Layers and operators that boards can train
+
+This list is made by `tests/make_operators.py` from the models in `tests/parity_cases.py`. For every line a test exports
+the layer, trains it in each engine that says yes, and compares it with torch; where it says no, the test proves that the push is
+refused. `edgefl push` takes the portable engine for a profile whose own engine cannot train a model, and says so.
+
+"""
+SHAPES = {"contiguous", "expand", "flatten", "permute", "reshape", "sym_size", "transpose", "view", "_assert_tensor_metadata"}
+"""Operators that compute nothing, which every model may use."""
+NOTES = """
+## What to know
+
+* Windows of recurrent layers are unrolled: at most 128 time steps in all layers and directions together. A convolution with a
+  stride in front of the layer shortens them.
+* BatchNorm's running statistics are state of the model: they are updated on the board as torch does, over the real rows of a
+  partly filled batch, and are averaged with the rest unless they are personal (`edgefl push --personal '*.running_*'`). Averaging
+  sends them through the same lossy codec as the weights; GroupNorm has no such state.
+* Dropout and other layers that draw random numbers are refused; a dropout of probability 0 is none.
+* Convolutions may have at most 121 taps (a kernel of 11 x 11). Adaptive pooling needs output sizes that divide the input's,
+  upsampling whole factors.
+* Losses: `cross-entropy`, `bce` (with logits), `mse`. Optimisers: `sgd`, `momentum` (0.9), `adamw` (torch's defaults).
+"""
+
+
+def cases() -> ModuleType:
+    """The module `parity_cases`, which stands beside this file and in no package."""
+    spec = importlib.util.spec_from_file_location("parity_cases", HERE / "parity_cases.py")
+    if spec is None or spec.loader is None:
+        raise SystemExit("parity_cases.py is missing")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault("parity_cases", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def document() -> str:
+    """The text of docs/operators.md."""
+    known = cases()
+    return HEAD + "\n".join(_layers(known)) + "\n\n" + "\n".join(_networks(known)) + "\n" + NOTES
+
+
+def _layers(known: ModuleType) -> Iterator[str]:
+    yield "| layer | portable | ort-training | ATen operators |"
+    yield "|---|---|---|---|"
+    for name, layer in known.LAYERS.items():
+        used = ", ".join(f"`{operator}`" for operator in _operators(name, layer)) if layer.engines else ""
+        yield f"| {name} | {_mark('portable', layer.engines)} | {_mark('ort-training', layer.engines)} | {used} |"
+
+
+def _networks(known: ModuleType) -> Iterator[str]:
+    yield "| network, 55 steps with each optimiser | loss | portable | ort-training |"
+    yield "|---|---|---|---|"
+    for name, case in known.CASES.items():
+        yield f"| {name} | {case.loss} | {_mark('portable', case.engines)} | {_mark('ort-training', case.engines)} |"
+
+
+def _mark(engine: str, engines: tuple[str, ...]) -> str:
+    return "yes" if engine in engines else "no"
+
+
+def _operators(name: str, layer: object) -> list[str]:
+    """The ATen operators of the forward pass, without those that only change shapes."""
+    module: torch.nn.Module = layer.network()  # type: ignore[attr-defined]  # a Layer of parity_cases
+    with quiet():
+        program = torch.export.export(module.eval(), (torch.zeros(2, *layer.shape),), strict=False)  # type: ignore[attr-defined]  # as above
+    graph = program.graph
+    names = {str(node.target).split(".")[1] for node in graph.nodes if str(node.target).startswith("aten.")}
+    return sorted(names - SHAPES - ({"linear"} if name != "Linear" else set()))
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(document())
