@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +15,11 @@ PLAN = Plan(rounds=5, cohort=3, quorum=2, deadline=60.0, staleness=2)
 def rounds(number: int = 1, plan: Plan = PLAN) -> Rounds:
     """A training in its round `number`, opened at time 0."""
     return Rounds(plan, number, plan.rounds, 0.0)
+
+
+def replace_plan(rounds: int) -> Plan:
+    """The plan with another number of rounds."""
+    return msgspec.structs.replace(PLAN, rounds=rounds)
 
 
 def test_round_closes_when_the_cohort_is_complete() -> None:
@@ -50,6 +56,29 @@ def test_late_update_counts_within_the_plans_staleness() -> None:
 def test_update_of_a_round_that_was_never_opened_is_refused() -> None:
     """Nobody can train a round before it exists."""
     assert isinstance(judge(rounds(1), ("a", 2)), Refuse)
+
+
+def test_there_is_no_round_before_the_first() -> None:
+    """Rounds count from 1, however much lateness the plan allows."""
+    assert isinstance(judge(rounds(1), ("a", 0)), Refuse)
+
+
+def test_repetition_is_known_even_after_the_end() -> None:
+    """What has counted is a repetition and no refusal, as long as it is remembered, also when the training is over."""
+    state = aggregated(stored(rounds(5), ("a", 5)), 1.0)
+    assert state.finished
+    assert judge(state, ("a", 5)) == Repeat()
+
+
+def test_memory_is_bounded_by_the_staleness() -> None:
+    """After any number of rounds only the updates that could still come again are remembered."""
+    state = rounds(plan=replace_plan(rounds=1000))
+    for number in range(1, 500):
+        for device in "abc":
+            state = stored(state, (device, number))
+        state = aggregated(state, float(number))
+    assert len(state.counted) == 3 * (PLAN.staleness + 1)
+    assert all(judge(state, key) == Repeat() for key in state.counted)
 
 
 def test_training_ends_after_its_last_round() -> None:

@@ -42,7 +42,7 @@ def demo(
         request = replace(request, epochs=epochs)
     console = Console()
     with _workspace(directory) as workspace, Live(console=console, transient=True, refresh_per_second=4) as screen:
-        result = run_demo(request, workspace, lambda status, seconds, note: screen.update(live(status, seconds, note)))
+        result = run_demo(request, workspace, lambda *seen: screen.update(live(*seen)))
     console.print(summary(result))
     if json_file:
         write_file(json_file, msgspec.json.format(msgspec.json.encode(result), indent=2))

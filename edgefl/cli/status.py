@@ -3,19 +3,24 @@
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
 from edgefl.cli.options import fleet_option, json_option
+from edgefl.cli.text import printable
+
+if TYPE_CHECKING:
+    from edgefl.server.status import DeviceStatus, TrainingStatus, VariantStatus
 
 
 @click.command()
 @json_option
 @fleet_option
 def status(as_json: bool, fleet_path: Path) -> None:
-    """The fleet at a glance: devices, versions, trainings, counters."""
-    from edgefl.server.status import DeviceStatus, fleet_status
+    """The fleet at a glance: devices, newest variants, trainings, counters."""
+    from edgefl.server.status import fleet_status
     from edgefl.store.database import open_database
     from edgefl.store.fleet import Fleet
 
@@ -25,24 +30,32 @@ def status(as_json: bool, fleet_path: Path) -> None:
     if as_json:
         click.echo(msgspec.json.encode(now).decode())
         return
+    lines = [f"fleet {now.fleet}: {len(now.devices)} devices, {sum(d.online for d in now.devices)} online"]
+    lines += [_device(device, time.time()) for device in now.devices]
+    lines += [_variant(variant) for variant in now.variants]
+    lines += [_training(training) for training in now.trainings]
+    lines += [f"{name}: {value}" for name, value in now.counters.items()]
+    for line in lines:
+        click.echo(printable(line.rstrip()))
 
-    def line(device: DeviceStatus) -> str:
-        presence = "revoked" if device.revoked else "online" if device.online else "offline" if device.seen else "never seen"
-        ago = "" if device.seen is None else f"{time.time() - device.seen:.0f} s ago"
-        doing = f"{device.step} round {device.round}" if device.round else device.step
-        models = ", ".join(device.models) or "-"
-        return f"{device.id:<16} {device.profile:<18} {presence:<10} {ago:<10} {models:<28} {doing} {device.error}"
 
-    click.echo(f"fleet {now.fleet}: {len(now.devices)} devices, {sum(d.online for d in now.devices)} online")
-    for device in now.devices:
-        click.echo(line(device).rstrip())
-    for training in now.trainings:
-        closed = [r for r in training.rounds if not r.open]
-        accuracy = next((f", accuracy {r.accuracy:.4f}" for r in reversed(closed) if r.accuracy is not None), "")
-        up, down = sum(r.uplink_bytes for r in training.rounds), sum(r.downlink_bytes for r in training.rounds)
-        click.echo(
-            f"{training.model}@{training.version}: {training.state}, round {training.round} of {training.last_round}"
-            f"{accuracy}, {up} B up, {down} B down"
-        )
-    for name, value in now.counters.items():
-        click.echo(f"{name}: {value}")
+def _device(device: "DeviceStatus", now: float) -> str:
+    presence = "revoked" if device.revoked else "online" if device.online else "offline" if device.seen else "never seen"
+    ago = "" if device.seen is None else f"{max(0.0, now - device.seen):.0f} s ago"
+    doing = f"{device.step} round {device.round}" if device.round else device.step
+    models = ", ".join(device.models) or "-"
+    return f"{device.id:<16} {device.profile:<18} {presence:<10} {ago:<10} {models:<28} {doing} {device.error}"
+
+
+def _variant(variant: "VariantStatus") -> str:
+    accuracy = "" if variant.accuracy is None else f", accuracy {variant.accuracy:.4f}"
+    size = f"{variant.bytes / 1024:.0f} of {variant.budget / 1024:.0f} KiB"
+    return f"{variant.model}@{variant.version} for {variant.profile}: {variant.variant}, {size}{accuracy}"
+
+
+def _training(training: "TrainingStatus") -> str:
+    measured = [r.accuracy for r in training.rounds if r.accuracy is not None]
+    accuracy = f", accuracy {measured[-1]:.4f}" if measured else ""
+    up, down = sum(r.uplink_bytes for r in training.rounds), sum(r.downlink_bytes for r in training.rounds)
+    name = f"{training.model}@{training.version}"
+    return f"{name}: {training.state}, round {training.round} of {training.last_round}{accuracy}, {up} B up, {down} B down"

@@ -1,14 +1,28 @@
 """`edgefl train`: start, stop and follow a training. The wishes go into the fleet's database; the server acts on them."""
 
+import sqlite3
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
 from edgefl.cli.options import fleet_option, json_option
+from edgefl.errors import ConfigError, FleetError
+from edgefl.plan import Count, Plan
+
+if TYPE_CHECKING:
+    from edgefl.store.versions import VersionRecord
+
+LOOK_EVERY = 0.5
+
+
+class PlanFile(Plan, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A plan as it stands in a file: without a cohort it is 0, which means all devices that can take part."""
+
+    cohort: Count = 0
 
 
 @click.group()
@@ -21,51 +35,85 @@ def train() -> None:
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="TOML file with the plan; options win over it.")
 @click.option("--rounds", type=int, help="How many rounds.")
 @click.option("--epochs", type=int, help="Passes over the local data per round.")
-@click.option("--learning-rate", type=float, help="Of the local SGD.")
+@click.option("--learning-rate", type=float, help="Of the local optimiser.")
 @click.option("--sparsity", type=float, help="Fraction of coordinates that an update carries; smaller is less traffic.")
 @click.option("--bits", type=int, help="Per sent value, 1 to 8.")
 @click.option("--fraction", type=float, help="Of the devices that take part in a round.")
-@click.option("--cohort", type=int, help="Updates that close a round at once.  [default: all valid devices]")
+@click.option("--cohort", type=int, help="Updates that close a round at once.  [default: as many as devices will take part]")
 @click.option("--quorum", type=int, help="Updates that are enough at the deadline.")
 @click.option("--deadline", type=float, help="Seconds after the opening of a round.")
 @click.option("--staleness", type=int, help="Rounds that an update may be late.")
 @click.option("--server-rate", type=float, help="Factor on the mean update.")
 @click.option("--seed", type=int, help="Of shuffling and rounding.")
+@click.option("--proximal", type=float, help="FedProx's mu; needs a version pushed with --proximal.")
 @click.option("--holdout", default="", metavar="SOURCE", help="Examples to evaluate every round on.")
 @fleet_option
 def start(model: str, plan_file: Path | None, holdout: str, fleet_path: Path, **options: Any) -> None:
-    """Start training the newest version of MODEL on the fleet's devices."""
-    from edgefl.errors import ConfigError
-    from edgefl.plan import Plan
-    from edgefl.sources.parse import open_source
+    """Start training the newest version of MODEL on the fleet's devices.
+
+    It goes on from where the last training of this version ended.
+    """
     from edgefl.store.database import open_database
     from edgefl.store.fleet import Fleet
-    from edgefl.store.ledger import latest_version, start_training
-    from edgefl.store.registry import list_devices
-    from edgefl.strict_toml import read_toml
+    from edgefl.store.ledger import start_training
+    from edgefl.store.versions import latest_version
 
     fleet = Fleet.open(fleet_path)
-    if holdout:
-        open_source(holdout).load()
+    given = {name: value for name, value in options.items() if value is not None}
     with closing(open_database(fleet.database)) as database:
         version = latest_version(database, model)
-        valid = sum(device.revoked is None for device in list_devices(database))
-        plan = read_toml(plan_file, Plan, ConfigError) if plan_file else Plan(cohort=max(1, valid))
-        given = {name: value for name, value in options.items() if value is not None}
-        try:
-            plan = msgspec.convert({**msgspec.structs.asdict(plan), **given}, Plan)
-        except msgspec.ValidationError as error:
-            raise ConfigError("the plan is impossible", found=str(error), remedy="See `edgefl train start --help`") from None
-        start_training(database, version, plan, holdout, time.time())
-    click.echo(f"training {model}@{version.version}: {plan.rounds} rounds, a round closes with {plan.cohort} updates")
+        plan = _plan(database, version, plan_file, given)
+        source = _holdout(database, version, holdout) if holdout else ""
+        start_training(database, version, plan, source, time.time())
+    closes = f"with {plan.cohort} updates, or after {plan.deadline:g} s with {plan.quorum}"
+    click.echo(f"training {model}@{version.version}: {plan.rounds} rounds; a round closes {closes}")
+
+
+def _plan(database: sqlite3.Connection, version: "VersionRecord", file: Path | None, given: dict[str, Any]) -> Plan:
+    """The plan in a file with the given options, checked against the fleet. Raises ConfigError or FleetError."""
+    from edgefl.store.versions import participants, variants
+    from edgefl.strict_toml import read_toml
+
+    base = read_toml(file, PlanFile, ConfigError) if file else PlanFile()
+    able = participants(database, version)
+    name, remedy = f"{version.model}@{version.version}", "See `edgefl train start --help`"
+    if able == 0:
+        raise FleetError(f"no device of the fleet can train {name}", remedy="Provision devices, then push for their profiles")
+    values = {**msgspec.structs.asdict(base), **given}
+    if not values["cohort"] and "cohort" not in given:
+        values["cohort"] = max(1, round(able * min(1.0, float(values["fraction"]))))
+    try:
+        plan = msgspec.convert(values, Plan)
+    except msgspec.ValidationError as error:
+        raise ConfigError("the plan is impossible", found=str(error), remedy=remedy) from None
+    if plan.quorum > min(plan.cohort, able):
+        few = f"at most {min(plan.cohort, able)}, for a cohort of {plan.cohort} and {able} devices"
+        raise ConfigError("the plan's quorum cannot be reached", expected=few, found=str(plan.quorum), remedy=remedy)
+    recipes = [record.manifest.recipe for record in variants(database, version.model, version.version)]
+    if plan.proximal > 0.0 and not all(recipe.proximal for recipe in recipes):
+        raise ConfigError(f"{name} has no proximal term", remedy="Push it again with --proximal")
+    return plan
+
+
+def _holdout(database: sqlite3.Connection, version: "VersionRecord", source: str) -> str:
+    """The source as the server, which runs elsewhere, can load it; it exists and fits the model. Raises DataError."""
+    from edgefl.sources.parse import absolute, open_source
+    from edgefl.store.versions import variants
+
+    text = absolute(source)
+    manifest = variants(database, version.model, version.version)[0].manifest
+    open_source(text).load().shaped(manifest.input_shape, manifest.classes, manifest.recipe.loss)
+    return text
 
 
 @train.command()
 @click.argument("model")
 @fleet_option
 def stop(model: str, fleet_path: Path) -> None:
-    """Stop the training of MODEL; the last closed round's weights stay."""
-    from edgefl.errors import FleetError
+    """Stop the training of MODEL; the last closed round's weights stay.
+
+    Updates of the open round are kept, and count if the training of this version is started again.
+    """
     from edgefl.store.database import open_database
     from edgefl.store.fleet import Fleet
     from edgefl.store.ledger import end_training, trainings
@@ -83,26 +131,33 @@ def stop(model: str, fleet_path: Path) -> None:
 @json_option
 @fleet_option
 def follow(model: str, as_json: bool, fleet_path: Path) -> None:
-    """Print each round of MODEL's newest training as it closes, until the training ends."""
-    from edgefl.errors import FleetError
-    from edgefl.server.status import fleet_status
+    """Print each round of MODEL's newest training as it closes, until the training ends.
+
+    With --json one object per round.
+    """
+    from edgefl.server.status import RoundStatus, round_status
     from edgefl.store.database import open_database
     from edgefl.store.fleet import Fleet
+    from edgefl.store.ledger import is_running, newest_training, rounds
+
+    def line(item: RoundStatus) -> str:
+        loss = "" if item.loss is None else f"  loss {item.loss:.4f}"
+        accuracy = "" if item.accuracy is None else f"  accuracy {item.accuracy:.4f}"
+        traffic = f"{item.uplink_bytes} B up, {item.downlink_bytes} B down"
+        return f"round {item.round}: {item.updates} updates, {traffic}{loss}{accuracy}"
 
     fleet = Fleet.open(fleet_path)
-    shown = 0
     with closing(open_database(fleet.database)) as database:
-        while True:
-            found = [t for t in fleet_status(database, fleet.settings.name).trainings if t.model == model]
-            if not found:
-                raise FleetError(f"model {model!r} has never been trained", remedy=f"Start it: edgefl train start {model}")
-            closed = [r for r in found[-1].rounds if not r.open]
-            for item in closed[shown:]:
-                accuracy = "" if item.accuracy is None else f"  accuracy {item.accuracy:.4f}"
-                traffic = f"{item.uplink_bytes} B up, {item.downlink_bytes} B down"
-                line = f"round {item.round}: {item.updates} updates, {traffic}{accuracy}"
-                click.echo(msgspec.json.encode(item).decode() if as_json else line)
-            shown = len(closed)
-            if found[-1].state != "running":
-                return
-            time.sleep(0.5)
+        training = newest_training(database, model)
+        shown = training.first
+        running = True
+        while running:
+            running = is_running(database, training.id)  # asked first: then the rounds that follow are all
+            for item in map(round_status, rounds(database, training.id, shown)):
+                if not item.open:
+                    click.echo(msgspec.json.encode(item).decode() if as_json else line(item))
+                    shown = item.round + 1
+            if running:
+                time.sleep(LOOK_EVERY)
+        if not as_json:
+            click.echo(f"{model}@{training.version}: {newest_training(database, model).state}")

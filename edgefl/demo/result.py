@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import msgspec
 
 from edgefl.server.status import FleetStatus, RoundStatus
-from edgefl.store.ledger import variants
+from edgefl.store.versions import variants
 
 
 class RoundResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,7 +64,7 @@ def demo_result(database: sqlite3.Connection, status: FleetStatus, restarts: Map
     closed = [r for r in training.rounds if not r.open]
     records = {v.profile: v for v in variants(database, training.model, training.version)}
     budgets = {r["profile"]: r["budget"] for r in database.execute("SELECT profile, budget FROM variants")}
-    dense = _dense_bytes(database)
+    dense = dense_bytes(database)
     uplink = sum(r.uplink_bytes for r in training.rounds)
     return DemoResult(
         final_accuracy=closed[-1].accuracy if closed else None,
@@ -102,8 +102,8 @@ def _round(r: RoundStatus) -> RoundResult:
     )
 
 
-def _dense_bytes(database: sqlite3.Connection) -> int:
-    """Four bytes for each parameter of each counted update's variant."""
+def dense_bytes(database: sqlite3.Connection) -> int:
+    """What the counted updates would weigh as dense float32: four bytes for each parameter of each one's variant."""
     row = database.execute(
         """SELECT COALESCE(SUM(4 * v.parameters), 0) AS dense FROM updates u
            JOIN trainings t ON t.id=u.training

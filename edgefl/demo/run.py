@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgefl.demo.processes import Company
-from edgefl.demo.result import DemoResult, demo_result
+from edgefl.demo.result import DemoResult, demo_result, dense_bytes
 from edgefl.demo.stage import MODEL, Stage, set_stage
 from edgefl.errors import MachineError
 from edgefl.server.status import FleetStatus, fleet_status
@@ -21,7 +21,8 @@ PUSH_SECONDS = 600.0
 FETCH_SECONDS = 300.0
 LOOK_EVERY = 0.25
 
-Show = Callable[[FleetStatus, float, str], None]
+Show = Callable[[FleetStatus, int, float, str], None]
+"""Status, dense bytes of the updates so far, seconds since the start, what is being done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ def run_demo(request: DemoRequest, workspace: Path, show: Show) -> DemoResult:
 
         def look(note: str) -> FleetStatus:
             status = fleet_status(database, "demo")
-            show(status, time.monotonic() - began, note)
+            show(status, dense_bytes(database), time.monotonic() - began, note)
             return status
 
         _start(company, stage, request, look)

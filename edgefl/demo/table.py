@@ -8,7 +8,7 @@ from edgefl.demo.result import DemoResult
 from edgefl.server.status import FleetStatus
 
 
-def live(status: FleetStatus, seconds: float, note: str) -> RenderableType:
+def live(status: FleetStatus, dense: int, seconds: float, note: str) -> RenderableType:
     """What is shown while the demo runs: the last rounds, and every device."""
     parts: list[RenderableType] = [Text(f"edgefl demo  {seconds:4.0f} s  {note}", style="bold")]
     if status.trainings:
@@ -22,7 +22,7 @@ def live(status: FleetStatus, seconds: float, note: str) -> RenderableType:
                 f"{r.downlink_bytes:,}",
                 "open" if r.seconds is None else f"{r.seconds:.1f}",
             )
-        parts.append(table)
+        parts += [table, Text(_saved(sum(r.uplink_bytes for r in status.trainings[-1].rounds), dense))]
     devices = Table("device", "", "holds", "does", "MB", "error", box=None)
     for d in status.devices:
         does = f"{d.step} round {d.round}" if d.round else f"{d.step} {d.percent or ''}"
@@ -45,8 +45,11 @@ def summary(result: DemoResult) -> RenderableType:
         rounds.add_row(str(r.round), accuracy, str(r.updates), f"{r.uplink_bytes:,}", f"{r.downlink_bytes:,}")
     up = sum(r.uplink_bytes for r in result.rounds)
     accuracy = "not measured" if result.final_accuracy is None else f"{result.final_accuracy:.4f}"
-    text = (
-        f"accuracy {accuracy} after {len(result.rounds)} rounds in {result.seconds:.0f} s; "
-        f"{up:,} bytes up instead of {result.dense_uplink_bytes:,} dense ({result.uplink_ratio:.0f} times less)"
-    )
+    saved = _saved(up, result.dense_uplink_bytes)
+    text = f"accuracy {accuracy} after {len(result.rounds)} rounds in {result.seconds:.0f} s; {saved}"
     return Group(rounds, devices, Text(text, style="bold"))
+
+
+def _saved(uplink: int, dense: int) -> str:
+    ratio = f" ({dense / uplink:.0f} times less)" if uplink and dense else ""
+    return f"{uplink:,} bytes up instead of {dense:,} dense{ratio}"

@@ -1,60 +1,80 @@
 """What the server tells all devices: the manifest of every variant and the order of every round, signed and retained.
 
-Model: announcing is idempotent and may be repeated at any time; the broker keeps the last announcement of each topic for devices
-that come later. Manifests are signed by the release key when they are pushed; round orders are signed here by the online key,
-whose public half stands in the manifest.
+Model: the broker keeps the last announcement of each topic for devices that come later. The announcer knows what it has said on
+this connection, so it can be asked to say everything again and again, and publishes only what is new. A new connection may be to
+a broker that has lost everything: then all of it is news. Manifests are signed by the release key when they are pushed; round
+orders are signed here by the online key, whose public half stands in the manifest.
+
+Rule: what the link had no room for has not been said.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from functools import partial
 
 from edgefl.identity.signing import ROUND, Signer
 from edgefl.plan import Plan
 from edgefl.server.training import Training
-from edgefl.server.variants import Variant
-from edgefl.store.blobs import BlobStore
-from edgefl.store.ledger import VariantRecord
+from edgefl.store.versions import VariantRecord
 from edgefl.wire import topics
-from edgefl.wire.blocks import file_ref
 from edgefl.wire.messages import FileRef, RoundOrder, Task, encode
 
 ORDER_SECONDS = 86400 * 7
-"""How long a round order is valid: a device that was away for longer waits for the next one."""
+"""How long a round order is valid: an old one cannot be replayed for ever."""
+RENEW_SECONDS = 86400
+"""How long until an order is signed anew, so that a round or a final order that stands for weeks stays valid."""
 
-Publish = Callable[[str, str, bytes], None]
-"""Model, topic, payload: publish retained, and count the bytes for the model."""
+Publish = Callable[[str, str, bytes], bool]
+"""Model, topic, payload: publish retained, and count the bytes for the model; whether the link has taken it."""
 
 
 def task_of(plan: Plan) -> Task:
     """The part of a plan that devices need."""
-    return Task(plan.epochs, plan.learning_rate, plan.sparsity, plan.bits, plan.fraction, plan.seed)
+    return Task(plan.epochs, plan.learning_rate, plan.sparsity, plan.bits, plan.fraction, plan.seed, plan.proximal)
 
 
-def announce_manifest(publish: Publish, record: VariantRecord) -> None:
-    """Announce one variant to the devices of its profile."""
-    manifest = record.manifest
-    publish(manifest.model, topics.manifest(manifest.model, record.profile), record.signed)
+class Announcer:
+    """Says what is new.
 
+    Args:
+        publish: how to say it.
+        signer: the online key.
+        wall: seconds since 1970.
+    """
 
-def announce_round(publish: Publish, blobs: BlobStore, signer: Signer, training: Training, now: float) -> list[FileRef]:
-    """Announce the open round, or the final weights when the training has ended; returns the weight files to serve."""
-    task = None if training.state.finished else task_of(training.record.plan)
-    return [_announce_order(publish, blobs, signer, training, variant, task, now) for variant in training.variants.values()]
+    def __init__(self, publish: Publish, signer: Signer, wall: Callable[[], float]) -> None:
+        self._publish = publish
+        self._signer = signer
+        self._wall = wall
+        self._said: dict[str, Hashable] = {}
 
+    def forget(self) -> None:
+        """The broker may have lost what was said."""
+        self._said.clear()
 
-def _announce_order(
-    publish: Publish,
-    blobs: BlobStore,
-    signer: Signer,
-    training: Training,
-    variant: Variant,
-    task: Task | None,
-    now: float,
-) -> FileRef:
-    weights = variant.weights(training.parent)
-    blobs.put(weights)
-    ref = file_ref("weights", weights)
-    record = training.record
-    order = RoundOrder(record.model, record.version, variant.name, training.state.number, ref, task, int(now) + ORDER_SECONDS)
-    signed = signer.sign(ROUND, encode(order))
-    publish(record.model, topics.round_order(record.model, variant.name), encode(signed))
-    return ref
+    def manifest(self, record: VariantRecord) -> None:
+        """One variant, to the devices of its profile."""
+        model = record.manifest.model
+        self._say(model, topics.manifest(model, record.profile), record.manifest.version, lambda: record.signed)
+
+    def round(self, training: Training) -> None:
+        """The open round, or the final weights when the training has ended, to the devices of every variant."""
+        record, state = training.record, training.state
+        news = (record.id, state.number, state.finished, self._wall() // RENEW_SECONDS)
+        for variant, ref in training.files.items():
+            topic = topics.round_order(record.model, variant)
+            self._say(record.model, topic, news, partial(self._order, training, variant, ref))
+
+    def nothing(self, model: str, variant: str) -> None:
+        """Take back a round's order that nobody needs any more."""
+        self._say(model, topics.round_order(model, variant), "nothing", lambda: b"")
+
+    def _order(self, training: Training, variant: str, ref: FileRef) -> bytes:
+        record, state = training.record, training.state
+        task = None if state.finished else task_of(record.plan)
+        expires = int(self._wall()) + ORDER_SECONDS
+        order = RoundOrder(record.model, record.version, variant, state.number, ref, task, expires)
+        return encode(self._signer.sign(ROUND, encode(order)))
+
+    def _say(self, model: str, topic: str, news: Hashable, payload: Callable[[], bytes]) -> None:
+        if self._said.get(topic) != news and self._publish(model, topic, payload()):
+            self._said[topic] = news

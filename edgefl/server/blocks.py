@@ -1,16 +1,23 @@
-"""Serving blocks: the shell around the delivery machine. It knows the files on offer, reads their blocks and publishes them."""
+"""Serving blocks: the shell around the delivery machine. It knows the files on offer, reads their blocks and publishes them.
 
-from collections.abc import Callable, Iterable
+Rule: a block is checked before it is sent. A file whose blob is missing or damaged is no longer offered, so that a bad disk costs
+one file and not the server.
+"""
 
-from edgefl.errors import MessageError, StoreError
-from edgefl.server.delivery import Delivery, Effect, Event, Offered, Refuse, SendBlocks, Tick, Wanted, step, wake_at
+import logging
+from collections.abc import Callable, Mapping
+
+from edgefl.errors import BlockError, MessageError, StoreError
+from edgefl.server.delivery import Delivery, Effect, Event, Offered, Refuse, SendBlocks, Tick, Wanted, Withdrawn, step, wake_at
 from edgefl.store.blobs import BlobStore
 from edgefl.wire import topics
-from edgefl.wire.blocks import block_length
+from edgefl.wire.blocks import block_length, check_block
 from edgefl.wire.messages import BLOCK_SIZE, Block, FileRef, Want, encode
 
 PublishBlock = Callable[[str, str, bytes], None]
 """Model, topic, payload."""
+
+log = logging.getLogger("edgefl.server")
 
 
 class BlockServer:
@@ -29,12 +36,13 @@ class BlockServer:
         self._files: dict[bytes, tuple[str, FileRef]] = {}
         self._delivery = Delivery()
 
-    def offer(self, model: str, files: Iterable[FileRef]) -> None:
-        """Serve these files of a model from now on."""
-        for ref in files:
-            if ref.sha256 not in self._files:
-                self._files[ref.sha256] = (model, ref)
-                self._step(Offered(ref.sha256, len(ref.blocks)), 0.0)
+    def offer(self, files: Mapping[bytes, tuple[str, FileRef]]) -> None:
+        """Serve these files, by SHA-256 with the model that each belongs to, and no others."""
+        for sha256 in self._files.keys() - files.keys():
+            self._step(Withdrawn(sha256), 0.0)
+        for sha256 in files.keys() - self._files.keys():
+            self._step(Offered(sha256, len(files[sha256][1].blocks)), 0.0)
+        self._files = dict(files)
 
     def wanted(self, device: str, request: Want, now: float) -> str:
         """Take up a request; returns the model that the file belongs to.
@@ -48,17 +56,18 @@ class BlockServer:
         return self._files[request.sha256][0]
 
     def advance(self, now: float) -> None:
-        """Send what is due.
-
-        Raises:
-            StoreError: a file on offer cannot be read.
-        """
-        if wake_at(self._delivery) is None:
+        """Send what is due."""
+        at = wake_at(self._delivery)
+        if at is None or at > now:
             return
         for effect in self._step(Tick(self._room()), now):
             if isinstance(effect, SendBlocks):
-                for index in effect.indices:
-                    self._send(effect.sha256, index)
+                try:
+                    for index in effect.indices:
+                        self._send(effect.sha256, index)
+                except (StoreError, BlockError) as error:
+                    log.error("a file cannot be served any more: %s", error)
+                    self._step(Withdrawn(effect.sha256), now)
 
     def wait(self, now: float) -> float:
         """Seconds until `advance` has something to do."""
@@ -67,10 +76,8 @@ class BlockServer:
 
     def _send(self, sha256: bytes, index: int) -> None:
         model, ref = self._files[sha256]
-        length = block_length(ref, index)
-        data = self._blobs.read_range(sha256, index * BLOCK_SIZE, length)
-        if len(data) != length:
-            raise StoreError(f"blob {sha256.hex()[:16]} is shorter than its description", remedy="Push the model again")
+        data = self._blobs.read_range(sha256, index * BLOCK_SIZE, block_length(ref, index))
+        check_block(ref, index, data)
         self._publish(model, topics.block(sha256.hex()), encode(Block(sha256[:16], index, data)))
 
     def _step(self, event: Event, now: float) -> tuple[Effect, ...]:

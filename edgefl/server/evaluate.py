@@ -35,7 +35,7 @@ class Evaluator:
         """
         if self._loaded is None:
             manifest = self._variant.manifest
-            examples = open_source(self._holdout).load().shaped(manifest.input_shape, manifest.classes)
+            examples = open_source(self._holdout).load().shaped(manifest.input_shape, manifest.classes, manifest.recipe.loss)
             self._loaded = (open_engine(self._variant.files(self._blobs), threads=THREADS), examples)
         engine, examples = self._loaded
         engine.set_vector(self._variant.as_received(parent))

@@ -4,16 +4,29 @@ Model: an update of more than one packet arrives as numbered parts that share it
 or never; a device that is cut off sends all of them again. Incomplete updates are kept in memory only: nothing has been promised
 about them.
 
-Rules: a device has one incomplete update at a time, its newest; all together never exceed the budget, the longest waiting goes
-first; what is handed out matches its SHA-256.
+Rules: a device has one incomplete update at a time, its newest; all together never exceed the budget, and the device that holds
+most of it loses its own, so that one device cannot push out the others; what is handed out matches its SHA-256.
 """
 
 import hashlib
+from dataclasses import dataclass, field
 
 from edgefl.errors import UpdateError
 from edgefl.wire.messages import PART_SIZE, UpdatePart
 
 BUDGET = 64 * 1024 * 1024
+OVERHEAD = 256
+"""Bytes that a part costs beside its content."""
+
+
+@dataclass(slots=True)
+class _Incomplete:
+    """The parts of one update so far, by number, and what they cost."""
+
+    sha256: bytes
+    parts: int
+    data: dict[int, bytes] = field(default_factory=dict)
+    cost: int = 0
 
 
 class Inbox:
@@ -25,8 +38,12 @@ class Inbox:
 
     def __init__(self, budget: int = BUDGET) -> None:
         self._budget = budget
-        self._held = 0
-        self._incomplete: dict[str, dict[int, UpdatePart]] = {}
+        self._incomplete: dict[str, _Incomplete] = {}
+
+    @property
+    def held(self) -> int:
+        """Bytes in use, at most the budget."""
+        return sum(incomplete.cost for incomplete in self._incomplete.values())
 
     def add(self, device: str, part: UpdatePart) -> bytes | None:
         """Add a part; the whole encoded update when it was the last one missing.
@@ -34,33 +51,26 @@ class Inbox:
         Raises:
             UpdateError: the part contradicts itself, or the whole does not match its SHA-256.
         """
-        if part.part >= part.parts or part.parts * PART_SIZE > self._budget:
+        if part.part >= part.parts or part.parts * (PART_SIZE + OVERHEAD) > self._budget:
             raise UpdateError(
                 f"part {part.part} of {part.parts} of an update from {device} is impossible",
-                expected=f"at most {self._budget // PART_SIZE} parts of {PART_SIZE} bytes",
+                expected=f"at most {self._budget // (PART_SIZE + OVERHEAD)} parts of {PART_SIZE} bytes",
             )
-        parts = self._incomplete.pop(device, {})
-        if parts and next(iter(parts.values())).sha256 != part.sha256:
-            self._held -= _size(parts)
-            parts = {}
-        if part.part not in parts:
-            parts[part.part] = part
-            self._held += len(part.data)
-        if len(parts) < part.parts:
-            self._incomplete[device] = parts  # at the end: the longest waiting is first
+        held = self._incomplete.get(device)
+        if held is None or (held.sha256, held.parts) != (part.sha256, part.parts):
+            held = self._incomplete[device] = _Incomplete(part.sha256, part.parts)
+        if part.part not in held.data:
+            held.data[part.part] = part.data
+            held.cost += len(part.data) + OVERHEAD
+        if len(held.data) < held.parts:
             self._shrink()
             return None
-        self._held -= _size(parts)
-        data = b"".join(parts[i].data for i in sorted(parts))
+        del self._incomplete[device]
+        data = b"".join(held.data[number] for number in range(held.parts))
         if hashlib.sha256(data).digest() != part.sha256:
             raise UpdateError(f"an update from {device} is damaged", expected=f"SHA-256 {part.sha256.hex()[:16]}")
         return data
 
     def _shrink(self) -> None:
-        while self._held > self._budget:
-            oldest = next(iter(self._incomplete))
-            self._held -= _size(self._incomplete.pop(oldest))
-
-
-def _size(parts: dict[int, UpdatePart]) -> int:
-    return sum(len(part.data) for part in parts.values())
+        while self.held > self._budget:
+            del self._incomplete[max(self._incomplete, key=lambda device: self._incomplete[device].cost)]

@@ -32,7 +32,8 @@ class Rounds:
         last: the number of the last round; rounds count on over the trainings of a version.
         opened: when it was opened.
         buffer: updates that wait for the next aggregation.
-        counted: updates of recent rounds that have been aggregated, so that a repetition is known.
+        counted: updates of recent rounds that wait no longer (aggregated, or left behind by an earlier training of the
+            version), so that a repetition is known.
         finished: all rounds are done.
     """
 
@@ -79,6 +80,8 @@ def judge(state: Rounds, key: UpdateKey) -> Verdict:
         return Repeat()
     if state.finished:
         return Refuse("the training has ended")
+    if trained_for < 1:
+        return Refuse(f"there is no round {trained_for}; rounds count from 1")
     if trained_for > state.number:
         return Refuse(f"round {trained_for} has not been opened; the current one is {state.number}")
     late = state.number - trained_for

@@ -4,13 +4,17 @@ import sqlite3
 
 import msgspec
 
-from edgefl.store.ledger import RoundRecord, TrainingRecord, counters, rounds, trainings
+from edgefl.store.ledger import RoundRecord, TrainingRecord, rounds, trainings
 from edgefl.store.presence import Presence, presences
 from edgefl.store.registry import Device, list_devices
+from edgefl.store.tally import counters
 
 
 class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One device as the server last heard of it; `seen` in seconds since 1970, None if never."""
+    """One device as the server last heard of it; `seen` in seconds since 1970, None if never.
+
+    Text from the device itself (`engine`, `models`, `step`, `error`) is as it came: escape it before a terminal sees it.
+    """
 
     id: str
     profile: str
@@ -27,6 +31,18 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
     error: str
 
 
+class VariantStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The newest variant of a model for one profile: bytes of its files, and accuracy when it was pushed, if measured."""
+
+    model: str
+    version: int
+    profile: str
+    variant: str
+    bytes: int
+    budget: int
+    accuracy: float | None
+
+
 class RoundStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One round: accuracy and loss on the hold-out set, updates that counted, payload bytes up and down."""
 
@@ -41,7 +57,7 @@ class RoundStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TrainingStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One training and its rounds."""
+    """One training and its rounds; `state` is running, finished, stopped or superseded."""
 
     model: str
     version: int
@@ -57,16 +73,18 @@ class FleetStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     fleet: str
     devices: list[DeviceStatus]
+    variants: list[VariantStatus]
     trainings: list[TrainingStatus]
     counters: dict[str, int]
 
 
 def fleet_status(database: sqlite3.Connection, name: str) -> FleetStatus:
-    """Read the state of a fleet."""
+    """Read the state of a fleet. Raises StoreError."""
     known = presences(database)
     return FleetStatus(
         fleet=name,
         devices=[_device(device, known.get(device.id)) for device in list_devices(database)],
+        variants=_variants(database),
         trainings=[_training(record, rounds(database, record.id)) for record in trainings(database)],
         counters=counters(database),
     )
@@ -91,6 +109,15 @@ def _device(device: Device, heard: Presence | None) -> DeviceStatus:
     )
 
 
+def _variants(database: sqlite3.Connection) -> list[VariantStatus]:
+    rows = database.execute(
+        """SELECT model, MAX(version) AS version, profile, variant, bytes, budget, accuracy FROM variants
+           GROUP BY model, profile ORDER BY model, profile"""
+    )
+    names = VariantStatus.__struct_fields__
+    return [VariantStatus(**{name: row[name] for name in names}) for row in rows]
+
+
 def _training(record: TrainingRecord, history: list[RoundRecord]) -> TrainingStatus:
     return TrainingStatus(
         model=record.model,
@@ -99,17 +126,19 @@ def _training(record: TrainingRecord, history: list[RoundRecord]) -> TrainingSta
         round=history[-1].round,
         last_round=record.last,
         cohort=record.plan.cohort,
-        rounds=[
-            RoundStatus(
-                round=r.round,
-                open=r.closed is None,
-                seconds=None if r.closed is None else r.closed - r.opened,
-                accuracy=r.accuracy,
-                loss=r.loss,
-                updates=r.updates,
-                uplink_bytes=r.uplink,
-                downlink_bytes=r.downlink,
-            )
-            for r in history
-        ],
+        rounds=[round_status(r) for r in history],
+    )
+
+
+def round_status(record: RoundRecord) -> RoundStatus:
+    """A round as it is shown."""
+    return RoundStatus(
+        round=record.round,
+        open=record.closed is None,
+        seconds=None if record.closed is None else record.closed - record.opened,
+        accuracy=record.accuracy,
+        loss=record.loss,
+        updates=record.updates,
+        uplink_bytes=record.uplink,
+        downlink_bytes=record.downlink,
     )

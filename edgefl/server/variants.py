@@ -14,8 +14,11 @@ from edgefl.codec.weights import Precision, decode_weights, encode_weights
 from edgefl.engine.contract import VariantFiles
 from edgefl.layout import Float32, Index, Layout, nested_index
 from edgefl.store.blobs import BlobStore
-from edgefl.store.ledger import VersionRecord, variants
+from edgefl.store.versions import VersionRecord, variants
 from edgefl.wire.messages import Manifest
+
+LARGEST = 1e30
+"""Leaves float32 room for the sums of a forward pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,12 @@ class Variant:
         """Layout of its flat vector."""
         return self.manifest.layout
 
+    @property
+    def sent(self) -> Index:
+        """int64: the parent coordinate of each coordinate of its updates; frozen and personal tensors are in none."""
+        shared = self.layout.shared()
+        return self.index if shared is None else self.index[shared]
+
     def weights(self, parent: Float32) -> bytes:
         """The weight file that its devices get of a parent vector."""
         return encode_weights(parent[self.index], self.layout, self.precision)
@@ -51,7 +60,12 @@ class Variant:
         """The variant on this machine's disk, for evaluation."""
         paths = {ref.role: blobs.path(ref.sha256) for ref in self.manifest.files}
         m = self.manifest
-        return VariantFiles(m.engine, m.layout, m.input_shape, m.classes, m.batch, paths)
+        return VariantFiles(m.engine, m.layout, m.input_shape, m.classes, m.batch, paths, m.recipe)
+
+
+def largest_weight(precision: Precision) -> float:
+    """Magnitude up to which a weight can be written and computed with."""
+    return float(np.finfo(np.float16).max) if precision == Precision.FP16 else LARGEST
 
 
 def load_variants(database: sqlite3.Connection, version: VersionRecord) -> Mapping[str, Variant]:
@@ -63,6 +77,11 @@ def load_variants(database: sqlite3.Connection, version: VersionRecord) -> Mappi
             index = nested_index(version.layout, manifest.layout)
             found[manifest.variant] = Variant(manifest.variant, manifest, Precision(record.precision), index)
     return dict(sorted(found.items(), key=lambda item: -item[1].layout.size))
+
+
+def variant_of_profile(database: sqlite3.Connection, version: VersionRecord) -> Mapping[str, str]:
+    """The name of the variant that a version has for each profile."""
+    return {record.profile: record.manifest.variant for record in variants(database, version.model, version.version)}
 
 
 def load_parent(blobs: BlobStore, sha256: bytes) -> Float32:

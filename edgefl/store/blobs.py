@@ -4,7 +4,7 @@ Model: the name is the promise. Putting the same bytes twice stores them once; a
 and is never handed out. Nothing is ever changed in place, so a copy of the directory is a backup.
 
 Rules: `get` checks the hash on every read; `read_range` does not (its readers check each block against a signed manifest);
-`keep_only` is the only thing that deletes.
+`keep_only` deletes what is not wanted and `intact` what is damaged, nothing else deletes.
 """
 
 import contextlib
@@ -34,6 +34,21 @@ class BlobStore:
     def has(self, sha256: bytes) -> bool:
         """Whether the blob is there; its content is checked when it is read."""
         return self.path(sha256).is_file()
+
+    def intact(self, sha256: bytes) -> bool:
+        """Whether the blob is there and its content matches; a damaged one is deleted, so that it can be fetched again.
+
+        It is read in pieces: memory does not grow with it.
+        """
+        path = self.path(sha256)
+        try:
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").digest() == sha256:
+                    return True
+            path.unlink()
+        except OSError:
+            return False  # missing, or a disk that fails: whoever writes the blob next will say so
+        return False
 
     def put(self, data: bytes) -> bytes:
         """Store bytes durably and return their SHA-256. A damaged file of that name is replaced.

@@ -1,45 +1,30 @@
-"""What the server must never forget about versions, trainings, rounds and updates: rows of the fleet's database.
+"""What the server must never forget about trainings and rounds: rows of the fleet's database.
 
-Rules: an update is inserted once per (training, device, round), or not at all; closing a round, marking its updates as counted
-and opening the next one is a single transaction. Whoever reads the ledger after a crash sees the moment before it or the moment
-after it, never between.
+Model: a version is trained by one training at a time; rounds count on over the trainings of a version. A training is *running*,
+and ends once: *finished* (all rounds done), *stopped* (by the operator) or *superseded* (no profile is announced its version any
+more). Versions are in `store.versions`, updates in `store.updates`.
+
+Rules: closing a round, marking its updates as counted and opening the next one is a single transaction, and happens only while
+the training runs. Whoever reads the ledger after a crash sees the moment before it or the moment after it, never between.
 """
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 
 from edgefl.errors import FleetError
-from edgefl.layout import Layout
 from edgefl.plan import Plan
-from edgefl.wire.messages import Manifest, Signed, UpdatePart, decode
-
-
-@dataclass(frozen=True, slots=True)
-class VersionRecord:
-    """One push of a model: the parent's layout and the SHA-256 of its float32 vector."""
-
-    model: str
-    version: int
-    layout: Layout
-    weights: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class VariantRecord:
-    """A variant of a version as made for one profile; `signed` is the manifest as it is announced."""
-
-    profile: str
-    precision: str
-    manifest: Manifest
-    signed: bytes
+from edgefl.store.database import transaction
+from edgefl.store.updates import take_over_waiting
+from edgefl.store.versions import VersionRecord
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingRecord:
-    """A training and how the operator wanted it; `state` is running, stopped or finished."""
+    """A training and how the operator wanted it; `state` is running, finished, stopped or superseded."""
 
     id: int
     model: str
@@ -71,77 +56,16 @@ class RoundRecord:
     updates: int
 
 
-@dataclass(frozen=True, slots=True)
-class UpdateRecord:
-    """A stored update; `round` is the one that the device trained for."""
-
-    device: str
-    round: int
-    variant: str
-    samples: int
-    data: bytes
-
-
-def latest_version(database: sqlite3.Connection, model: str) -> VersionRecord:
-    """The newest version of a model.
-
-    Raises:
-        FleetError: it has never been pushed.
-    """
-    row = database.execute("SELECT * FROM versions WHERE model=? ORDER BY version DESC LIMIT 1", (model,)).fetchone()
-    if row is None:
-        raise FleetError(f"the fleet has no model {model!r}", remedy=f"Push it first: edgefl push {model}")
-    return _version(row)
-
-
-def get_version(database: sqlite3.Connection, model: str, version: int) -> VersionRecord:
-    """One version of a model.
-
-    Raises:
-        FleetError: there is no such version.
-    """
-    row = database.execute("SELECT * FROM versions WHERE model=? AND version=?", (model, version)).fetchone()
-    if row is None:
-        raise FleetError(f"the fleet has no version {model}@{version}", remedy="List what there is: edgefl status")
-    return _version(row)
-
-
-def _version(row: sqlite3.Row) -> VersionRecord:
-    return VersionRecord(row["model"], row["version"], msgspec.msgpack.decode(row["layout"], type=Layout), row["weights"])
-
-
-def variants(database: sqlite3.Connection, model: str, version: int) -> list[VariantRecord]:
-    """All variants of a version, ordered by profile."""
-    rows = database.execute(
-        "SELECT profile, precision, manifest FROM variants WHERE model=? AND version=? ORDER BY profile", (model, version)
-    ).fetchall()
-    return [
-        VariantRecord(r["profile"], r["precision"], decode(decode(r["manifest"], Signed).payload, Manifest), r["manifest"])
-        for r in rows
-    ]
-
-
-def newest_manifests(database: sqlite3.Connection) -> list[VariantRecord]:
-    """For every model and profile the newest variant: what is to be announced."""
-    rows = database.execute(
-        """SELECT profile, precision, manifest, MAX(version) FROM variants GROUP BY model, profile ORDER BY model, profile"""
-    ).fetchall()
-    return [
-        VariantRecord(r["profile"], r["precision"], decode(decode(r["manifest"], Signed).payload, Manifest), r["manifest"])
-        for r in rows
-    ]
-
-
 def start_training(database: sqlite3.Connection, version: VersionRecord, plan: Plan, holdout: str, now: float) -> int:
     """Record a new running training and its first round; returns its id.
 
-    It continues where the last training of this version ended: from its weights, with the next round number.
+    It continues where the last training of this version ended: from its weights, with the next round number, and with the
+    updates that were stored in a round that was stopped, so far as they are not too late for this plan.
 
     Raises:
         FleetError: the model is being trained already.
     """
-    with database:
-        database.execute("BEGIN IMMEDIATE")
+    with transaction(database):
         if any(t.model == version.model for t in trainings(database, "running")):
             raise FleetError(
                 f"model {version.model!r} is being trained already",
@@ -153,10 +77,15 @@ def start_training(database: sqlite3.Connection, version: VersionRecord, plan: P
             (version.model, version.version, msgspec.msgpack.encode(plan), holdout, before + 1, now),
         )
         training = int(cursor.lastrowid or 0)
-        database.execute(
-            "INSERT INTO rounds (training, round, opened, weights) VALUES (?, ?, ?, ?)", (training, before + 1, now, weights)
-        )
+        take_over_waiting(database, training, version.model, version.version, before + 1 - plan.staleness)
+        _open_round(database, training, before + 1, weights, now)
     return training
+
+
+def _open_round(database: sqlite3.Connection, training: int, number: int, weights: bytes, now: float) -> None:
+    database.execute(
+        "INSERT INTO rounds (training, round, opened, weights) VALUES (?, ?, ?, ?)", (training, number, now, weights)
+    )
 
 
 def newest_weights(database: sqlite3.Connection, version: VersionRecord) -> tuple[int, bytes]:
@@ -176,65 +105,50 @@ def trainings(database: sqlite3.Connection, state: str | None = None) -> list[Tr
     return [_training(row) for row in rows]
 
 
+def newest_training(database: sqlite3.Connection, model: str) -> TrainingRecord:
+    """The training of a model that was started last.
+
+    Raises:
+        FleetError: it has never been trained.
+    """
+    row = database.execute("SELECT * FROM trainings WHERE model=? ORDER BY id DESC LIMIT 1", (model,)).fetchone()
+    if row is None:
+        raise FleetError(f"model {model!r} has never been trained", remedy=f"Start it: edgefl train start {model}")
+    return _training(row)
+
+
 def _training(row: sqlite3.Row) -> TrainingRecord:
     plan = msgspec.msgpack.decode(row["plan"], type=Plan)
     return TrainingRecord(row["id"], row["model"], row["version"], plan, row["holdout"], row["state"], row["first"])
 
 
-def end_training(database: sqlite3.Connection, training: int, state: str) -> None:
-    """Mark a training as `stopped` or `finished`."""
-    with database:
-        database.execute("UPDATE trainings SET state=? WHERE id=? AND state='running'", (state, training))
-
-
-def store_update(database: sqlite3.Connection, training: int, device: str, head: UpdatePart, data: bytes, now: float) -> bool:
-    """Store an update for good; False when it was stored before."""
-    with database:
-        cursor = database.execute(
-            """INSERT OR IGNORE INTO updates (training, device, round, variant, samples, loss, received, sha256, data)
-               VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)""",
-            (training, device, head.round, head.variant, head.samples, head.loss_after, now, head.sha256, data),
-        )
-    return cursor.rowcount == 1
-
-
-def waiting_updates(database: sqlite3.Connection, training: int) -> Iterator[UpdateRecord]:
-    """The stored updates of a training that wait for an aggregation, oldest first, one at a time in memory."""
-    rows = database.execute(
-        """SELECT device, round, variant, samples, data FROM updates WHERE training=? AND counted IS NULL
-           ORDER BY received, device""",
-        (training,),
-    )
-    return (UpdateRecord(r["device"], r["round"], r["variant"], r["samples"], r["data"]) for r in rows)
-
-
-def counted_updates(database: sqlite3.Connection, training: int, since: int) -> list[tuple[str, int]]:
-    """Device and round of every update that was aggregated and trained for round `since` or later."""
-    rows = database.execute(
-        "SELECT device, round FROM updates WHERE training=? AND round>=? AND counted IS NOT NULL", (training, since)
-    )
-    return [(r["device"], r["round"]) for r in rows]
-
-
-def is_stored(database: sqlite3.Connection, device: str, head: UpdatePart) -> bool:
-    """Whether this very update has been stored in whatever training of its version, running or not."""
-    row = database.execute(
-        """SELECT 1 FROM updates u JOIN trainings t ON t.id=u.training
-           WHERE t.model=? AND t.version=? AND u.device=? AND u.round=? AND u.sha256=?""",
-        (head.model, head.version, device, head.round, head.sha256),
-    ).fetchone()
+def is_running(database: sqlite3.Connection, training: int) -> bool:
+    """Whether a training has not ended."""
+    row = database.execute("SELECT 1 FROM trainings WHERE id=? AND state='running'", (training,)).fetchone()
     return row is not None
 
 
-def rounds(database: sqlite3.Connection, training: int) -> list[RoundRecord]:
-    """The rounds of a training with the number of updates that were counted in each."""
+def end_training(database: sqlite3.Connection, training: int, state: Literal["stopped", "superseded"]) -> None:
+    """End a training before its last round; one that has ended already stays as it is."""
+    with transaction(database):
+        database.execute("UPDATE trainings SET state=? WHERE id=? AND state='running'", (state, training))
+
+
+def rounds(database: sqlite3.Connection, training: int, since: int = 0) -> list[RoundRecord]:
+    """The rounds of a training, from number `since` on, with the number of updates that were counted in each."""
     rows = database.execute(
         """SELECT r.*, (SELECT COUNT(*) FROM updates u WHERE u.training=r.training AND u.counted=r.round) AS updates
-           FROM rounds r WHERE training=? ORDER BY round""",
-        (training,),
+           FROM rounds r WHERE training=? AND round>=? ORDER BY round""",
+        (training, since),
     )
     names = RoundRecord.__dataclass_fields__
     return [RoundRecord(**{name: row[name] for name in names}) for row in rows]
+
+
+def newest_round(database: sqlite3.Connection, training: int) -> RoundRecord:
+    """The open round of a training, or its last one."""
+    (number,) = database.execute("SELECT MAX(round) FROM rounds WHERE training=?", (training,)).fetchone()
+    return rounds(database, training, number)[-1]
 
 
 def close_round(
@@ -248,42 +162,39 @@ def close_round(
     loss: float | None,
     now: float,
     last: bool,
-) -> None:
-    """Close a round: its updates count, its result and quality are kept, and the next round opens unless it was the last."""
-    with database:
+) -> bool:
+    """Close a round: its updates count, its result and quality are kept, and the next round opens unless it was the last.
+
+    Args:
+        database: the fleet's.
+        training: id of the training.
+        number: the open round.
+        counted: device and round of each update in the result; their content is no longer needed and goes.
+        result: SHA-256 of the new parent vector, which is in the blob store.
+        accuracy: of the result on the hold-out set, None if it was not measured.
+        loss: the same.
+        now: seconds since 1970.
+        last: whether the training is finished with this round.
+
+    Returns:
+        False, and nothing changed, when the training no longer runs.
+
+    Raises:
+        StoreError: it cannot be written now; nothing changed.
+    """
+    with transaction(database):
+        if not is_running(database, training):
+            return False
         database.execute(
             "UPDATE rounds SET closed=?, result=?, accuracy=?, loss=? WHERE training=? AND round=?",
             (now, result, accuracy, loss, training, number),
         )
         database.executemany(
-            "UPDATE updates SET counted=? WHERE training=? AND device=? AND round=? AND counted IS NULL",
+            "UPDATE updates SET counted=?, data=x'' WHERE training=? AND device=? AND round=? AND counted IS NULL",
             [(number, training, device, trained_for) for device, trained_for in counted],
         )
         if last:
             database.execute("UPDATE trainings SET state='finished' WHERE id=?", (training,))
         else:
-            database.execute(
-                "INSERT INTO rounds (training, round, opened, weights) VALUES (?, ?, ?, ?)", (training, number + 1, now, result)
-            )
-
-
-def add_traffic(database: sqlite3.Connection, training: int, number: int, uplink: int, downlink: int) -> None:
-    """Add payload bytes to a round."""
-    with database:
-        database.execute(
-            "UPDATE rounds SET uplink=uplink+?, downlink=downlink+? WHERE training=? AND round=?",
-            (uplink, downlink, training, number),
-        )
-
-
-def add_counter(database: sqlite3.Connection, name: str, amount: int = 1) -> None:
-    """Add to a named counter (refused messages, bytes outside of trainings)."""
-    with database:
-        database.execute(
-            "INSERT INTO counters VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value=value+excluded.value", (name, amount)
-        )
-
-
-def counters(database: sqlite3.Connection) -> dict[str, int]:
-    """All counters by name."""
-    return {row["name"]: row["value"] for row in database.execute("SELECT name, value FROM counters ORDER BY name")}
+            _open_round(database, training, number + 1, result, now)
+    return True

@@ -1,0 +1,136 @@
+"""What the server is to serve, as the fleet's database says: valid devices, announced variants, trainings.
+
+Model: the command line leaves its wishes in the database (a device, a version, a training to start or stop); `refresh` takes up
+what has changed since the last time. The newest training of each model is kept in memory, running or not, because the final
+weights of one that has ended stay announced.
+
+A training belongs to a version. When a newer version is pushed, devices leave for it as they fetch it; the training goes on for
+the profiles that are still announced its version, and ends as *superseded* when none is. What waits for its aggregation then is
+never counted.
+
+Rule: a training that cannot be read now (`broken`) costs that model's rounds and nothing else; it is tried again.
+"""
+
+import logging
+import sqlite3
+from collections.abc import Callable
+
+from edgefl.errors import EdgeflError, StoreError
+from edgefl.server.training import Training, receipt
+from edgefl.store.blobs import BlobStore
+from edgefl.store.database import changes_by_others
+from edgefl.store.garbage import newest_parents, pushed_blobs, remove_garbage
+from edgefl.store.ledger import TrainingRecord, end_training, trainings
+from edgefl.store.registry import list_devices
+from edgefl.store.updates import is_stored
+from edgefl.store.versions import VariantRecord, newest_variants, variants
+from edgefl.wire.messages import FileRef, Receipt, UpdatePart
+
+log = logging.getLogger("edgefl.server")
+
+
+class Catalogue:
+    """What is to be served. Owned by the server's one thread.
+
+    Attributes:
+        profiles: of each valid device, by its id.
+        announced: for every model and profile the newest variant.
+        trainings: the newest training of each model whose version is announced.
+        ended: model and variant of round orders that nobody is to follow any more.
+        broken: why a training cannot be taken up, by model.
+    """
+
+    def __init__(self, database: sqlite3.Connection, blobs: BlobStore, wall: Callable[[], float]) -> None:
+        """Empty until the first `refresh`; `wall` gives seconds since 1970."""
+        self._database = database
+        self._blobs = blobs
+        self._wall = wall
+        self._seen: int | None = None
+        self._pushed: frozenset[bytes] = frozenset()
+        self.profiles: dict[str, str] = {}
+        self.announced: list[VariantRecord] = []
+        self.trainings: dict[str, Training] = {}
+        self.ended: list[tuple[str, str]] = []
+        self.broken: dict[str, str] = {}
+
+    def changed(self) -> bool:
+        """Whether another process has written to the database since the last complete refresh. Raises StoreError."""
+        return changes_by_others(self._database) != self._seen
+
+    def refresh(self) -> None:
+        """Bring everything up to date.
+
+        Raises:
+            StoreError: the database cannot be read or written now.
+        """
+        seen = changes_by_others(self._database)
+        self.profiles = {device.id: device.profile for device in list_devices(self._database) if device.revoked is None}
+        self.announced = newest_variants(self._database)
+        self._pushed = pushed_blobs(self._database)
+        self.ended, self.broken = [], {}
+        current = {(record.manifest.model, record.manifest.version) for record in self.announced}
+        for record in {record.model: record for record in trainings(self._database)}.values():
+            if (record.model, record.version) in current:
+                self._follow(record)
+            else:
+                self._end_superseded(record)
+        if not self.broken:
+            self._seen = seen
+
+    def examine(self, device: str, head: UpdatePart) -> Receipt | None:
+        """The receipt that the head of a valid device's update alone decides; None when its content is wanted.
+
+        Raises:
+            StoreError: nothing can be said about it now.
+        """
+        training = self.trainings.get(head.model)
+        if training is not None and training.record.version == head.version:
+            return training.examine(device, self.profiles[device], head)
+        if head.model in self.broken:
+            raise StoreError(f"no word to {device} about its update: the training of {head.model} cannot be taken up")
+        stored = is_stored(self._database, device, head)
+        return receipt(head, "" if stored else f"{head.model}@{head.version} is not in training")
+
+    def files(self) -> dict[bytes, tuple[str, FileRef]]:
+        """The files that devices may ask for now, by SHA-256, with the model that each belongs to."""
+        files: dict[bytes, tuple[str, FileRef]] = {}
+        for record in self.announced:
+            files |= {ref.sha256: (record.manifest.model, ref) for ref in record.manifest.files}
+        for model, training in self.trainings.items():
+            files |= {ref.sha256: (model, ref) for ref in (*training.files.values(), *training.earlier)}
+        return files
+
+    def remove_garbage(self) -> None:
+        """Delete the blobs that nobody needs (`edgefl.store.garbage`). Raises StoreError."""
+        if not self.broken:
+            remove_garbage(self._blobs, self._pushed | newest_parents(self._database) | self.files().keys())
+
+    def open_rounds(self) -> dict[str, tuple[int, int]]:
+        """Id of the training and number of the open round, by model in training."""
+        return {m: (t.record.id, t.state.number) for m, t in self.trainings.items() if not t.state.finished}
+
+    def _follow(self, record: TrainingRecord) -> None:
+        """Bring the training in memory to what its record says."""
+        name = f"{record.model}@{record.version}"
+        training = self.trainings.get(record.model)
+        if training is not None and training.record.id == record.id:
+            if record.state == "stopped" and not training.state.finished:
+                training.stop()
+                log.info("%s: the training was stopped in round %d", name, training.state.number)
+            return
+        self.trainings.pop(record.model, None)
+        try:
+            training = self.trainings[record.model] = Training(self._database, self._blobs, record, self._wall)
+        except EdgeflError as error:
+            self.broken[record.model] = str(error)
+        else:
+            log.info("%s: %s, round %d", name, record.state, training.state.number)
+
+    def _end_superseded(self, record: TrainingRecord) -> None:
+        """No device is to have this version any more: its training ends, and its orders are taken back."""
+        if record.state == "running":
+            end_training(self._database, record.id, "superseded")
+            log.info("%s@%d: the training ends, every profile has a newer version", record.model, record.version)
+        self.trainings.pop(record.model, None)
+        names = {one.manifest.variant for one in variants(self._database, record.model, record.version)}
+        self.ended += [(record.model, name) for name in sorted(names)]

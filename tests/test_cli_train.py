@@ -1,0 +1,208 @@
+"""`edgefl train`: starting, stopping and following a training, and every plan that is impossible."""
+
+import importlib.util
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgefl.cli.main import run
+from edgefl.server.founding import create_fleet
+from edgefl.store.database import open_database
+from edgefl.store.ledger import close_round, newest_training, trainings
+
+_SPEC = importlib.util.spec_from_file_location("toyfleet", Path(__file__).with_name("toyfleet.py"))
+toy = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(toy)
+
+
+@pytest.fixture(scope="module")
+def founded(tmp_path_factory):
+    """A new fleet directory, to be copied."""
+    return create_fleet(tmp_path_factory.mktemp("new") / "fleet", name="test").path
+
+
+@pytest.fixture
+def fleet(founded, tmp_path, monkeypatch):
+    """A fleet directory with four devices and one version; commands find it."""
+    fleet = toy.ToyFleet(shutil.copytree(founded, tmp_path / "fleet"))
+    fleet.provision(a="big", b="big", c="small", d="small")
+    fleet.push()
+    monkeypatch.setenv("EDGEFL_FLEET", str(fleet.root))
+    return fleet
+
+
+def start(*options):
+    """`edgefl train start toy`; its exit code."""
+    return run(["train", "start", "toy", *options])
+
+
+def plan_of(fleet):
+    """The plan of the newest training."""
+    return newest_training(fleet.database, "toy").plan
+
+
+def test_default_cohort_is_who_will_take_part(fleet, capsys):
+    """Without a cohort a round closes with an update of every device that can take part in it."""
+    assert start() == 0
+    assert plan_of(fleet).cohort == 4
+    assert "with 4 updates" in capsys.readouterr().out
+    run(["train", "stop", "toy"])
+    assert start("--fraction", "0.5") == 0
+    assert plan_of(fleet).cohort == 2
+
+
+def test_default_cohort_counts_devices_that_have_a_variant(fleet):
+    """Revoked devices and profiles for which the version has no variant do not count."""
+    fleet.provision(e="huge")
+    with fleet.database:
+        fleet.database.execute("UPDATE devices SET revoked=1 WHERE id='a'")
+    assert start() == 0
+    assert plan_of(fleet).cohort == 3
+
+
+def test_plan_file_and_options(fleet, tmp_path):
+    """Options win over the file; what neither says has its default, the cohort too."""
+    path = tmp_path / "plan.toml"
+    path.write_text("rounds = 7\nbits = 2\nquorum = 2\n")
+    assert start("--plan", str(path), "--bits", "3") == 0
+    plan = plan_of(fleet)
+    assert (plan.rounds, plan.bits, plan.quorum, plan.cohort, plan.epochs) == (7, 3, 2, 4, 1)
+
+
+IMPOSSIBLE = [
+    ("--rounds", "0"), ("--rounds", "1000001"), ("--rounds", "1" + "0" * 30), ("--epochs", "0"), ("--epochs", "-1"),
+    ("--learning-rate", "0"), ("--learning-rate", "-0.1"), ("--learning-rate", "nan"), ("--learning-rate", "inf"),
+    ("--sparsity", "0"), ("--sparsity", "1.01"), ("--sparsity", "nan"), ("--bits", "0"), ("--bits", "9"),
+    ("--fraction", "0"), ("--fraction", "1.5"), ("--fraction", "nan"), ("--cohort", "0"), ("--cohort", "-3"),
+    ("--quorum", "0"), ("--quorum", "5"), ("--deadline", "0"), ("--deadline", "nan"), ("--deadline", "1e9"),
+    ("--staleness", "-1"), ("--staleness", "1001"), ("--server-rate", "0"), ("--server-rate", "11"),
+    ("--seed", "-1"), ("--seed", "4294967296"), ("--proximal", "-1"), ("--proximal", "0.1"),
+    ("--rounds", "many"), ("--deadline", ""), ("--nonsense", "1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("option", IMPOSSIBLE, ids=" ".join)
+def test_impossible_plan_is_refused(fleet, option, capsys):
+    """A value out of range is one line on stderr and exit code 2, and starts nothing."""
+    assert start(*option) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert "bug" not in error
+    assert trainings(fleet.database) == []
+
+
+@pytest.mark.parametrize("text", ["rounds = 0", "cohort = 0", "round = 5", "rounds = ", "bits = '4'", "\0"])
+@pytest.mark.usefixtures("fleet")
+def test_impossible_plan_file_is_refused(tmp_path, text, capsys):
+    """A plan file that is misspelt, malformed or out of range is named."""
+    path = tmp_path / "plan.toml"
+    path.write_text(text)
+    assert start("--plan", str(path)) == 2
+    assert "plan.toml" in capsys.readouterr().err
+    assert start("--plan", str(tmp_path / "nowhere.toml")) == 2
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_unknown_model_and_empty_fleet_are_named(fleet, capsys):
+    """A model that was never pushed, and a version that no device can train, are refused with what to do."""
+    assert run(["train", "start", "nothing"]) == 2
+    assert "edgefl push nothing" in capsys.readouterr().err
+    with fleet.database:
+        fleet.database.execute("UPDATE devices SET revoked=1")
+    assert start() == 2
+    assert "no device of the fleet can train toy@1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("npz:nowhere.npz", "nowhere.npz"),
+        ("npz:wrong.npz", "does not fit"),
+        ("what:", "no such data source"),
+        ("npz:", "names no"),
+    ],
+)
+def test_holdout_that_cannot_be_used_is_refused_at_the_start(fleet, tmp_path, monkeypatch, capsys, source, said):
+    """Hold-out examples that are missing, do not fit the model, or have no such kind are found now and not by the server."""
+    monkeypatch.chdir(tmp_path)
+    np.savez(tmp_path / "wrong.npz", x=np.zeros((3, 7), dtype=np.float32), y=np.zeros(3, dtype=np.int64))
+    assert start("--holdout", source) == 2
+    assert said in capsys.readouterr().err
+    assert trainings(fleet.database) == []
+
+
+def test_holdout_is_found_from_elsewhere(fleet, tmp_path, monkeypatch):
+    """A relative path is kept as an absolute one, because the server runs in another directory."""
+    monkeypatch.chdir(tmp_path)
+    np.savez(tmp_path / "test.npz", x=np.zeros((3, 10), dtype=np.float32), y=np.zeros(3, dtype=np.int64))
+    assert start("--holdout", "npz:test.npz") == 0
+    assert newest_training(fleet.database, "toy").holdout == f"npz:{tmp_path}/test.npz"
+
+
+@pytest.mark.usefixtures("fleet")
+def test_second_start_and_second_stop_are_refused(capsys):
+    """A model trains once at a time, and what does not run cannot be stopped."""
+    assert [start(), start()] == [0, 2]
+    assert "edgefl train stop toy" in capsys.readouterr().err
+    assert [run(["train", "stop", "toy"]), run(["train", "stop", "toy"])] == [0, 2]
+    assert "not being trained" in capsys.readouterr().err
+
+
+def test_locked_database_is_a_machines_error(fleet, capsys, monkeypatch):
+    """When another program holds the database for too long the command says so and exits with 4."""
+    monkeypatch.setattr("edgefl.store.database.open_database.__kwdefaults__", {"busy": 0.05})
+    fleet.database.execute("BEGIN IMMEDIATE")
+    assert start() == 4
+    assert "Another program holds it" in capsys.readouterr().err
+    fleet.database.rollback()
+
+
+def close(database, training, number, *, last=False):
+    """Close a round as the server does."""
+    result = {"counted": [], "result": bytes(32), "accuracy": 0.25 * number, "loss": 1.0 / number}
+    assert close_round(database, training, number, now=toy.START, last=last, **result)
+
+
+def test_follow_of_what_has_ended_prints_its_rounds(fleet, capsys):
+    """The newest training's rounds, one line each, and how it ended; with --json one object each and nothing else."""
+    training = fleet.train(rounds=2)
+    close(fleet.database, training, 1)
+    close(fleet.database, training, 2, last=True)
+    assert run(["train", "follow", "toy"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "round 1: 0 updates, 0 B up, 0 B down  loss 1.0000  accuracy 0.2500"
+    assert (len(lines), lines[2]) == (3, "toy@1: finished")
+    assert run(["train", "follow", "toy", "--json"]) == 0
+    rounds = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(r["round"], r["open"], r["accuracy"]) for r in rounds] == [(1, False, 0.25), (2, False, 0.5)]
+
+
+def test_follow_waits_for_what_runs(fleet, capsys, monkeypatch):
+    """Rounds are printed as they close, each once, also of a second training, until the training is stopped."""
+    monkeypatch.setattr("edgefl.cli.train.LOOK_EVERY", 0.01)
+    first = fleet.train(rounds=1)
+    close(fleet.database, first, 1, last=True)
+    training = fleet.train(rounds=5)
+    done = threading.Thread(target=run, args=(["train", "follow", "toy"],))
+    done.start()
+    with open_database(fleet.root / "fleet.sqlite") as database:
+        for number in (2, 3):
+            close(database, training, number)
+    run(["train", "stop", "toy"])
+    done.join(10)
+    assert not done.is_alive()
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("stopped")]
+    assert [line.split(":")[0] for line in lines] == ["round 2", "round 3", "toy@1"]
+    assert lines[-1] == "toy@1: stopped"
+
+
+@pytest.mark.usefixtures("fleet")
+def test_follow_of_what_never_was_is_refused(capsys):
+    """A model that has never been trained is an error with the command to start it."""
+    assert run(["train", "follow", "toy"]) == 2
+    assert "edgefl train start toy" in capsys.readouterr().err

@@ -1,0 +1,125 @@
+"""`edgefl status`: the fleet at a glance, for people and as JSON."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from edgefl.cli.main import run
+from edgefl.cli.text import printable
+from edgefl.server.founding import create_fleet
+from edgefl.server.status import fleet_status
+from edgefl.store.database import transaction
+from edgefl.store.ledger import close_round
+from edgefl.store.presence import PresenceBook
+from edgefl.store.tally import add_counter
+from edgefl.wire.messages import Installed, Report, State
+
+_SPEC = importlib.util.spec_from_file_location("toyfleet", Path(__file__).with_name("toyfleet.py"))
+toy = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(toy)
+
+
+@pytest.fixture
+def fleet(tmp_path, monkeypatch):
+    """A fleet directory with three devices; commands find it."""
+    fleet = toy.ToyFleet(create_fleet(tmp_path / "fleet", name="farm").path)
+    fleet.provision(a="big", b="small", c="small")
+    monkeypatch.setenv("EDGEFL_FLEET", str(fleet.root))
+    return fleet
+
+
+def hear(fleet, device, state=None, report=None):
+    """The server hears something of a device."""
+    book = PresenceBook()
+    if state:
+        book.state(device, state, toy.START)
+    if report:
+        book.report(device, report, toy.START)
+    with transaction(fleet.database):
+        book.write(fleet.database)
+
+
+def shown(capsys):
+    """Lines of `edgefl status`."""
+    assert run(["status"]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_empty_fleet_is_one_line(tmp_path, monkeypatch, capsys):
+    """A new fleet has nothing to show, which is no error."""
+    monkeypatch.setenv("EDGEFL_FLEET", str(create_fleet(tmp_path / "fleet", name="new").path))
+    assert shown(capsys) == ["fleet new: 0 devices, 0 online"]
+
+
+def test_devices_versions_trainings_and_counters_are_shown(fleet, capsys):
+    """Everything the server knows has its line."""
+    fleet.push()
+    hear(fleet, "a", State(1, online=True, models=(Installed("toy", 1, "w1-fp32"),)), Report("toy", 1, 3, "training"))
+    hear(fleet, "b", State(1, online=False))
+    with transaction(fleet.database):
+        fleet.database.execute("UPDATE devices SET revoked=1 WHERE id='c'")
+        add_counter(fleet.database, "messages refused", 7)
+    training = fleet.train(rounds=4)
+    close_round(
+        fleet.database, training, 1, counted=[], result=bytes(32), accuracy=0.5, loss=1.0, now=toy.START, last=False
+    )  # fmt: skip
+    lines = shown(capsys)
+    assert lines[0] == "fleet farm: 3 devices, 1 online"
+    assert [line.split()[:3] for line in lines[1:4]] == [
+        ["a", "big", "online"], ["b", "small", "offline"], ["c", "small", "revoked"],
+    ]  # fmt: skip
+    assert "toy@1 w1-fp32" in lines[1]
+    assert lines[1].endswith("training round 3")
+    assert lines[4].startswith("toy@1 for big: w1-fp32, ")
+    assert lines[6] == "toy@1: running, round 2 of 4, accuracy 0.5000, 0 B up, 0 B down"
+    assert lines[7] == "messages refused: 7"
+
+
+def test_json_says_the_same_and_keeps_its_names(fleet, capsys):
+    """With --json there is one object, whose fields are those of `FleetStatus`; what is unknown is null."""
+    fleet.push()
+    training = fleet.train(rounds=4)
+    assert run(["status", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == ["fleet", "devices", "variants", "trainings", "counters"]
+    assert [(d["id"], d["seen"], d["online"], d["models"]) for d in found["devices"]] == [(x, None, False, []) for x in "abc"]
+    assert [(v["profile"], v["version"], v["accuracy"]) for v in found["variants"]] == [("big", 1, None), ("small", 1, None)]
+    assert found["trainings"][0]["rounds"] == [
+        {
+            "round": 1, "open": True, "seconds": None, "accuracy": None, "loss": None,
+            "updates": 0, "uplink_bytes": 0, "downlink_bytes": 0,
+        }
+    ]  # fmt: skip
+    assert training == 1
+
+
+def test_newest_variant_of_each_profile_is_shown(fleet):
+    """A version pushed for one profile is shown beside the older one of the others."""
+    fleet.push()
+    fleet.push("small", seed=1)
+    found = fleet_status(fleet.database, "farm").variants
+    assert [(v.profile, v.version) for v in found] == [("big", 1), ("small", 2)]
+
+
+def test_device_cannot_write_on_the_operators_terminal(fleet, capsys):
+    """Control characters in what a device says about itself are shown as text, and every device stays one line."""
+    evil = "\x1b[2J\nfleet farm: all is well\r\u202e"
+    hear(fleet, "a", State(1, online=True, models=(Installed(evil[:40], 1, evil[:40]),)), Report("m", 1, 1, "ok", error=evil))
+    lines = shown(capsys)
+    assert len(lines) == 4
+    assert all(line.isprintable() for line in lines)
+    assert "\\x1b[2J\\n" in lines[1]
+
+
+def test_printable_text_stays_as_it_is() -> None:
+    """Letters of any language and the blank are not touched."""
+    assert printable("Ölpumpe 3 läuft, 温度 ok") == "Ölpumpe 3 läuft, 温度 ok"
+    assert printable("a\tb\x00\x9b") == "a\\tb\\x00\\x9b"
+
+
+def test_missing_fleet_is_named(tmp_path, capsys):
+    """Without a fleet directory the command says how to make one."""
+    assert run(["status", "--fleet", str(tmp_path / "none")]) == 2
+    assert "edgefl init" in capsys.readouterr().err

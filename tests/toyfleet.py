@@ -1,0 +1,263 @@
+"""A toy fleet for the server's tests: two widths of a tiny model, a broker in memory, scripted devices, and a clock on a string.
+
+No test in here. A test module loads it by its path, because test modules are no package.
+"""
+
+import hashlib
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import msgspec
+import numpy as np
+
+from edgefl.aggregate.mean import polynomial_staleness
+from edgefl.codec.update import decode as decode_update
+from edgefl.codec.update import encode as encode_update
+from edgefl.codec.weights import Precision, encode_weights
+from edgefl.identity.signing import MANIFEST, ROUND, Signer, verify
+from edgefl.layout import Layout, Tensor, nested_index
+from edgefl.link.contract import Arrived
+from edgefl.link.memory import MemoryBroker
+from edgefl.names import SERVER
+from edgefl.plan import Plan
+from edgefl.server.service import Service
+from edgefl.server.variants import store_parent
+from edgefl.store.blobs import BlobStore
+from edgefl.store.database import open_database, transaction
+from edgefl.store.ledger import start_training
+from edgefl.store.registry import Device, add_devices
+from edgefl.store.versions import get_version
+from edgefl.wire import topics
+from edgefl.wire.blocks import file_ref
+from edgefl.wire.messages import PART_SIZE, Manifest, Receipt, RoundOrder, Signed, UpdatePart, decode, encode
+
+MODEL = "toy"
+WIDE = Layout((Tensor("a.weight", (8, 10)), Tensor("a.bias", (8,)), Tensor("b.weight", (4, 8))))
+NARROW = Layout((Tensor("a.weight", (4, 10)), Tensor("a.bias", (4,)), Tensor("b.weight", (4, 4))))
+VARIANTS = {"big": ("w1-fp32", WIDE, Precision.FP32), "small": ("w0.5-int8", NARROW, Precision.INT8)}
+"""Variant, layout and precision of each profile."""
+START = 1_700_000_000.0
+
+
+class Clock:
+    """Time that passes when a test says so; `wall` and `monotonic` go together."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def wall(self):
+        """Seconds since 1970."""
+        return START + self.now
+
+    def monotonic(self):
+        """Seconds since the test began."""
+        return self.now
+
+
+def update_of(device, number, size, scale=0.01, sparsity=0.2, bits=4):
+    """The encoded update of a device for a round: always the same for the same device and round."""
+    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(f"{device}/{number}".encode()).digest()[:8], "big"))
+    vector = rng.normal(scale=scale, size=size).astype(np.float32)
+    return encode_update(vector, sparsity=sparsity, bits=bits, rng=rng).data
+
+
+def head_of(device, number, data, *, variant, samples=None, version=1, model=MODEL):
+    """The head of an update in one part."""
+    samples = samples_of(device) if samples is None else samples
+    return UpdatePart(model, version, variant, number, samples, 2.0, 1.0, hashlib.sha256(data).digest(), 0, 1, data[:PART_SIZE])
+
+
+def samples_of(device):
+    """Examples that a device has."""
+    return 10 + sum(device.encode())
+
+
+@cache
+def empty_database():
+    """The bytes of a fleet's database without a row; made once, because making it waits for the disk many times."""
+    with TemporaryDirectory() as directory:
+        path = Path(directory) / "fleet.sqlite"
+        open_database(path).close()
+        return path.read_bytes()
+
+
+class ToyFleet:
+    """A fleet's database, blobs and broker; services and devices come and go."""
+
+    def __init__(self, root: Path):
+        """An empty fleet below an existing directory."""
+        self.root = root
+        self.clock = Clock()
+        self.broker = MemoryBroker()
+        self.blobs = BlobStore(root / "blobs")
+        self.release, self.online = Signer.generate(), Signer.generate()
+        self.database = self._open()
+        self.profiles = {}
+
+    def _open(self, **options):
+        path = self.root / "fleet.sqlite"
+        if not path.exists():
+            path.write_bytes(empty_database())
+        database = open_database(path, **options)
+        database.execute("PRAGMA synchronous=OFF")  # processes die here, not the power
+        return database
+
+    def provision(self, **profiles):
+        """Enter devices: id=profile."""
+        with transaction(self.database):
+            add_devices(self.database, [Device(name, profile, "00", START) for name, profile in profiles.items()])
+        self.profiles |= profiles
+
+    def push(self, *profiles, model=MODEL, seed=0, graphs=b"a graph"):
+        """Enter a version for these profiles (all by default); its number."""
+        parent = np.random.default_rng(seed).normal(scale=0.1, size=WIDE.size).astype(np.float32)
+        with transaction(self.database):
+            (last,) = self.database.execute("SELECT MAX(version) FROM versions WHERE model=?", (model,)).fetchone()
+            number = int(last or 0) + 1
+            row = (model, number, START, msgspec.msgpack.encode(WIDE), store_parent(self.blobs, parent))
+            self.database.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?)", row)
+            for profile in profiles or VARIANTS:
+                self._enter(model, number, profile, parent, graphs)
+        return number
+
+    def _enter(self, model, number, profile, parent, graphs):
+        name, layout, precision = VARIANTS[profile]
+        weights = encode_weights(parent[nested_index(WIDE, layout)], layout, precision)
+        graph = graphs + name.encode()
+        files = (file_ref("train", graph), file_ref("weights", weights))
+        for data in (graph, weights):
+            self.blobs.put(data)
+        manifest = Manifest(
+            model,
+            number,
+            profile,
+            name,
+            "portable",
+            layout,
+            (10,),
+            4,
+            8,
+            files,
+            self.online.public_key,
+            int(START),
+            int(START) * 2,
+        )
+        signed = encode(self.release.sign(MANIFEST, encode(manifest)))
+        size = sum(ref.length for ref in files)
+        row = (model, number, profile, name, precision.value, layout.size, size, 10**6, None, signed)
+        self.database.execute("INSERT INTO variants VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+
+    def train(self, model=MODEL, version=None, holdout="", **plan):
+        """Start a training as the command does; its id."""
+        newest = version or self.database.execute("SELECT MAX(version) FROM versions WHERE model=?", (model,)).fetchone()[0]
+        return start_training(self.database, get_version(self.database, model, newest), Plan(**plan), holdout, self.clock.wall())
+
+    def serve(self, steps=3):
+        """A new server, as after a start of its process; it has looked around and announced."""
+        database = self._open(busy=0.1)
+        link = self.broker.link(SERVER, clean_session=False)
+        service = Service(database, self.blobs, link, self.online, wall=self.clock.wall, clock=self.clock.monotonic)
+        link.subscribe(topics.ALL_UP)
+        served = Served(self, service, database, link)
+        served.turns(steps)
+        return served
+
+    def device(self, name):
+        """A connected scripted device."""
+        return ToyDevice(self, name)
+
+    def rows(self, sql, *values):
+        """Rows of the database as tuples."""
+        return [tuple(row) for row in self.database.execute(sql, values)]
+
+
+class Served:
+    """A running server."""
+
+    def __init__(self, fleet, service, database, link):
+        """Wrap one."""
+        self.fleet, self.service, self.database, self.link = fleet, service, database, link
+
+    def turns(self, count=2, seconds=0.6):
+        """Let the server's loop go round; time passes. What it says in one turn leaves in the next."""
+        for _ in range(count):
+            self.service._turn()
+            self.fleet.clock.now += seconds
+
+    def hear(self):
+        """Handle what has arrived; no time passes."""
+        self.service._turn()
+
+    def kill(self):
+        """End it as SIGKILL does: nothing is written, nothing said, the connection breaks."""
+        self.database.close()
+        self.link.drop()
+
+    @property
+    def training(self):
+        """The toy's training in memory."""
+        return self.service._catalogue.trainings[MODEL]
+
+
+class ToyDevice:
+    """A device that does what a test tells it."""
+
+    def __init__(self, fleet, name):
+        """Connect and subscribe."""
+        self.fleet, self.name = fleet, name
+        self.variant, self.layout, _ = VARIANTS[fleet.profiles.get(name, "big")]
+        self.link = fleet.broker.link(name)
+        self.link.subscribe(topics.receipt(name))
+        self.link.subscribe(topics.round_order(MODEL, self.variant))
+        self.receipts, self.orders = [], []
+        self.hear()
+
+    def hear(self):
+        """Take what has arrived; the last receipt, if any ever came."""
+        for event in self.link.poll(0.0):
+            if isinstance(event, Arrived) and event.topic == topics.receipt(self.name):
+                self.receipts.append(decode(event.payload, Receipt))
+            elif isinstance(event, Arrived):
+                self.orders.append(self._order(event.payload))
+        return self.receipts[-1] if self.receipts else None
+
+    def _order(self, payload):
+        if not payload:
+            return None
+        return decode(verify(decode(payload, Signed), ROUND, self.fleet.online.public_key), RoundOrder)
+
+    def say(self, kind, payload):
+        """Publish below the device's own topics."""
+        self.link.publish(f"efl/v1/up/{self.name}/{kind}", payload if isinstance(payload, bytes) else encode(payload))
+        with suppress(IndexError):
+            self.hear()
+
+    def data(self, number, **options):
+        """Its encoded update for a round."""
+        return update_of(self.name, number, self.layout.size, **options)
+
+    def send(self, number, *, data=None, variant=None, **head):
+        """Send the update of a round."""
+        data = self.data(number) if data is None else data
+        whole = head_of(self.name, number, data, variant=variant or self.variant, **head)
+        cuts = range(0, max(1, len(data)), PART_SIZE)
+        for part, start in enumerate(cuts):
+            piece = msgspec.structs.replace(whole, part=part, parts=len(cuts), data=data[start : start + PART_SIZE])
+            self.say("update", piece)
+
+
+def reference(parent, updates, *, number, rate=1.0):
+    """The next parent, computed densely in float64: updates as (device, profile, round trained for)."""
+    total, weight = np.zeros(len(parent)), np.zeros(len(parent))
+    for device, profile, trained_for in updates:
+        _, layout, _ = VARIANTS[profile]
+        index = nested_index(WIDE, layout)
+        sparse = decode_update(update_of(device, trained_for, layout.size), layout.size)
+        dense = np.zeros(layout.size)
+        dense[sparse.positions] = sparse.values
+        w = samples_of(device) * polynomial_staleness(number - trained_for)
+        total[index] += w * dense
+        weight[index] += w
+    return parent + rate * np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
