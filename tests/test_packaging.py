@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("build")
 ROOT = Path(__file__).parent.parent
 
 

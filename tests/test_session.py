@@ -24,7 +24,8 @@ from edgefl.device.events import (
     Trained,
     TrainingFailed,
 )
-from edgefl.device.session import GIVE_UP_AFTER, RESEND_AFTER, Effect, Session, Step, Work, step, takes_part
+from edgefl.device.session import GIVE_UP_AFTER, RESEND_AFTER, RETRY_LIMIT, Effect, step, takes_part, wake_at
+from edgefl.device.state import Session, Step, Work
 from edgefl.layout import Layout, Tensor
 from edgefl.wire.blocks import file_ref
 from edgefl.wire.messages import Manifest, Receipt, RoundOrder, Task
@@ -95,7 +96,7 @@ def test_round_runs_from_order_to_receipt() -> None:
     assert kinds(effects) == [Fetch, Adopt, Train, Send]
     state, effects = run(state, ReceiptHeard(Receipt("m", 1, 3, b"x" * 32, stored=True)))
     assert effects == [Settle(stored=True, reason="")]
-    assert (state.work, state.done) == (None, 3)
+    assert (state.work, state.done) == (None, (1, 3))
 
 
 def test_order_heard_before_its_version_is_remembered() -> None:
@@ -159,8 +160,81 @@ def test_failing_training_is_retried_with_growing_pauses_and_then_given_up() -> 
             state, effects = run(state, Tick(), Fetched(order(1).weights.sha256), now=now)
             assert Train in kinds(effects)
     assert state.work is None
-    assert state.done == 1
+    assert state.done == (1, 1)
     assert said == GIVE_UP_AFTER
+
+
+def test_failed_training_gives_way_to_a_newer_order() -> None:
+    """A round that fails while a newer one stands open is left at once for the newer one."""
+    state, effects = run(training(1), OrderHeard(order(2)), TrainingFailed(1, "no memory"))
+    assert kinds(effects) == [Fetch]
+    assert state.work is not None
+    assert state.work.round == 2
+
+
+def test_weights_are_adopted_once_however_often_the_training_fails() -> None:
+    """A repeated training starts from weights that are adopted already: nothing is written to disk again."""
+    state, effects = run(training(1), TrainingFailed(1, "no memory"))
+    assert state.work is not None
+    assert state.work.retry_at is not None
+    _, effects = run(state, Tick(), Fetched(order(1).weights.sha256), now=state.work.retry_at)
+    assert kinds(effects) == [Fetch, Train]
+
+
+def test_pauses_between_repetitions_grow_to_a_limit() -> None:
+    """An update without an answer is repeated ever less often, but never less than every five minutes."""
+    state, now, pauses = run(training(), Trained(1, b"x" * 32))[0], 0.0, []
+    for _ in range(12):
+        at = wake_at(state)
+        assert at is not None
+        pauses.append(at - now)
+        now = at
+        state, effects = run(state, Tick(), now=now)
+        assert kinds(effects) == [Send]
+    assert pauses[0] == RESEND_AFTER
+    assert pauses == sorted(pauses)
+    assert max(pauses) == RETRY_LIMIT
+
+
+def test_word_from_the_server_makes_the_pauses_short_again() -> None:
+    """An order or a connection shows that somebody is there: the next repetition comes soon."""
+    state, now = run(training(), Trained(1, b"x" * 32))[0], 0.0
+    for _ in range(8):
+        now = wake_at(state) or 0.0
+        state, _ = run(state, Tick(), now=now)
+    for event in (OrderHeard(order(4)), Connected()):
+        assert wake_at(run(state, event, now=now)[0]) == now + RESEND_AFTER
+
+
+def test_same_order_announced_anew_is_no_news() -> None:
+    """An order whose expiry alone has changed does not begin the work again."""
+    again = replace_expiry(order(1))
+    state, effects = run(active(), OrderHeard(order(1)), OrderHeard(again))
+    assert kinds(effects) == [Fetch]
+    _, effects = run(state, Fetched(order(1).weights.sha256), OrderHeard(again), Trained(1, b"x" * 32), OrderHeard(again))
+    assert kinds(effects) == [Adopt, Train, Send]
+
+
+def replace_expiry(o: RoundOrder) -> RoundOrder:
+    """The order, valid for longer."""
+    return RoundOrder(o.model, o.version, o.variant, o.round, o.weights, o.task, o.expires + 100)
+
+
+def test_repaired_version_keeps_the_update_that_waits() -> None:
+    """A version that is installed again because a file of it was damaged does not abandon its own update."""
+    waiting = Work(1, 4, Step.SENDING, None, sha256=b"x" * 32)
+    m = manifest()
+    state, effects = run(Session("cam-01", work=waiting, done=(1, 3)), Connected(), ManifestHeard(m), OrderHeard(order(4)))
+    assert kinds(effects) == [Send, Fetch]
+    state, effects = run(state, *[Fetched(f.sha256) for f in m.files])
+    assert kinds(effects) == [Activate]
+    assert state.work is not None
+    assert state.work.step is Step.SENDING
+    state, effects = run(state, ReceiptHeard(Receipt("m", 1, 4, b"x" * 32, stored=True)))
+    assert kinds(effects) == [Settle], "and the round is not trained again"
+    newer = manifest(2)
+    state, _ = run(Session("cam-01", work=waiting), ManifestHeard(newer), *[Fetched(f.sha256) for f in newer.files])
+    assert state.work is None, "but a newer version does abandon it"
 
 
 def test_order_without_task_brings_the_final_weights_and_no_training() -> None:

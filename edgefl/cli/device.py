@@ -1,8 +1,14 @@
 """`edgefl device`: what runs on the board."""
 
+import os
 from pathlib import Path
 
 import click
+
+from edgefl.cli.options import json_option
+
+UNABLE = 4
+"""Exit code for a board that cannot take part, as for any machine that cannot do it now."""
 
 
 @click.group()
@@ -10,14 +16,41 @@ def device() -> None:
     """What runs on the board."""
 
 
+bundle_argument = click.argument("bundle", type=click.Path(path_type=Path), default=".")
+data_option = click.option("--data", metavar="SOURCE", help="Where the examples come from, instead of what device.toml says.")
+
+
 @device.command()
-@click.argument("bundle", type=click.Path(path_type=Path), default=".")
-@click.option("--data", metavar="SOURCE", help="Where the examples come from, instead of what device.toml says.")
+@bundle_argument
+@data_option
 def run(bundle: Path, data: str | None) -> None:
     """Run the agent of the device whose BUNDLE this is, until SIGTERM or Ctrl-C."""
+    # Before numpy is loaded: the agent does no linear algebra, and each idle thread of OpenBLAS reserves memory.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from edgefl.cli.process import log_to_stderr, stop_on_signals
     from edgefl.device.config import load_bundle
     from edgefl.device.start import run_device
 
     log_to_stderr()
     run_device(load_bundle(bundle, data=data), stop_on_signals())
+
+
+@device.command()
+@bundle_argument
+@data_option
+@json_option
+def doctor(bundle: Path, data: str | None, as_json: bool) -> int:
+    """Check whether the board whose BUNDLE this is can take part; exit code 4 if it cannot. Changes nothing."""
+    import msgspec
+
+    from edgefl.device.examine import examine
+
+    found = examine(bundle, data=data)
+    if as_json:
+        click.echo(msgspec.json.encode(found).decode())
+    else:
+        click.echo(f"device {found.device or '?'}: {', '.join(f'{name} {value}' for name, value in found.versions.items())}")
+        for check in found.checks:
+            click.echo(f"{check.state:<8} {check.name:<12} {check.text}" + (f" {check.remedy}." if check.remedy else ""))
+        click.echo("This device can take part." if found.able else "This device cannot take part.")
+    return 0 if found.able else UNABLE

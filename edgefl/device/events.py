@@ -67,14 +67,14 @@ Event = Connected | ManifestHeard | OrderHeard | Fetched | Trained | TrainingFai
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Get these files (all that this model needs now) and report each with `Fetched`, at once for one that is there."""
+    """Get these files (all that this model needs now) and report each with `Fetched`, soon for one that is there and intact."""
 
     files: tuple[FileRef, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Activate:
-    """Make this the active version on disk, atomically, and drop the outbox and residual of the old one."""
+    """Make this the active version on disk, atomically; update, residual and order of another version are dropped."""
 
     manifest: Manifest
 
@@ -101,12 +101,12 @@ class StopTraining:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send what is in the outbox."""
+    """Send what is in the outbox, unless it is still on its way."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settle:
-    """The outbox is done with: `stored` keeps its residual, otherwise the update's content is lost and so is said."""
+    """The outbox is done with: `stored` keeps its residual; otherwise it is as if the round had not been trained."""
 
     stored: bool
     reason: str

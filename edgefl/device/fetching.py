@@ -4,12 +4,15 @@ Model: each model says which files it needs (`need`); the union of these is fetc
 verified moves into the blob store and is handed out by `completed`. A file that nobody needs any more is dropped, its partial
 blocks stay on disk until `tidy`, so that an order heard twice costs nothing.
 
-Rules: a full or broken disk is a pause and a reason, never an exception that ends the agent. Blocks are checked twice: by the
-machine before they are written, by `PartialFile.finish` before the file gets its name.
+Rules: a full or broken disk, or a file that contradicts its description, is a pause for that file and a reason, never an
+exception that ends the agent; the pause doubles, and other files go on. Blocks are checked twice: by the machine before they are
+written, by `PartialFile.finish` before the file gets its name. A file that is there already is checked before it is handed out.
 """
 
+import contextlib
 import random
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +31,7 @@ from edgefl.device.download import (
     step,
     wake_at,
 )
-from edgefl.errors import BlockError, LinkError, MachineError
+from edgefl.errors import BlockError, LinkError, StoreError
 from edgefl.link.contract import Link
 from edgefl.store.blobs import BlobStore
 from edgefl.store.partial import PartialFile
@@ -38,7 +41,8 @@ from edgefl.wire.messages import Block, FileRef, decode, encode
 AT_ONCE = 4
 """Files fetched side by side."""
 PAUSE = 15.0
-"""Seconds to wait after the disk has failed."""
+"""Seconds to wait after the first failure of a file."""
+LONGEST_PAUSE = 900.0
 
 
 @dataclass(slots=True)
@@ -47,6 +51,14 @@ class _Active:
 
     state: Download
     file: PartialFile
+
+
+@dataclass(slots=True)
+class _Pause:
+    """A file that has failed: how often, and until when it rests."""
+
+    failures: int
+    until: float
 
 
 class Fetcher:
@@ -82,19 +94,23 @@ class Fetcher:
         self._rng = rng
         self._needs: dict[str, tuple[FileRef, ...]] = {}
         self._active: dict[bytes, _Active] = {}
+        self._there: set[bytes] = set()  # wanted, verified, and handed out
         self._completed: list[bytes] = []
-        self._failed_at: float | None = None
+        self._pauses: dict[bytes, _Pause] = {}
         self._reason = ""
 
     def need(self, model: str, files: tuple[FileRef, ...]) -> None:
-        """Replace what a model needs."""
+        """Replace what a model needs; what of it is there already is checked, and handed out by `completed` again."""
         self._needs[model] = files
         wanted = self._wanted()
         for sha256 in [s for s in self._active if s not in wanted]:
             self._drop(sha256)
-        for sha256 in wanted:
-            if self._blobs.has(sha256) and sha256 not in self._completed:
-                self._completed.append(sha256)
+        self._pauses = {sha256: pause for sha256, pause in self._pauses.items() if sha256 in wanted}
+        self._there &= wanted.keys()
+        for sha256 in dict.fromkeys(ref.sha256 for ref in files):
+            self._there.discard(sha256)
+            if sha256 not in self._active and self._blobs.intact(sha256):
+                self._hand_out(sha256)
         self._fill()
 
     def completed(self) -> list[bytes]:
@@ -103,7 +119,7 @@ class Fetcher:
         return done
 
     def failure(self) -> str:
-        """Why fetching pauses, told once; empty if it does not."""
+        """Why a file pauses, told once; empty if none does."""
         reason, self._reason = self._reason, ""
         return reason
 
@@ -112,7 +128,7 @@ class Fetcher:
         total = sum(ref.length for ref in self._needs.get(model, ()))
         there = 0
         for ref in self._needs.get(model, ()):
-            if self._blobs.has(ref.sha256):
+            if ref.sha256 in self._there:
                 there += ref.length
             elif ref.sha256 in self._active:
                 there += ref.length * self._active[ref.sha256].state.percent // 100
@@ -132,8 +148,7 @@ class Fetcher:
 
     def tick(self) -> None:
         """Time has passed."""
-        if self._failed_at is not None and self._clock() >= self._failed_at + PAUSE:
-            self._failed_at = None
+        if any(pause.until <= self._clock() for pause in self._pauses.values()):
             self._fill()
         if not self._link.connected:
             return
@@ -143,18 +158,20 @@ class Fetcher:
                 self._step(sha256, active, Tick(self._rng.random()))
 
     def wait(self) -> float:
-        """Seconds until `tick` has something to do."""
-        times = [at for active in self._active.values() if (at := wake_at(active.state)) is not None]
-        if self._failed_at is not None:
-            times.append(self._failed_at + PAUSE)
-        return max(0.0, min(times) - self._clock()) if times else 3600.0
+        """Seconds until `tick` has something to do. Without a connection no request is ever due."""
+        running = self._active.values() if self._link.connected else ()
+        times = [at for active in running if (at := wake_at(active.state)) is not None]
+        now = self._clock()
+        times += [pause.until for pause in self._pauses.values() if pause.until > now]
+        return max(0.0, min(times) - now) if times else 3600.0
 
-    def tidy(self, keep: set[bytes]) -> None:
-        """Remove partial files that are neither needed nor to be kept."""
-        keep = keep | set(self._wanted())
+    def tidy(self, keep: AbstractSet[bytes]) -> None:
+        """Remove partial files that are neither needed nor to be kept, as far as the disk lets us."""
+        names = {sha256.hex() for sha256 in (*keep, *self._wanted())}
         for path in self._partial.glob("*.part"):
-            if bytes.fromhex(path.stem) not in keep:
-                path.unlink(missing_ok=True)
+            if path.stem not in names:
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Stop; what is on disk is used at the next start."""
@@ -168,15 +185,16 @@ class Fetcher:
     def _fill(self) -> None:
         """Begin downloads while there is room."""
         for sha256, ref in self._wanted().items():
-            if len(self._active) >= AT_ONCE or self._failed_at is not None:
+            if len(self._active) >= AT_ONCE:
                 return
-            if sha256 in self._active or self._blobs.has(sha256):
+            pause = self._pauses.get(sha256)
+            if sha256 in self._active or sha256 in self._there or (pause and pause.until > self._clock()):
                 continue
             try:
                 file = PartialFile(self._partial, ref, reserve=self._reserve)
-            except MachineError as error:
-                self._fail(str(error))
-                return
+            except StoreError as error:
+                self._rest(sha256, str(error))
+                continue
             state, effects = begin(ref, file.have, self._clock())
             active = self._active[sha256] = _Active(state, file)
             self._link.subscribe(topics.block(sha256.hex()), qos=0)
@@ -191,23 +209,29 @@ class Fetcher:
             for effect in effects:
                 match effect:
                     case Ask(request):
-                        self._link.publish(topics.want(self._device), encode(request), qos=0)
+                        with contextlib.suppress(LinkError):  # no room in the queue: asked again when it is overdue
+                            self._link.publish(topics.want(self._device), encode(request), qos=0)
                     case Store(index, data):
                         active.file.write(index, data)
                     case Complete():
                         self._finish(sha256, active)
                     case Reject():
                         pass  # counted by the machine, which asks for the block again
-        except (MachineError, BlockError) as error:
+        except (StoreError, BlockError) as error:
             self._drop(sha256)
-            if not isinstance(error, LinkError):
-                self._fail(str(error))
+            self._rest(sha256, str(error))
 
     def _finish(self, sha256: bytes, active: _Active) -> None:
         active.file.finish(self._blobs.root)
         self._drop(sha256)
-        self._completed.append(sha256)
+        self._pauses.pop(sha256, None)
+        self._hand_out(sha256)
         self._fill()
+
+    def _hand_out(self, sha256: bytes) -> None:
+        self._there.add(sha256)
+        if sha256 not in self._completed:
+            self._completed.append(sha256)
 
     def _drop(self, sha256: bytes) -> None:
         active = self._active.pop(sha256, None)
@@ -215,5 +239,9 @@ class Fetcher:
             active.file.close()
             self._link.unsubscribe(topics.block(sha256.hex()))
 
-    def _fail(self, reason: str) -> None:
-        self._failed_at, self._reason = self._clock(), reason
+    def _rest(self, sha256: bytes, reason: str) -> None:
+        """Leave a file alone for a while."""
+        failures = self._pauses[sha256].failures + 1 if sha256 in self._pauses else 1
+        pause = min(LONGEST_PAUSE, PAUSE * 2.0 ** min(failures - 1, 16))
+        self._pauses[sha256] = _Pause(failures, self._clock() + pause)
+        self._reason = reason

@@ -1,16 +1,28 @@
-"""One model on the device: its session in memory, its folder on disk, and the signed words that its session was told."""
+"""One model on the device: its session in memory, its folder on disk, and the signed words that its session was told.
 
+Model: what is heard becomes an event only if it is believed (`device.trust`). The newest words are kept as they came, because
+they mean something else when the state has changed: an order that comes before its version, or a manifest while the disk is full.
+What is on disk is believed like what is heard, except that it does not expire.
+
+Rule: the session and the disk agree after `recover`, whatever has failed before.
+"""
+
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from edgefl.device.config import DeviceConfig
-from edgefl.device.events import Train
+from edgefl.device.events import Effect, Event, ManifestHeard, OrderHeard, Train
 from edgefl.device.job import Job
-from edgefl.device.session import Session, Step, Work
-from edgefl.errors import StoreError
+from edgefl.device.session import step
+from edgefl.device.state import Session, Step, Work
+from edgefl.device.trust import believed_manifest, believed_order
+from edgefl.errors import PeerError, StoreError
 from edgefl.store.blobs import BlobStore
 from edgefl.store.model_state import ModelState
 from edgefl.wire.messages import Manifest, RoundOrder
+
+log = logging.getLogger("edgefl.device")
 
 
 @dataclass(slots=True)
@@ -19,45 +31,149 @@ class HeldModel:
 
     Attributes:
         name: of the model.
+        config: of the device.
         disk: what survives.
+        blobs: files of all models.
         session: what the machine says.
-        manifest_heard, order_heard: payloads of the newest announcements, to be looked at again when the state has changed.
-        manifests, orders: signed bytes by version and by weights, until they are written to disk.
-        retry_at: when to look at the announcements again after the disk has failed.
+        retry_at: when to look at the newest words again (`hear_again`); None while there is no need.
+        percent_told: progress of the installation as it was reported last.
+        following: topic of the orders that the agent has subscribed to.
     """
 
     name: str
+    config: DeviceConfig
     disk: ModelState
-    session: Session
-    manifest_heard: bytes = b""
-    order_heard: bytes = b""
-    manifests: dict[int, bytes] = field(default_factory=dict)
-    orders: dict[bytes, bytes] = field(default_factory=dict)
+    blobs: BlobStore
+    session: Session = field(init=False)
     retry_at: float | None = None
+    percent_told: int = -1
+    following: str = ""
+    _manifest_heard: bytes = b""
+    _order_heard: bytes = b""
+    _signed: dict[Manifest | RoundOrder, bytes] = field(default_factory=dict)
 
-    def recover(self, blobs: BlobStore) -> None:
-        """Set the session to what is on disk; a version whose files are damaged counts as not there, and is fetched again."""
-        self.session = recovered_session(self.session.device, self.disk, blobs)
+    def __post_init__(self) -> None:
+        self.recover(None)
 
-    def remember(self, manifest: Manifest, signed: bytes) -> None:
-        """Keep a believed manifest's signed bytes until its activation; only the newest one can still be activated."""
-        if manifest.version >= max(self.manifests, default=0):
-            self.manifests = {manifest.version: signed}
+    def step(self, event: Event, now: float) -> tuple[Effect, ...]:
+        """Let the machine make a step; what it orders."""
+        self.session, effects = step(self.session, event, now)
+        return effects
 
-    def remember_order(self, order: RoundOrder, signed: bytes) -> None:
-        """Keep a believed order's signed bytes until its adoption."""
-        work = self.session.work
-        current = work.order.weights.sha256 if work and work.order else b""
-        self.orders = {sha256: kept for sha256, kept in self.orders.items() if sha256 == current}
-        self.orders[order.weights.sha256] = signed
+    def hear_manifest(self, payload: bytes, wall: float) -> Event:
+        """The event of an announced manifest. Raises PeerError when it is not believed."""
+        manifest = believed_manifest(payload, self.name, self.config, wall)
+        self._manifest_heard = payload
+        self._remember(manifest, payload)
+        return ManifestHeard(manifest)
 
-    def job(self, config: DeviceConfig, train: Train, blobs: BlobStore) -> Job:
+    def hear_order(self, payload: bytes, wall: float) -> Event | None:
+        """The event of an announced order; None as long as it means nothing here.
+
+        Raises:
+            PeerError: it is not believed.
+        """
+        active = self.session.active
+        try:
+            order = believed_order(payload, active, wall) if active else None
+        except PeerError:
+            if self.session.installing is None:
+                raise
+            order = None  # it may be for the version that is on its way, whose key may be another
+        self._order_heard = payload
+        if active is None or order is None or order.version != active.version:
+            return None
+        self._remember(order, payload)
+        return OrderHeard(order)
+
+    def hear_again(self, wall: float) -> Iterator[Event]:
+        """The events of what is on disk and of the newest words, after the state has changed under them."""
+        stored = self.stored_manifest()
+        if self.session.active is None and stored is not None:
+            self._remember(stored, self.disk.current() or b"")
+            yield ManifestHeard(stored)
+        for hear, payload in ((self.hear_manifest, self._manifest_heard), (self.hear_order, self._order_heard)):
+            try:
+                event = hear(payload, wall) if payload else None
+            except PeerError as error:
+                log.info("%s: still not believed: %s", self.name, error)
+                continue
+            if event is not None:
+                yield event
+
+    def activate(self, manifest: Manifest) -> None:
+        """Make a version the active one on disk. Raises StoreError."""
+        before = self.stored_manifest()
+        same = before is not None and (before.version, before.variant) == (manifest.version, manifest.variant)
+        self.disk.activate(self._signed[manifest], keep=same)
+
+    def adopt(self, order: RoundOrder) -> None:
+        """Keep an order on disk. Raises StoreError."""
+        self.disk.adopt(self._signed[order])
+
+    def stored_manifest(self) -> Manifest | None:
+        """The version that is active on disk, if it is believed."""
+        payload = self.disk.current()
+        try:
+            return believed_manifest(payload, self.name, self.config, 0.0) if payload is not None else None
+        except PeerError:
+            return None
+
+    def stored_order(self, manifest: Manifest) -> RoundOrder | None:
+        """The newest order of this version on disk, if it is believed."""
+        payload = self.disk.order()
+        try:
+            order = believed_order(payload, manifest, 0.0) if payload is not None else None
+        except PeerError:
+            return None
+        return order if order and order.version == manifest.version else None
+
+    def recover(self, resend_at: float | None) -> None:
+        """Set the session to what is on disk.
+
+        A version whose files are damaged is not active until they have been fetched again, but its update is still sent. What
+        is not believed (another fleet's, another profile's, flipped bits) is cleared away.
+
+        Args:
+            resend_at: when to send an update that is found; None waits for the next connection.
+        """
+        self.session = Session(self.config.id)
+        self._signed.clear()
+        manifest = self.stored_manifest()
+        if manifest is None:
+            if self.disk.current() is not None:
+                log.warning("%s: what is on disk is not this device's, or damaged; starting afresh", self.name)
+                self.disk.forget()
+            return
+        order = self.stored_order(manifest)
+        entry = self.disk.waiting(manifest.version, manifest.variant)
+        sending = Work(entry.version, entry.round, Step.SENDING, None, entry.sha256, retry_at=resend_at) if entry else None
+        done = (manifest.version, self.disk.settled_round(manifest.version, manifest.variant))
+        active = manifest if self._intact(manifest) else None
+        adopted = order.weights.sha256 if order and self.blobs.intact(order.weights.sha256) else b""
+        self.session = Session(self.config.id, active=active, work=sending, done=done, adopted=adopted)
+
+    def intact(self) -> bool:
+        """Whether the files that a training needs are whole; damaged ones are deleted."""
+        active, work = self.session.active, self.session.work
+        weights = work is None or work.order is None or self.blobs.intact(work.order.weights.sha256)
+        return weights and active is not None and self._intact(active)
+
+    def needed(self) -> set[bytes]:
+        """SHA-256 of every file that the session refers to."""
+        session = self.session
+        refs = [ref for manifest in (session.active, session.installing) if manifest for ref in manifest.files]
+        if session.work and session.work.order:
+            refs.append(session.work.order.weights)
+        return {ref.sha256 for ref in refs} | {session.adopted}
+
+    def job(self, train: Train) -> Job:
         """The trainer's job for an order."""
         manifest, order = train.manifest, train.order
         if order.task is None:
             raise StoreError("an order without a task cannot be trained")
         return Job(
-            device=config.id,
+            device=self.config.id,
             version=manifest.version,
             variant=manifest.variant,
             round=order.round,
@@ -66,38 +182,23 @@ class HeldModel:
             input_shape=manifest.input_shape,
             classes=manifest.classes,
             batch=manifest.batch,
-            graphs={ref.role: str(blobs.path(ref.sha256)) for ref in manifest.files if ref.role != "weights"},
-            weights=str(blobs.path(order.weights.sha256)),
-            source=config.data,
+            graphs={ref.role: str(self.blobs.path(ref.sha256)) for ref in manifest.files if ref.role != "weights"},
+            weights=str(self.blobs.path(order.weights.sha256)),
+            source=self.config.data,
             task=order.task,
             outbox=str(self.disk.outbox),
             settled=str(self.disk.settled),
+            recipe=manifest.recipe,
+            personal=str(self.disk.personal),
         )
 
+    def _intact(self, manifest: Manifest) -> bool:
+        found = [self.blobs.intact(ref.sha256) for ref in manifest.files]  # all of them: each damaged one is deleted
+        return all(found)
 
-def recovered_session(device: str, disk: ModelState, blobs: BlobStore) -> Session:
-    """The session that the files on disk stand for."""
-    active = disk.manifest()
-    if active is None or not _intact(active, blobs):
-        return Session(device)
-    order, waiting = disk.order(), disk.waiting()
-    adopted = order.weights.sha256 if order and order.version == active.version else b""
-    work = Work(waiting.version, waiting.round, Step.SENDING, None, sha256=waiting.sha256) if waiting else None
-    return Session(device, active=active, work=work, done=disk.settled_round(), adopted=adopted)
-
-
-def held_model(device: str, name: str, root: Path, blobs: BlobStore) -> HeldModel:
-    """A model as it stands on disk; a folder is made for one that is new."""
-    disk = ModelState(root / name)
-    return HeldModel(name, disk, recovered_session(device, disk, blobs))
-
-
-def _intact(manifest: Manifest, blobs: BlobStore) -> bool:
-    """Whether all files of a version are there and hash to what the manifest says; a damaged one is removed."""
-    for ref in manifest.files:
-        try:
-            blobs.get(ref.sha256)
-        except StoreError:
-            blobs.path(ref.sha256).unlink(missing_ok=True)
-            return False
-    return True
+    def _remember(self, message: Manifest | RoundOrder, signed: bytes) -> None:
+        """Keep the signed bytes of a message for as long as the session refers to it, or is about to."""
+        session = self.session
+        referred = (session.installing, session.heard, session.work.order if session.work else None)
+        self._signed = {known: kept for known, kept in self._signed.items() if known in referred}
+        self._signed[message] = signed

@@ -8,7 +8,11 @@ import msgspec
 
 from edgefl.errors import Fault
 from edgefl.layout import Layout
+from edgefl.recipe import Recipe
 from edgefl.wire.messages import Task
+
+AGENT_VARIABLE = "EDGEFL_AGENT"
+"""Environment variable that tells the trainer its agent's process id."""
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -22,6 +26,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         source: where the examples come from (see `sources.parse`).
         task: how to train and how to encode.
         outbox, settled: where the update goes, and where the last residual lies.
+        recipe: loss and optimiser of the graphs.
+        personal: where the values of personal tensors are kept.
     """
 
     device: str
@@ -39,6 +45,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     task: Task
     outbox: str
     settled: str
+    recipe: Recipe = Recipe()
+    personal: str = ""
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):

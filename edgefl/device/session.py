@@ -12,16 +12,16 @@ Rules:
 * What must survive a power cut is on disk before the next effect: the active manifest (before `Activate` is reported done) and
   the outbox (before `Trained`). Everything else is heard again, because manifests and round orders are retained by the broker.
 * An update that has been trained is sent until a receipt names it, on every connection and after every pause, whatever rounds
-  have been opened meanwhile. Only a receipt or a newer version ends it.
+  have been opened meanwhile. Only a receipt or a newer version ends it. A word from the server makes the pauses short again.
 * An order without a task ends a training: its weights are fetched and kept, nothing is trained.
-* A new version abandons the work of the old one. A newer order supersedes an order whose weights are still being fetched, but
-  not one in training: a late update still counts.
-* Times are seconds of a monotonic clock; `patience` doubles with each failure up to five minutes.
+* A new version abandons the work of the old one; the same version, installed again because a file of it was damaged, does not.
+* A newer order supersedes an order whose weights are still being fetched or whose training has failed, but not one in training:
+  a late update still counts.
+* Times are seconds of a monotonic clock; pauses double with each failure up to five minutes.
 """
 
 import hashlib
-from dataclasses import dataclass, replace
-from enum import Enum
+from dataclasses import replace
 
 from edgefl.device.events import (
     Activate,
@@ -43,61 +43,17 @@ from edgefl.device.events import (
     Trained,
     TrainingFailed,
 )
+from edgefl.device.state import Session, Step, Work
 from edgefl.wire.messages import FileRef, Manifest, Receipt, RoundOrder
 
 RESEND_AFTER = 20.0
-"""Seconds without a receipt after which an update is sent again on a living connection."""
+"""Seconds without a receipt after which an update is sent again on a living connection, for the first time."""
 RETRY_AFTER = 2.0
+"""Seconds from the first failed training of a round to the second attempt."""
 RETRY_LIMIT = 300.0
+"""Longest pause of either kind; each is twice as long as the one before."""
 GIVE_UP_AFTER = 3
 """Failed trainings of one round before the device waits for the next."""
-
-
-class Step(Enum):
-    """Where the work of a round stands."""
-
-    FETCHING = "fetching"
-    TRAINING = "training"
-    SENDING = "sending"
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """One round in progress. `sha256` is the encoded update's, once there is one; `order` is unknown after a restart."""
-
-    version: int
-    round: int
-    step: Step
-    order: RoundOrder | None
-    sha256: bytes = b""
-    failures: int = 0
-    retry_at: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Session:
-    """State of one model on one device.
-
-    Attributes:
-        device: its id.
-        active: manifest of the version in use.
-        installing: manifest of the version being fetched.
-        missing: SHA-256 of files of `installing` that are not there yet.
-        work: the round in progress.
-        heard: newest order for the active variant.
-        done: last round that needs no more work, of the active version.
-        adopted: SHA-256 of the newest weights that the device holds.
-    """
-
-    device: str
-    active: Manifest | None = None
-    installing: Manifest | None = None
-    missing: frozenset[bytes] = frozenset()
-    work: Work | None = None
-    heard: RoundOrder | None = None
-    done: int = 0
-    adopted: bytes = b""
-
 
 Outcome = tuple[Session, tuple[Effect, ...]]
 
@@ -117,11 +73,11 @@ def step(state: Session, event: Event, now: float) -> Outcome:  # noqa: PLR0911 
     """The machine: the next state and what to do."""
     match event:
         case Connected():
-            return _resend(state, now)
+            return _connected(state, now)
         case ManifestHeard(manifest):
             return _consider(state, manifest)
         case OrderHeard(order):
-            return _order(state, order)
+            return _order(state, order, now)
         case Fetched(sha256):
             return _fetched(state, sha256, now)
         case Trained(number, sha256):
@@ -160,29 +116,34 @@ def _activate(state: Session) -> Outcome:
     manifest = state.installing
     if manifest is None:
         return state, ()
-    stop: tuple[Effect, ...] = (StopTraining(),) if state.work and state.work.step is Step.TRAINING else ()
+    work, heard = state.work, state.heard
+    stop: tuple[Effect, ...] = (StopTraining(),) if work and work.step is Step.TRAINING else ()
     state = replace(
         state,
         active=manifest,
         installing=None,
         missing=frozenset(),
-        work=None,
-        done=0,
+        work=work if work and work.step is Step.SENDING and work.version == manifest.version else None,
         adopted=b"",
-        heard=_still_heard(state, manifest),
+        heard=heard if heard and _matches(manifest, heard) else None,
     )
     return state, (*stop, Activate(manifest), Announce("activated", manifest.version, 0))
-
-
-def _still_heard(state: Session, manifest: Manifest) -> RoundOrder | None:
-    return state.heard if state.heard and _matches(manifest, state.heard) else None
 
 
 def _matches(manifest: Manifest, order: RoundOrder) -> bool:
     return (manifest.model, manifest.version, manifest.variant) == (order.model, order.version, order.variant)
 
 
-def _order(state: Session, order: RoundOrder) -> Outcome:
+def _same(one: RoundOrder | None, other: RoundOrder) -> bool:
+    """Whether two orders want the same; one that is announced again may have another expiry."""
+    wanted = (other.version, other.round, other.weights, other.task)
+    return one is not None and (one.version, one.round, one.weights, one.task) == wanted
+
+
+def _order(state: Session, order: RoundOrder, now: float) -> Outcome:
+    work = state.work
+    if work and work.step is Step.SENDING and work.retry_at is not None:
+        state = replace(state, work=replace(work, failures=0, retry_at=min(work.retry_at, now + RESEND_AFTER)))
     if state.heard and (order.version, order.round) < (state.heard.version, state.heard.round):
         return state, ()
     return _next_work(replace(state, heard=order))
@@ -193,23 +154,25 @@ def _next_work(state: Session) -> Outcome:
     order, work = state.heard, state.work
     if order is None or state.active is None or not _matches(state.active, order):
         return state, ()
-    if work and (work.step is not Step.FETCHING or work.order == order):
+    if work and (work.step is not Step.FETCHING or _same(work.order, order)):
         return state, ()
-    if order.weights.sha256 == state.adopted if order.task is None else order.round <= state.done:
+    place = (order.version, order.round)
+    if order.weights.sha256 == state.adopted if order.task is None else place <= state.done:
         return state, ()
     if order.task is not None and not takes_part(state.device, order):
-        state, skipped = replace(state, done=order.round, work=None), work is not None
+        state, skipped = replace(state, done=place, work=None), work is not None
         return state, ((Fetch(_wanted(state)),) if skipped else ())
     state = replace(state, work=Work(order.version, order.round, Step.FETCHING, order))
     return state, (Fetch(_wanted(state)),)
 
 
 def _weights_there(state: Session, active: Manifest, work: Work, order: RoundOrder) -> Outcome:
+    adopt = () if state.adopted == order.weights.sha256 else (Adopt(order),)
     state = replace(state, adopted=order.weights.sha256)
     if order.task is None:
-        return replace(state, work=None), (Adopt(order), Announce("adopted", order.version, order.round))
+        return replace(state, work=None), (*adopt, Announce("adopted", order.version, order.round))
     state = replace(state, work=replace(work, step=Step.TRAINING, retry_at=None))
-    return state, (Adopt(order), Announce("training", order.version, order.round), Train(active, order))
+    return state, (*adopt, Announce("training", order.version, order.round), Train(active, order))
 
 
 def _fetched(state: Session, sha256: bytes, now: float) -> Outcome:
@@ -230,7 +193,7 @@ def _trained(state: Session, number: int, sha256: bytes, now: float) -> Outcome:
     work = state.work
     if work is None or work.step is not Step.TRAINING or work.round != number:
         return state, ()
-    work = replace(work, step=Step.SENDING, sha256=sha256, retry_at=now + RESEND_AFTER)
+    work = replace(work, step=Step.SENDING, sha256=sha256, failures=0, retry_at=now + RESEND_AFTER)
     return replace(state, work=work), (Send(), Announce("trained", work.version, work.round))
 
 
@@ -240,27 +203,33 @@ def _failed(state: Session, number: int, reason: str, now: float) -> Outcome:
         return state, ()
     said = Announce("failed", work.version, number, reason)
     failures = work.failures + 1
-    if failures >= GIVE_UP_AFTER:
-        state, effects = _next_work(replace(state, work=None, done=number))
+    superseded = state.heard is not None and not _same(work.order, state.heard)
+    if superseded or failures >= GIVE_UP_AFTER:
+        state, effects = _next_work(replace(state, work=None, done=max(state.done, (work.version, number))))
         return state, (said, *effects)
-    pause = min(RETRY_LIMIT, RETRY_AFTER * 2.0 ** (failures - 1))
-    work = replace(work, step=Step.FETCHING, failures=failures, retry_at=now + pause)
+    work = replace(work, step=Step.FETCHING, failures=failures, retry_at=now + _pause(RETRY_AFTER, failures - 1))
     return replace(state, work=work), (said,)
+
+
+def _pause(first: float, before: int) -> float:
+    """Seconds to wait after so many pauses before this one."""
+    return min(RETRY_LIMIT, first * 2.0 ** min(before, 16))
 
 
 def _receipt(state: Session, receipt: Receipt) -> Outcome:
     work = state.work
     if work is None or work.step is not Step.SENDING or receipt.sha256 != work.sha256:
         return state, ()
-    state = replace(state, work=None, done=max(state.done, work.round))
+    state = replace(state, work=None, done=max(state.done, (work.version, work.round)))
     state, effects = _next_work(state)
     return state, (Settle(receipt.stored, receipt.reason), *effects)
 
 
-def _resend(state: Session, now: float) -> Outcome:
-    if state.work and state.work.step is Step.SENDING:
-        return replace(state, work=replace(state.work, retry_at=now + RESEND_AFTER)), (Send(),)
-    return state, ()
+def _connected(state: Session, now: float) -> Outcome:
+    work = state.work
+    if work is None or work.step is not Step.SENDING:
+        return state, ()
+    return replace(state, work=replace(work, failures=0, retry_at=now + RESEND_AFTER)), (Send(),)
 
 
 def _tick(state: Session, now: float) -> Outcome:
@@ -268,6 +237,8 @@ def _tick(state: Session, now: float) -> Outcome:
     if work is None or work.retry_at is None or now < work.retry_at:
         return state, ()
     if work.step is Step.SENDING:
-        return _resend(state, now)
+        failures = work.failures + 1
+        work = replace(work, failures=failures, retry_at=now + _pause(RESEND_AFTER, failures))
+        return replace(state, work=work), (Send(),)
     state = replace(state, work=replace(work, retry_at=None))
     return state, (Fetch(_wanted(state)),)

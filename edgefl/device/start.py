@@ -1,4 +1,4 @@
-"""Starting the agent on a real board: session number, link, will, and a clean end."""
+"""Starting the agent on a real board: the state directory, session number, link, will, and a clean end."""
 
 import os
 from collections.abc import Callable
@@ -6,12 +6,13 @@ from collections.abc import Callable
 from edgefl.device.agent import Agent
 from edgefl.device.config import Bundle
 from edgefl.device.voice import death
-from edgefl.errors import ConfigError
+from edgefl.errors import ConfigError, StoreError
 from edgefl.link.address import BrokerAddress
 from edgefl.link.paho import PahoLink
 from edgefl.sources.parse import open_source
 from edgefl.store.atomic import remove_leftovers, store_error
 from edgefl.store.counter import next_number
+from edgefl.store.lock import file_lock
 
 
 def run_device(bundle: Bundle, should_stop: Callable[[], bool]) -> None:
@@ -20,7 +21,7 @@ def run_device(bundle: Bundle, should_stop: Callable[[], bool]) -> None:
     Raises:
         ConfigError: the bundle names no source of examples.
         DataError: the source's name is no such name.
-        StoreError: the state directory cannot be written.
+        StoreError: the state directory cannot be written, or another agent uses it.
     """
     config = bundle.config
     if not config.data:
@@ -30,7 +31,22 @@ def run_device(bundle: Bundle, should_stop: Callable[[], bool]) -> None:
             remedy="Set the key `data`, or give --data",
         )
     open_source(config.data)
-    _prepare(bundle)
+    try:
+        bundle.state.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise store_error("create", bundle.state, error) from error
+    with file_lock(bundle.state / "lock", wait=False) as alone:
+        if not alone:
+            raise StoreError(
+                f"another agent runs with the state in {bundle.state}",
+                remedy="End it first: two would send each other's updates",
+            )
+        _remove_leftovers(bundle)
+        _run_agent(bundle, should_stop)
+
+
+def _run_agent(bundle: Bundle, should_stop: Callable[[], bool]) -> None:
+    config = bundle.config
     session = next_number(bundle.state / "session")
     address = BrokerAddress(config.host, config.port, bundle.ca, bundle.certificate, bundle.key)
     last_words = death(config.id, session)
@@ -41,12 +57,8 @@ def run_device(bundle: Bundle, should_stop: Callable[[], bool]) -> None:
         link.close(2.0, last=last_words)
 
 
-def _prepare(bundle: Bundle) -> None:
-    """Make the state directory, and clear away what a killed process left half-written."""
-    try:
-        bundle.state.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise store_error("create", bundle.state, error) from error
+def _remove_leftovers(bundle: Bundle) -> None:
+    """Clear away what a killed process left half-written."""
     for directory in (bundle.state, *[path for path in bundle.state.rglob("*") if path.is_dir()]):
         if os.access(directory, os.W_OK):
             remove_leftovers(directory)

@@ -1,17 +1,19 @@
 """The trainer: a child process of the agent that loads ONNX Runtime, trains a round, and writes the outbox.
 
 Model: it reads a `Job` per line, answers each with `Done` or `Failed`, and ends when its input ends. The engine is kept from one
-job to the next while the variant stays the same; the examples are read anew, so that new ones are seen. It limits its own memory
-and its priority before it loads anything heavy, so that a model that eats the board's memory takes this process down and not the
-device.
+job to the next while the variant stays the same; the examples are read anew, so that new ones are seen. It lowers its priority
+before it loads anything heavy and dies with the agent; the agent ends it when it takes more memory than the profile allows, so
+that a model that eats the board's memory takes this process down and not the device.
 
 Rules: standard output carries answers only; what libraries print goes to standard error. An answer `Done` is given after the
 outbox is on disk. The same job gives the same bytes: shuffling and rounding are seeded by task, round and device.
 """
 
+import contextlib
+import ctypes
 import hashlib
 import os
-import resource
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -21,7 +23,7 @@ import numpy as np
 
 from edgefl.codec.update import encode
 from edgefl.codec.weights import decode_weights
-from edgefl.device.job import Answer, Done, Failed, Job, decode_job, encode_line
+from edgefl.device.job import AGENT_VARIABLE, Answer, Done, Failed, Job, decode_job, encode_line
 from edgefl.device.resources import peak_rss
 from edgefl.engine.contract import Engine, Trained, VariantFiles
 from edgefl.engine.open import open_engine
@@ -29,8 +31,11 @@ from edgefl.errors import EdgeflError, EngineError, Fault
 from edgefl.layout import Float32
 from edgefl.sources.parse import open_source
 from edgefl.store.outbox import OutboxEntry, read_residual, write_outbox
+from edgefl.store.personal import keep_personal, with_personal
 
 NICENESS = 10
+PR_SET_PDEATHSIG = 1
+"""From <sys/prctl.h>: the signal that this process gets when its parent dies. An orphan must not write an outbox."""
 
 
 class Trainer:
@@ -44,24 +49,28 @@ class Trainer:
         """Train, encode, and write the outbox.
 
         Raises:
-            EdgeflError: data, files, engine or disk do not allow it; nothing has been written.
+            EdgeflError: data, files, engine or disk do not allow it; what was written counts for nothing.
         """
         began = time.monotonic()
         engine = self._open(job)
-        examples = open_source(job.source).load().shaped(job.input_shape, job.classes)
+        examples = open_source(job.source).load().shaped(job.input_shape, job.classes, job.recipe.loss)
         base = decode_weights(Path(job.weights).read_bytes(), job.layout)
+        base = with_personal(Path(job.personal), job.version, job.layout, base)
         engine.set_vector(base)
         rng = np.random.default_rng([job.task.seed, job.round, *hashlib.sha256(job.device.encode()).digest()[:4]])
-        trained = engine.train(examples, epochs=job.task.epochs, learning_rate=job.task.learning_rate, rng=rng)
-        delta = engine.vector() - base
+        task = job.task
+        trained = engine.train(examples, epochs=task.epochs, learning_rate=task.learning_rate, rng=rng, proximal=task.proximal)
+        vector, shared = engine.vector(), job.layout.shared()
+        delta = vector - base if shared is None else vector[shared] - base[shared]
         if not np.isfinite(delta).all():
             raise EngineError("training diverged to NaN or infinite weights", remedy="Lower the plan's learning rate")
         sha256 = self._write(job, delta, len(examples), trained, rng)
+        keep_personal(Path(job.personal), job.version, job.layout, vector)
         return Done(round=job.round, sha256=sha256, seconds=time.monotonic() - began, peak_rss=peak_rss())
 
     def _write(self, job: Job, delta: Float32, samples: int, trained: Trained, rng: np.random.Generator) -> bytes:
         digest = job.layout.digest()
-        vector = delta + self._residual(job, digest)
+        vector = delta + self._residual(job, digest, len(delta))
         encoded = encode(vector, sparsity=job.task.sparsity, bits=job.task.bits, rng=rng)
         residual = encoded.residual.astype("<f4").tobytes()
         sha256 = hashlib.sha256(encoded.data).digest()
@@ -81,19 +90,24 @@ class Trainer:
         return sha256
 
     @staticmethod
-    def _residual(job: Job, digest: str) -> Float32:
+    def _residual(job: Job, digest: str, size: int) -> Float32:
         kept = read_residual(Path(job.settled))
-        if kept and (kept[0].version, kept[0].variant, kept[0].layout) == (job.version, job.variant, digest):
+        wanted = (job.version, job.variant, digest, 4 * size)
+        if kept and (kept[0].version, kept[0].variant, kept[0].layout, len(kept[1])) == wanted:
             return np.frombuffer(kept[1], dtype="<f4").astype(np.float32)
-        return np.zeros(job.layout.size, dtype=np.float32)
+        return np.zeros(size, dtype=np.float32)
 
     def _open(self, job: Job) -> Engine:
         paths = {role: Path(path) for role, path in job.graphs.items()}
-        files = VariantFiles(job.engine, job.layout, job.input_shape, job.classes, job.batch, paths)
+        files = VariantFiles(job.engine, job.layout, job.input_shape, job.classes, job.batch, paths, job.recipe)
         if self._engine is None or self._engine[0] != files:
             self._engine = None  # the old engine's memory goes before the new one's comes
             self._engine = (files, open_engine(files, threads=self._threads))
         return self._engine[1]
+
+    def forget(self) -> None:
+        """Let go of the engine: after a failure its state is not to be trusted, and its memory may be what is missing."""
+        self._engine = None
 
 
 def answer(trainer: Trainer, job: Job) -> Answer:
@@ -107,14 +121,25 @@ def answer(trainer: Trainer, job: Job) -> Answer:
         reason, fault = "training needs more memory than the profile allows. Push a narrower variant.", "machine"
     except OSError as error:
         reason, fault = f"reading or writing failed: {error}.", "machine"
+    trainer.forget()
     return Failed(round=job.round, reason=reason, fault=fault, peak_rss=peak_rss())
 
 
-def bound(memory_mb: int) -> None:
-    """Limit this process's writable memory and lower its priority."""
-    limit = memory_mb * 1024 * 1024
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+def yield_to_others() -> None:
+    """Lower this process's priority, offer it to the kernel as the first to go when memory is short, and die with the agent.
+
+    The limit itself is watched by the agent (`device.training`) and, on a board, by the unit's control group. RLIMIT_DATA and
+    RLIMIT_AS count what is reserved, not what is used: with several threads they hit long before the memory is needed, and ONNX
+    Runtime, whose thread pool cannot start then, waits for ever.
+    """
     os.nice(NICENESS)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.environ.get(AGENT_VARIABLE, str(os.getppid())) != str(os.getppid()):
+        raise SystemExit("the agent is gone")  # before it could be bound to our end
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the agent, which ends us
 
 
 def serve(read: Callable[[], bytes], write: Callable[[bytes], object], trainer: Trainer) -> None:
@@ -124,9 +149,9 @@ def serve(read: Callable[[], bytes], write: Callable[[bytes], object], trainer: 
 
 
 def main(arguments: list[str]) -> None:
-    """Entry of the child process: `python -m edgefl.device.trainer THREADS MEMORY_MB`."""
-    threads, memory_mb = int(arguments[0]), int(arguments[1])
-    bound(memory_mb)
+    """Entry of the child process: `python -m edgefl.device.trainer THREADS`."""
+    threads = int(arguments[0])
+    yield_to_others()
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # libraries that print must not garble the answers
     serve(sys.stdin.buffer.readline, answers.write, Trainer(threads))

@@ -1,25 +1,36 @@
-"""The agent's side of the trainer: starting it when there is work, watching it, ending it when it is idle, slow or dead.
+"""The agent's side of the trainer: starting it when there is work, watching it, ending it when it is idle, slow, greedy or dead.
 
 Model: at most one child, at most one job at a time. `poll` gives the answer of the running job when there is one; a child that
-died or took too long gives an answer too, written by us. The child's output is a file descriptor that the agent's own wait
-includes, so that nothing polls.
+died, stands still or took too much gives an answer too, written by us. The child's output is a file descriptor that the agent's
+own wait includes, so that nothing polls. What the child and its libraries complain about goes to the agent's standard error.
+
+Rule: nothing here waits for the child: a job fits the pipe as a whole, and answers are read as far as they are there.
 """
 
+import contextlib
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import msgspec
 
-from edgefl.device.job import Answer, Failed, Job, decode_answer, encode_line
+from edgefl.device.job import AGENT_VARIABLE, Answer, Failed, Job, decode_answer, encode_line
+from edgefl.device.resources import cpu_seconds, resident
 
 IDLE_SECONDS = 60.0
 """An idle trainer is ended after this time: its memory is worth more to the board than its warm start to us."""
 JOB_SECONDS = 6 * 3600.0
+STILL_SECONDS = 300.0
+"""A trainer that has used no processor time for so long will not come back: ONNX Runtime waits for ever if a thread of its pool
+cannot start."""
+LONGEST_JOB = 1 << 20
+"""Bytes of a job, and what an unprivileged pipe may hold on Linux."""
+LONGEST_ANSWER = 1 << 16
+REAP_SECONDS = 5.0
 
 
 class TrainerProcess:
@@ -27,19 +38,20 @@ class TrainerProcess:
 
     Args:
         threads: intra-operator threads of ONNX Runtime.
-        memory_mb: limit of the child's writable memory.
-        log: file that takes the child's standard error.
+        memory_mb: resident memory of the child above which it is ended; looked at whenever the agent polls.
         clock: monotonic seconds.
     """
 
-    def __init__(self, threads: int, memory_mb: int, log: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        self._command = [sys.executable, "-m", "edgefl.device.trainer", str(threads), str(memory_mb)]
-        self._log = log
+    def __init__(self, threads: int, memory_mb: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._command = [sys.executable, "-m", "edgefl.device.trainer", str(threads)]
+        self._memory = memory_mb * 1024 * 1024
         self._clock = clock
         self._child: subprocess.Popen[bytes] | None = None
         self._job: Job | None = None
         self._since = 0.0
+        self._cpu = (0.0, 0.0)  # seconds the child has used, and when that was new
         self._line = b""
+        self._trouble = ""
         self.peak_rss = 0
         """Largest peak of any child so far, in bytes."""
 
@@ -55,14 +67,15 @@ class TrainerProcess:
 
     def start(self, job: Job) -> None:
         """Give the child a job, starting one if there is none. The caller has seen that it is not busy."""
-        self._job, self._since = job, self._clock()
+        now = self._clock()
+        self._job, self._since, self._cpu, self._trouble = job, now, (0.0, now), ""
         try:
-            child = self._child or self._spawn()
-            if child.stdin is None:
-                return
-            child.stdin.write(encode_line(job))
-            child.stdin.flush()
-        except OSError:
+            if self._child is None or self._child.poll() is not None:
+                self.kill()
+                self._spawn()
+            self._hand_over(encode_line(job))
+        except OSError as error:
+            self._trouble = str(error)
             self.kill()  # poll will find no child and answer for it
 
     def poll(self) -> Answer | None:
@@ -72,10 +85,7 @@ class TrainerProcess:
             if self._child and self._clock() - self._since > IDLE_SECONDS:
                 self.kill()
             return None
-        answer = self._read(job)
-        if answer is None and self._clock() - self._since > JOB_SECONDS:
-            self.kill()
-            answer = Failed(round=job.round, reason="training took longer than six hours", fault="machine", peak_rss=0)
+        answer = self._read(job) or self._overdrawn(job)
         if answer is not None:
             self._job, self._since, self._line = None, self._clock(), b""
             self.peak_rss = max(self.peak_rss, answer.peak_rss)
@@ -86,47 +96,90 @@ class TrainerProcess:
         child, self._child, self._line = self._child, None, b""
         if child is not None:
             child.kill()
-            child.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in the kernel with a broken disk
+                child.wait(REAP_SECONDS)
             for stream in (child.stdin, child.stdout):
                 if stream:
                     stream.close()
 
     def cancel(self) -> None:
-        """Forget the running job."""
+        """Forget the running job; the child is ended."""
         self.kill()
         self._job = None
 
-    def _spawn(self) -> subprocess.Popen[bytes]:
-        with self._log.open("ab") as log:
-            self._child = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, bufsize=0)
-        if self._child.stdout:
-            os.set_blocking(self._child.stdout.fileno(), False)
-        return self._child
+    def _spawn(self) -> None:
+        # One thread is enough for what numpy does there, and each further one reserves memory.
+        environment = {**os.environ, AGENT_VARIABLE: str(os.getpid()), "OPENBLAS_NUM_THREADS": "1"}
+        self._child = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, bufsize=0)
+        for stream in (self._child.stdin, self._child.stdout):
+            if stream:
+                os.set_blocking(stream.fileno(), False)
+                if stream is self._child.stdin:
+                    fcntl.fcntl(stream.fileno(), fcntl.F_SETPIPE_SZ, LONGEST_JOB)
+
+    def _hand_over(self, line: bytes) -> None:
+        stream = self._child.stdin if self._child else None
+        if stream is None or stream.write(line) != len(line):
+            raise OSError(f"a job of {len(line)} bytes does not fit the pipe")
 
     def _read(self, job: Job) -> Answer | None:
         child = self._child
         if child is None or child.stdout is None:
-            return Failed(round=job.round, reason="the trainer process could not be started", fault="machine", peak_rss=0)
-        while chunk := child.stdout.read(65536):
-            self._line += chunk
-        if self._line.endswith(b"\n"):
-            return self._decode(job)
-        if chunk is None or child.poll() is None:
+            return self._failed(job, f"the trainer process could not be started: {self._trouble or 'it is gone'}")
+        chunk = child.stdout.read(LONGEST_ANSWER)
+        self._line += chunk or b""
+        if self._line.endswith(b"\n") or len(self._line) > LONGEST_ANSWER:
+            return self._decoded(job)
+        if chunk is None or chunk:
             return None
-        reason = f"the trainer process died ({_cause(child.returncode)}); see {self._log}"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(REAP_SECONDS)  # its output has ended, so it is ending
         self.kill()
-        return Failed(round=job.round, reason=reason, fault="machine", peak_rss=0)
+        return self._failed(job, f"the trainer process died ({_cause(child.returncode)}); the log says more")
 
-    def _decode(self, job: Job) -> Answer:
+    def _decoded(self, job: Job) -> Answer:
         try:
-            return decode_answer(self._line)
+            answer = decode_answer(self._line)
         except msgspec.MsgspecError as error:
             self.kill()
-            return Failed(round=job.round, reason=f"the trainer answered nonsense: {error}", fault="edgefl", peak_rss=0)
+            return self._failed(job, f"the trainer answered nonsense: {error}")
+        if answer.round == job.round:
+            return answer
+        self.kill()
+        return self._failed(job, f"the trainer answered nonsense: round {answer.round} instead of {job.round}")
+
+    def _overdrawn(self, job: Job) -> Failed | None:
+        """Ends a child that has taken more time or memory than it may, or does nothing."""
+        now, pid = self._clock(), self._child.pid if self._child else 0
+        used, cpu = resident(pid), cpu_seconds(pid)
+        if cpu != self._cpu[0]:
+            self._cpu = (cpu, now)
+        if used > self._memory:
+            reason = (
+                f"training needs more memory than this device's profile allows: expected at most {self._memory >> 20} MiB, "
+                f"found {used >> 20} MiB. Push a narrower variant, or use fewer examples"
+            )
+        elif now - self._since > JOB_SECONDS:
+            reason = f"training took longer than {JOB_SECONDS / 3600:.0f} hours"
+        elif now - self._cpu[1] > STILL_SECONDS:
+            reason = f"the trainer process stood still for {STILL_SECONDS:.0f} seconds"
+        else:
+            return None
+        self.kill()
+        return self._failed(job, reason, used)
+
+    @staticmethod
+    def _failed(job: Job, reason: str, peak_rss: int = 0) -> Failed:
+        return Failed(round=job.round, reason=reason, fault="machine", peak_rss=peak_rss)
 
 
-def _cause(code: int) -> str:
+def _cause(code: int | None) -> str:
+    if code is None:
+        return "no exit code"
     if code >= 0:
         return f"exit code {code}"
-    name = signal.Signals(-code).name
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"
     return f"{name}, probably out of memory" if name in ("SIGKILL", "SIGABRT", "SIGSEGV") else name

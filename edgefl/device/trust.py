@@ -1,9 +1,14 @@
 """Which manifests and round orders a device believes: signature, addressee, expiry, size. Everything else is refused by name.
 
-Rules: a manifest is believed if the fleet's release key signed it, for this device's profile, and it has not expired; a round
-order if the key signed it that a believed manifest of its version names. Nothing is decoded before its signature holds.
+Rules: a manifest is believed if the fleet's release key signed it, for this device's profile and engine, and it has not expired;
+a round order if the key signed it that a believed manifest names, for that manifest's variant, with weights that are no larger
+than its layout. Nothing is decoded before its signature holds. An order says for which version it is: whether that is the version
+in use is not a question of belief, and the caller's to ask.
 """
 
+import time
+
+from edgefl.codec.weights import Precision, weights_length
 from edgefl.device.config import DeviceConfig
 from edgefl.errors import MessageError, SignatureError
 from edgefl.identity.signing import MANIFEST, ROUND, verify
@@ -17,8 +22,8 @@ def believed_manifest(payload: bytes, model: str, config: DeviceConfig, now: flo
     Args:
         payload: what arrived.
         model: the model that the topic names.
-        config: profile, release key and room of this device.
-        now: seconds since 1970.
+        config: profile, engine, release key and room of this device.
+        now: seconds since 1970; 0 for one that was believed before: what is held does not expire.
 
     Raises:
         MessageError: it does not decode, contradicts itself, or is not for this device.
@@ -30,6 +35,13 @@ def believed_manifest(payload: bytes, model: str, config: DeviceConfig, now: flo
             "a manifest for somebody else",
             expected=f"{model} for {config.profile}",
             found=f"{manifest.model} for {manifest.profile}",
+        )
+    if manifest.engine != config.engine:
+        raise MessageError(
+            f"{model}@{manifest.version} is made for another engine",
+            expected=config.engine,
+            found=manifest.engine,
+            remedy="Provision this device again: its profile has changed",
         )
     _check_expiry(f"manifest of {model}@{manifest.version}", manifest.expires, now)
     for ref in manifest.files:
@@ -47,14 +59,30 @@ def believed_manifest(payload: bytes, model: str, config: DeviceConfig, now: flo
 def believed_order(payload: bytes, manifest: Manifest, now: float) -> RoundOrder:
     """The round order in a retained announcement, checked with the key that the manifest names.
 
+    Args:
+        payload: what arrived.
+        manifest: a believed one of the order's model and variant.
+        now: as above.
+
     Raises:
         MessageError: it does not decode, contradicts itself, or is for another variant.
         SignatureError: it is not that key's, or has expired.
     """
     order = decode(verify(decode(payload, Signed), ROUND, manifest.round_key), RoundOrder)
     if (order.model, order.variant) != (manifest.model, manifest.variant):
-        raise MessageError("a round order for another variant", expected=manifest.variant, found=order.variant)
+        raise MessageError(
+            "a round order for another variant",
+            expected=f"{manifest.model} {manifest.variant}",
+            found=f"{order.model} {order.variant}",
+        )
     check_ref(order.weights)
+    largest = weights_length(manifest.layout, Precision.FP32)
+    if order.version == manifest.version and order.weights.length > largest:
+        raise MessageError(
+            f"the weights of round {order.round} of {order.model} are too large",
+            expected=f"at most {largest} bytes",
+            found=f"{order.weights.length}",
+        )
     _check_expiry(f"order of round {order.round} of {order.model}", order.expires, now)
     return order
 
@@ -63,6 +91,6 @@ def _check_expiry(what: str, expires: int, now: float) -> None:
     if expires < now:
         raise SignatureError(
             f"the {what} has expired",
-            found=f"{now - expires:.0f} s ago",
+            expected=f"a clock before {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime(expires))}",
             remedy="Check this device's clock, or wait for a new one",
         )

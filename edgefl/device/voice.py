@@ -1,19 +1,25 @@
-"""What a device says: its birth and death, its reports, its updates. One place that knows topics and packet sizes.
+"""What a device says about itself: its birth and death, its progress and its troubles.
 
-Rule: saying something never fails for the caller. A full queue is logged; what matters (an update) is said again by the session
-machine until it has been answered, what does not is news that a later report brings.
+Rules: saying something never fails for the caller: a full queue is logged, and a later report brings newer news. The same trouble
+is told once in a while, and many different ones only now and then: neither a full disk nor a flood of garbage becomes a flood of
+reports.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from edgefl import __version__
 from edgefl.device.config import DeviceConfig
 from edgefl.errors import LinkError
 from edgefl.link.contract import Link, Message
-from edgefl.store.outbox import OutboxEntry
 from edgefl.wire import topics
-from edgefl.wire.messages import PART_SIZE, Installed, Manifest, Report, State, UpdatePart, encode
+from edgefl.wire.messages import Installed, Manifest, Report, State, encode
+
+TOLD_AGAIN = 600.0
+"""Seconds after which the same trouble is told again."""
+TOLD_APART = 2.0
+"""Seconds between two different troubles."""
+LONGEST_ERROR = 500
 
 log = logging.getLogger("edgefl.device")
 
@@ -24,18 +30,26 @@ def death(device: str, session: int) -> Message:
 
 
 class Voice:
-    """Publishes for one device.
+    """Speaks for one device.
 
     Args:
         config: who speaks.
         link: to the broker.
         session: number of this start.
+        memory: peak bytes of agent and trainer together.
+        clock: monotonic seconds.
     """
 
-    def __init__(self, config: DeviceConfig, link: Link, session: int) -> None:
+    def __init__(
+        self, config: DeviceConfig, link: Link, session: int, *, memory: Callable[[], int], clock: Callable[[], float]
+    ) -> None:
         self._config = config
         self._link = link
         self._session = session
+        self._memory = memory
+        self._clock = clock
+        self._trouble = ""
+        self._told_at: float | None = None
 
     def birth(self, active: Iterable[Manifest]) -> None:
         """Say that the device is there, and what it holds."""
@@ -45,28 +59,20 @@ class Voice:
         state = State(self._session, online=True, profile=config.profile, engine=config.engine, software=software, models=models)
         self._say(topics.state(config.id), encode(state), retain=True)
 
-    def report(self, report: Report) -> None:
-        """Tell progress or an error."""
+    def report(self, model: str, version: int, number: int, step: str, *, percent: int = 0, error: str = "") -> None:
+        """Tell how far a model is; `step` as in `wire.messages.Report`."""
+        received = self._link.traffic.received_bytes
+        report = Report(model or "none", version, number, step, percent, received, self._memory(), error[:LONGEST_ERROR])
         self._say(topics.report(self._config.id), encode(report))
 
-    def update(self, model: str, entry: OutboxEntry, data: bytes) -> None:
-        """Send an encoded update in as many parts as it needs."""
-        cuts = range(0, len(data), PART_SIZE)
-        for part, start in enumerate(cuts):
-            message = UpdatePart(
-                model,
-                entry.version,
-                entry.variant,
-                entry.round,
-                entry.samples,
-                entry.loss_before,
-                entry.loss_after,
-                entry.sha256,
-                part,
-                len(cuts),
-                data[start : start + PART_SIZE],
-            )
-            self._say(topics.update(self._config.id), encode(message))
+    def trouble(self, model: str, error: str) -> None:
+        """Log what went wrong, and tell it unless it has been told lately; `model` is empty if none is concerned."""
+        now = self._clock()
+        pause = 0.0 if self._told_at is None else now - self._told_at
+        log.warning("%s%s", f"{model}: " if model else "", error)
+        if self._told_at is None or pause >= (TOLD_AGAIN if error == self._trouble else TOLD_APART):
+            self._trouble, self._told_at = error, now
+            self.report(model, 0, 0, "failed", error=error)
 
     def _say(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         try:

@@ -1,0 +1,245 @@
+"""What the doctor measures on a board, for `edgefl.device.doctor` to judge.
+
+Model: each function looks at one thing and hands values to its judge; `examine` calls them all. Stored variants run in a process
+of their own, as in training, so that one which crashes or eats the memory is a finding and not the end.
+
+Rules: looking changes nothing: no directory is made, no message published, and the broker sees a TLS handshake and no CONNECT,
+because a second client of the same id would throw the running agent out. What cannot be found out is no fault.
+"""
+
+import ctypes
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.metadata import distributions
+from pathlib import Path
+
+import numpy as np
+
+from edgefl import __version__
+from edgefl.codec.weights import decode_weights
+from edgefl.device import doctor
+from edgefl.device.config import Bundle, load_bundle
+from edgefl.device.doctor import MIB, Check, Diagnosis, Measured
+from edgefl.device.hands import RESERVE
+from edgefl.device.trust import believed_manifest
+from edgefl.engine.contract import VariantFiles
+from edgefl.engine.probe import probe
+from edgefl.engine.runtime import available_engines
+from edgefl.errors import ConfigError, EdgeflError, LinkError, PeerError
+from edgefl.examples import Examples
+from edgefl.identity.validity import validity_of
+from edgefl.link.address import BrokerAddress, Trouble, explain, tls_context
+from edgefl.profile import shipped_profiles
+from edgefl.sources.parse import open_source
+from edgefl.store.blobs import BlobStore
+from edgefl.store.model_state import ModelState
+from edgefl.wire.messages import Manifest
+
+PATIENCE = 5.0
+"""Seconds for the broker's answer, and for any program that is asked."""
+JUDGING = 1.0
+"""Seconds that a broker has to refuse our certificate: in TLS 1.3 it judges it after our side of the handshake is done."""
+LOAD_SECONDS = 120.0
+TIME_ERROR = 5
+"""What adjtimex(2) returns for a clock that is not synchronised."""
+RATE = 1e-4
+"""Learning rate of the steps that are timed: small, because their outcome does not matter."""
+
+
+def examine(path: Path, *, data: str | None = None) -> Diagnosis:
+    """Look at everything that taking part needs.
+
+    Args:
+        path: of the bundle.
+        data: source of examples, instead of what `device.toml` says.
+    """
+    try:
+        bundle = load_bundle(path, data=data)
+        validity = validity_of(bundle.certificate.read_bytes())
+    except ConfigError as error:
+        found = Check(name="bundle", state="failed", text=f"{said(error)}.", remedy=error.remedy)
+        return Diagnosis(device="", profile="", able=False, versions=versions(), models=(), checks=(found,))
+    config, now = bundle.config, time.time()
+    examples, data_check = examine_data(config.data)
+    known = shipped_profiles().get(config.profile)
+    checks = [
+        doctor.judge_architecture(known.architecture if known else "", platform.machine()),
+        doctor.judge_engine(config.engine, config.profile, runtime(), available_engines(), load_trouble()),
+        doctor.judge_clock(now, validity.begins, synchronised()),
+        doctor.judge_certificate(now, validity.begins, validity.ends, validity.name, config.id),
+        examine_storage(bundle),
+        doctor.judge_temperature(temperature(), throttled()),
+        data_check,
+        examine_broker(bundle),
+    ]
+    models = []
+    for measured, check in examine_models(bundle, examples):
+        models += [measured] if measured else []
+        checks.append(check)
+    able = doctor.is_able(checks)
+    return Diagnosis(
+        device=config.id, profile=config.profile, able=able, versions=versions(), models=tuple(models), checks=tuple(checks)
+    )
+
+
+def versions() -> dict[str, str]:
+    """Of what runs here."""
+    return {
+        "edgefl": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "onnxruntime": runtime() or "not installed",
+        "kernel": f"{platform.system()} {platform.release()}",
+        "architecture": platform.machine(),
+    }
+
+
+def runtime() -> str:
+    """Distribution and version of ONNX Runtime, empty without one; several at once are all named."""
+    found = {f"{d.name} {d.version}" for d in distributions() if (d.name or "").startswith("onnxruntime")}
+    return ", ".join(sorted(found))
+
+
+def load_trouble() -> str:
+    """Why ONNX Runtime does not load, empty if it does; tried in a child, so that this process stays small."""
+    command = [sys.executable, "-c", "from edgefl.engine.runtime import onnxruntime; onnxruntime()"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LOAD_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:300] if done.returncode else ""
+
+
+def synchronised() -> bool | None:
+    """Whether the kernel's clock is synchronised; None where it does not tell."""
+    try:
+        told = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(512))  # all zero: asks and changes nothing
+    except (OSError, AttributeError):
+        return None
+    return None if told < 0 else bool(told != TIME_ERROR)
+
+
+def temperature() -> float | None:
+    """Of the hottest thermal zone, in degrees Celsius."""
+    found = []
+    for path in Path("/sys/class/thermal").glob("thermal_zone*/temp"):
+        try:
+            found.append(int(path.read_text()) / 1000.0)
+        except (OSError, ValueError):
+            continue
+    return max(found, default=None)
+
+
+def throttled() -> int | None:
+    """The flags of a Raspberry Pi's firmware; None on other boards."""
+    program = shutil.which("vcgencmd")
+    if program is None:
+        return None
+    try:
+        done = subprocess.run([program, "get_throttled"], capture_output=True, text=True, timeout=PATIENCE, check=False)
+        return int(done.stdout.strip().partition("=")[2], 16)
+    except (OSError, subprocess.TimeoutExpired, ValueError):
+        return None
+
+
+def examine_storage(bundle: Bundle) -> Check:
+    """The state directory, or the place where it will be made."""
+    place = bundle.state.absolute()
+    there = next(path for path in (place, *place.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    return doctor.judge_storage(free, bundle.config.storage_bytes, RESERVE, writable=writable, place=str(place))
+
+
+def examine_data(source: str) -> tuple[Examples | None, Check]:
+    """The examples, if they can be read."""
+    try:
+        examples = open_source(source).load() if source else None
+    except EdgeflError as error:
+        return None, doctor.judge_data(source, 0, said(error), error.remedy)
+    return examples, doctor.judge_data(source, len(examples) if examples else 0, "", "")
+
+
+def examine_broker(bundle: Bundle) -> Check:
+    """A TLS handshake with the device's certificate, as its agent makes it."""
+    config = bundle.config
+    address = BrokerAddress(config.host, config.port, bundle.ca, bundle.certificate, bundle.key)
+    trouble = handshake(address)
+    return doctor.judge_broker(str(address), trouble.reason if trouble else "", trouble.remedy if trouble else "")
+
+
+def handshake(address: BrokerAddress) -> Trouble | None:
+    """Why the broker does not take us; None if it does."""
+    try:
+        context = tls_context(address)
+        raw = socket.create_connection((address.host, address.port), timeout=PATIENCE)
+        with raw, context.wrap_socket(raw, server_hostname=address.host) as secured:
+            secured.settimeout(JUDGING)
+            try:
+                ended = not secured.recv(1)
+            except TimeoutError:
+                return None  # it waits for our CONNECT
+            return explain(ConnectionResetError()) if ended else None
+    except LinkError as error:
+        return Trouble(said(error), error.remedy)
+    except (OSError, ValueError) as error:
+        return explain(error)
+
+
+def examine_models(bundle: Bundle, examples: Examples | None) -> Iterator[tuple[Measured | None, Check]]:
+    """Each stored variant, run with the device's own examples where these fit."""
+    root = bundle.state / "models"
+    for folder in sorted(root.iterdir()) if root.is_dir() else ():
+        name = f"model {folder.name}"
+        try:
+            signed = ModelState(folder).current()
+            if signed is not None:
+                manifest = believed_manifest(signed, folder.name, bundle.config, 0.0)
+                measured = measure(bundle, manifest, examples)
+                yield measured, doctor.judge_model(measured, bundle.config.memory_mb)
+        except PeerError as error:
+            text = f"What is stored is not believed: {said(error)}."
+            yield None, Check(name=name, state="warning", text=text, remedy="The agent fetches the model again by itself")
+        except (EdgeflError, OSError) as error:
+            remedy = error.remedy if isinstance(error, EdgeflError) else "Check the disk"
+            yield None, Check(name=name, state="failed", text=f"{said(error)}.", remedy=remedy)
+
+
+def measure(bundle: Bundle, manifest: Manifest, examples: Examples | None) -> Measured:
+    """Run a stored variant in a child.
+
+    Raises:
+        EdgeflError: a file is missing or damaged, the data does not fit the model, or the variant does not run.
+    """
+    blobs = BlobStore(bundle.state / "blobs")
+    weights = decode_weights(blobs.get(manifest.file("weights").sha256), manifest.layout)
+    shape, classes, loss = manifest.input_shape, manifest.classes, manifest.recipe.loss
+    if not examples:
+        y = np.zeros((manifest.batch, classes), np.float32) if loss == "mse" else np.zeros(manifest.batch, np.int64)
+        examples = Examples(np.random.default_rng(0).standard_normal((manifest.batch, *shape)).astype(np.float32), y)
+    trial = examples.take(np.arange(manifest.batch) % len(examples)).shaped(shape, classes, loss)
+    paths = {ref.role: blobs.path(ref.sha256) for ref in manifest.files if ref.role != "weights"}
+    files = VariantFiles(manifest.engine, manifest.layout, shape, classes, manifest.batch, paths, manifest.recipe)
+    answer = probe(files, weights, [trial], RATE)
+    return Measured(
+        model=manifest.model,
+        version=manifest.version,
+        variant=manifest.variant,
+        engine=manifest.engine,
+        step_ms=round(1000.0 * answer.step_seconds, 3),
+        peak_rss_mb=round(answer.peak_rss / MIB, 1),
+    )
+
+
+def said(error: Exception) -> str:
+    """An error as a part of a sentence: what is wrong, expected and found; its remedy is said elsewhere."""
+    if not isinstance(error, EdgeflError):
+        return str(error)
+    text = error.problem + (f": expected {error.expected}" if error.expected else "")
+    return text + (f"{',' if error.expected else ':'} found {error.found}" if error.found else "")

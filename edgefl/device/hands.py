@@ -1,0 +1,163 @@
+"""The agent's hands: they do what a session machine orders, and keep machine and disk in agreement when they cannot.
+
+Model: files come through one `Fetcher`, updates leave through one `UpdateSender`, the models take turns at one trainer
+(`TrainingQueue`), and one `Voice` tells the server.
+
+Rule: when the disk fails in the middle of the effects of an event, the rest of them is left undone, the model goes back to what
+is on disk, and the newest words are looked at again after a pause. The session thereby meets the same situation once more.
+"""
+
+import logging
+import random
+from collections.abc import Callable
+
+from edgefl.device.config import Bundle
+from edgefl.device.events import Activate, Adopt, Announce, Effect, Event, Fetch, Send, Settle, StopTraining, Train
+from edgefl.device.fetching import Fetcher
+from edgefl.device.held import HeldModel
+from edgefl.device.resources import peak_rss
+from edgefl.device.sending import UpdateSender
+from edgefl.device.training import TrainerProcess
+from edgefl.device.training_queue import TrainingQueue
+from edgefl.device.voice import Voice
+from edgefl.errors import StoreError
+from edgefl.link.contract import Link
+from edgefl.store.blobs import BlobStore
+from edgefl.wire import topics
+
+log = logging.getLogger("edgefl.device")
+
+DISK_PAUSE = 15.0
+"""Seconds to wait after the disk has failed."""
+RESERVE = 16 << 20
+"""Bytes of disk that models leave free for everybody else, and for updates."""
+
+
+class Hands:
+    """Performs effects. Owned by the agent's one thread.
+
+    Args:
+        bundle: configuration, and where the state is.
+        link: to the broker.
+        session: number of this start.
+        clock: monotonic seconds.
+        rng: of pauses.
+
+    Attributes:
+        models: by name; the agent adds to them.
+
+    Raises:
+        StoreError: the state directory cannot be used.
+    """
+
+    def __init__(self, bundle: Bundle, link: Link, session: int, *, clock: Callable[[], float], rng: random.Random) -> None:
+        config = bundle.config
+        self.models: dict[str, HeldModel] = {}
+        self.blobs = BlobStore(bundle.state / "blobs")
+        self.fetcher = Fetcher(config.id, link, self.blobs, bundle.state / "partial", reserve=RESERVE, clock=clock, rng=rng)
+        self.sender = UpdateSender(config.id, link)
+        self.trainings = TrainingQueue(TrainerProcess(config.threads, config.memory_mb, clock=clock))
+        self.voice = Voice(config, link, session, memory=lambda: peak_rss() + self.trainings.peak_rss, clock=clock)
+        self._link = link
+        self._clock = clock
+
+    def happen(self, model: HeldModel, event: Event) -> None:
+        """Let something happen to a model, and do what its machine orders."""
+        effects = model.step(event, self._clock())
+        try:
+            for effect in effects:
+                self._perform(model, effect)
+        except StoreError as error:
+            self.voice.trouble(model.name, str(error))
+            self._start_over(model, DISK_PAUSE)
+
+    def _perform(self, model: HeldModel, effect: Effect) -> None:
+        match effect:
+            case Fetch(files):
+                self.fetcher.need(model.name, files)
+            case Activate(manifest):
+                model.activate(manifest)
+                log.info("%s@%d is active", model.name, manifest.version)
+                self._activated(model)
+            case Adopt(order):
+                model.adopt(order)
+                self.tidy()
+            case Train():
+                self._train(model, effect)
+            case StopTraining():
+                self.trainings.drop(model)
+            case Send():
+                if model.session.work:
+                    self.sender.send(model.name, model.disk.outbox, model.session.work.sha256)
+            case Settle(stored, reason):
+                self._settle(model, reason, stored=stored)
+            case Announce(step, version, number, error):
+                self.voice.report(model.name, version, number, step, error=error)
+
+    def _activated(self, model: HeldModel) -> None:
+        if model.session.work is None:
+            self.sender.forget(model.name)
+        self.follow_orders(model)
+        self.tidy()
+        self.be_born()
+        model.retry_at = self._clock()  # an order that was heard before its version can be believed now
+
+    def _train(self, model: HeldModel, train: Train) -> None:
+        if model.intact():
+            log.info("%s round %d training", model.name, train.order.round)
+            self.trainings.put(model, model.job(train))
+        else:
+            self.voice.trouble(model.name, "files were damaged on disk; fetching them again")
+            self._start_over(model, 0.0)
+
+    def _settle(self, model: HeldModel, reason: str, *, stored: bool) -> None:
+        self.sender.forget(model.name)
+        if stored:
+            model.disk.settle()
+        else:
+            log.warning("%s: the server refused an update: %s", model.name, reason)
+            model.disk.withdraw()
+
+    def _start_over(self, model: HeldModel, pause: float) -> None:
+        """Go back to what is on disk, and look at the newest words again after a pause."""
+        self.trainings.drop(model)
+        at = self._clock() + pause
+        model.recover(resend_at=at)
+        model.retry_at = at
+
+    def follow_orders(self, model: HeldModel) -> None:
+        """Subscribe to the orders of the active variant, and to no other's."""
+        active = model.session.active
+        wanted = topics.round_order(model.name, active.variant) if active else ""
+        if wanted != model.following:
+            if model.following:
+                self._link.unsubscribe(model.following)
+            if wanted:
+                self._link.subscribe(wanted)
+            model.following = wanted
+
+    def be_born(self) -> None:
+        """Say that the device is there, and what it holds."""
+        self.voice.birth(model.session.active for model in self.models.values() if model.session.active)
+
+    def report_progress(self) -> None:
+        """Tell how far each installation is, if that is news."""
+        for model in self.models.values():
+            installing, percent = model.session.installing, self.fetcher.percent(model.name)
+            if installing and self._link.connected and percent != model.percent_told:
+                model.percent_told = percent
+                self.voice.report(model.name, installing.version, 0, "fetching", percent=percent)
+
+    def tidy(self) -> None:
+        """Remove blobs and partial files that nothing needs, as far as the disk lets us."""
+        keep = {sha256 for model in self.models.values() for sha256 in model.needed()}
+        self.fetcher.tidy(keep)
+        try:
+            self.blobs.keep_only(keep)
+        except StoreError as error:
+            log.warning("cannot tidy up: %s", error)
+
+    def close(self) -> None:
+        """End the trainer and let go of files; what is on disk is used at the next start."""
+        self.trainings.close()
+        self.fetcher.close()

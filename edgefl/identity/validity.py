@@ -1,0 +1,37 @@
+"""Whose a certificate is, and from when to when."""
+
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+
+from edgefl.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Validity:
+    """What a certificate says of itself: its common name, and seconds since 1970."""
+
+    name: str
+    begins: float
+    ends: float
+
+
+def validity_of(pem: bytes) -> Validity:
+    """Of the first certificate in a PEM file.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    try:
+        certificate = x509.load_pem_x509_certificate(pem)
+    except ValueError as error:
+        raise ConfigError(
+            "the device's certificate cannot be read",
+            expected="PEM",
+            found=str(error)[:200],
+            remedy="Copy the whole bundle again",
+        ) from None
+    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return Validity(str(names[0].value) if names else "", begins.timestamp(), ends.timestamp())
