@@ -5,7 +5,11 @@ BIN := $(VENV)/bin
 ROUNDS ?= 20
 DEVICES ?= 6
 
-.PHONY: install demo test check format wheel clean
+# What a board has: stock ONNX Runtime, which the wheel's own markers choose from Python 3.13 on.
+STOCK := .venv-stock
+STOCK_PYTHON ?= $(shell python3.13 -c 'print("python3.13")' 2>/dev/null || echo $(PYTHON))
+
+.PHONY: install demo test test-stock test-arm64 check format wheel clean
 
 install: $(VENV)/installed
 
@@ -20,7 +24,16 @@ demo: install
 	$(BIN)/edgefl demo --rounds $(ROUNDS) --devices $(DEVICES)
 
 test: install check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
+
+# The wheel in an environment without torch and onnx; tests that need these skip.
+test-stock: wheel
+	tests/stock.sh $(STOCK_PYTHON) $(STOCK) dist/edgefl_fleet-*.whl
+
+# A round with the agent on aarch64, natively or under qemu (as root); skips with a reason where neither can be had.
+test-arm64: wheel
+	tests/stock.sh $(STOCK_PYTHON) $(STOCK) dist/edgefl_fleet-*.whl --only-install
+	tests/arm64/run.sh $(BIN)/python $(STOCK)/bin/python dist/edgefl_fleet-*.whl build/arm64.json
 
 check: install
 	$(BIN)/ruff format --check .
@@ -33,7 +46,8 @@ format: install
 	$(BIN)/ruff check --fix .
 
 wheel: install
+	rm -f dist/edgefl_fleet-*.whl
 	$(BIN)/python -m build --wheel --no-isolation
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) $(STOCK) build dist
