@@ -101,6 +101,7 @@ def test_device_that_floods_loses_its_own_update() -> None:
     inbox = Inbox(budget=4 * (PART_SIZE + OVERHEAD))
     small = parts_of(b"s" * 200, 100)
     inbox.add("small", small[0])
-    for part in parts_of(bytes(4 * PART_SIZE)):
-        inbox.add("flood", part)
+    for device in ("flood", "another flood"):
+        for part in parts_of(bytes(4 * PART_SIZE))[:3]:
+            inbox.add(device, part)
     assert inbox.add("small", small[1]) == b"s" * 200

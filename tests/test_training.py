@@ -98,6 +98,14 @@ def test_update_that_does_not_belong_is_refused(fleet, wrong):
     assert fleet.rows("SELECT COUNT(*) FROM updates") == [(0,)]
 
 
+def test_device_counts_only_with_the_variant_of_its_profile(fleet):
+    """A perfect update of another profile's variant is refused, because this device does not have that variant."""
+    fleet.train(rounds=2, cohort=1)
+    server, device = fleet.serve(), fleet.device("a")
+    receipt = answer(server, device, 1, data=toy.update_of("a", 1, toy.NARROW.size), variant="w0.5-int8")
+    assert (receipt.stored, "not the one of profile big" in receipt.reason) == (False, True)
+
+
 @pytest.mark.parametrize("field", ["loss_before", "loss_after"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_update_of_a_diverged_training_is_refused(fleet, field, value):
@@ -208,6 +216,16 @@ def test_large_update_arrives_in_parts(tmp_path, monkeypatch):
     server.turns()
     assert device.hear().stored
     assert [(r.round, r.updates) for r in rounds(fleet.database, 1)] == [(1, 1), (2, 0)]
+    assert [r.stored for r in answers(server, device, 9, data)] == [False]
+
+
+def answers(server, device, number, data):
+    """All receipts for an update of several parts."""
+    device.receipts.clear()
+    device.send(number, data=data)
+    server.turns()
+    device.hear()
+    return device.receipts
 
 
 def test_rounds_count_on_over_the_trainings_of_a_version(fleet):
@@ -266,7 +284,10 @@ def test_round_of_a_stopped_training_does_not_close(fleet):
     answer(server, fleet.device("a"), 1)
     end_training(fleet.database, training, "stopped")
     fleet.clock.now += 100.0
+    begun = server.training.parent.copy()
     server.service._guarded(lambda: server.service._advance(toy.MODEL))
+    np.testing.assert_array_equal(server.training.parent, begun)
+    assert (server.training.state.number, server.training.state.finished) == (1, True)
     assert fleet.rows("SELECT closed, result FROM rounds") == [(None, None)]
 
 
@@ -342,7 +363,9 @@ def course(fleet, points):
     devices = [fleet.device(name) for name in "acb"]
     deaths = 0
     server = None
-    while fleet.rows("SELECT state FROM trainings") != [("finished",)]:
+    for _ in range(30):
+        if fleet.rows("SELECT state FROM trainings") == [("finished",)]:
+            break
         try:
             if server is None:
                 server = fleet.serve()
@@ -354,7 +377,7 @@ def course(fleet, points):
         except KilledError:
             points.at = None
             deaths += 1
-            if server is not None:
+            if server is not None:  # otherwise it died while it started
                 server.kill()
             server = None
     if server is not None:

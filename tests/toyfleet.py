@@ -161,7 +161,11 @@ class ToyFleet:
         service = Service(database, self.blobs, link, self.online, wall=self.clock.wall, clock=self.clock.monotonic)
         link.subscribe(topics.ALL_UP)
         served = Served(self, service, database, link)
-        served.turns(steps)
+        try:
+            served.turns(steps)
+        except BaseException:
+            served.kill()
+            raise
         return served
 
     def device(self, name):

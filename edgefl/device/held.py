@@ -160,9 +160,10 @@ class HeldModel:
         return weights and active is not None and self._intact(active)
 
     def needed(self) -> set[bytes]:
-        """SHA-256 of every file that the session refers to."""
+        """SHA-256 of every file that the session refers to, or will when a damaged version is repaired."""
         session = self.session
-        refs = [ref for manifest in (session.active, session.installing) if manifest for ref in manifest.files]
+        manifests = (session.active or self.stored_manifest(), session.installing)
+        refs = [ref for manifest in manifests if manifest for ref in manifest.files]
         if session.work and session.work.order:
             refs.append(session.work.order.weights)
         return {ref.sha256 for ref in refs} | {session.adopted}

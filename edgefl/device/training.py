@@ -140,7 +140,7 @@ class TrainerProcess:
     def _decoded(self, job: Job) -> Answer:
         try:
             answer = decode_answer(self._line)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             self.kill()
             return self._failed(job, f"the trainer answered nonsense: {error}")
         if answer.round == job.round:

@@ -111,7 +111,7 @@ def _read(path: Path, part: Literal["nothing", "update", "residual"]) -> tuple[O
             update = _pass(file, entry.update_length, digest, keep=part == "update")
             residual = _pass(file, entry.residual_length, digest, keep=part == "residual")
             return (entry, update or residual) if file.read() == digest.digest() else None
-    except (OSError, struct.error, msgspec.MsgspecError):
+    except (OSError, struct.error, msgspec.MsgspecError, UnicodeDecodeError):
         return None
 
 

@@ -64,7 +64,7 @@ def _read(path: Path, version: int, layout: Layout, length: int) -> Float32 | No
         if path.stat().st_size > length + OVERHEAD:
             return None
         kept = msgspec.msgpack.decode(path.read_bytes(), type=_Kept)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
     belongs = (kept.version, kept.layout, len(kept.values)) == (version, layout.digest(), length)
     if not belongs or hashlib.sha256(kept.values).digest() != kept.sha256:

@@ -1,0 +1,162 @@
+"""Sudden death of the agent at every boundary: between any two of its effects, writes, renames and messages."""
+
+import contextlib
+import importlib.util
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgefl.device import hands
+from edgefl.store.blobs import BlobStore
+
+_SPEC = importlib.util.spec_from_file_location("toyboard", Path(__file__).with_name("toyboard.py"))
+toy = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(toy)
+ROUNDS = 3
+
+
+class Fuse:
+    """Burns down by one at every boundary and then kills, once."""
+
+    def __init__(self):
+        self.left = -1
+        self.passed = 0
+
+    def burn(self):
+        """A boundary."""
+        self.passed += 1
+        self.left -= 1
+        if self.left == 0:
+            raise toy.Killed
+
+
+@pytest.fixture
+def fuse(monkeypatch):
+    """A fuse at the beginning of every effect, and around everything that changes the disk or the queue."""
+    fuse = Fuse()
+    monkeypatch.setattr(hands, "TrainerProcess", toy.InlineTrainer)
+    monkeypatch.setattr("edgefl.device.trainer.open_engine", toy.ScriptedEngine)
+
+    def around(owner, name, *, after=True):
+        real = getattr(owner, name)
+
+        def fused(*args, **kwargs):
+            fuse.burn()
+            result = real(*args, **kwargs)
+            if after:
+                fuse.burn()
+            return result
+
+        monkeypatch.setattr(owner, name, fused)
+
+    around(hands.Hands, "_perform", after=False)
+    around(toy.InlineTrainer, "run")
+    around(Path, "replace")
+    around(Path, "unlink")
+    around(os, "pwrite", after=False)
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # processes die here, not the power
+    return fuse
+
+
+def story(root):
+    """A version, rounds, a new version, a round of it: told until the end, however often the agent dies; the board."""
+    board = toy.Board(root)
+    board.office.manifest()
+    survive(board, board.active)
+    for number in range(1, ROUNDS + 1):
+        board.office.order(number)
+        survive(board, lambda number=number: board.office.updates[number] and settled(board))
+    board.office.manifest(2)
+    survive(board, lambda: board.active() == 2)
+    board.office.order(1, version=2)
+    survive(board, lambda: board.office.updates[1][-1][0].version == 2 and settled(board))
+    return board
+
+
+def settled(board):
+    """Whether nothing waits any more."""
+    model = board.agent._models.get(toy.MODEL)
+    return model and model.session.work is None and not (board.folder / "outbox").exists()
+
+
+def survive(board, until):
+    """Run until something has happened; after a sudden death the agent starts again."""
+    while True:
+        try:
+            if board.agent is None:
+                board.start()
+            board.run(until)
+        except toy.Killed:
+            if board.agent is not None:
+                with contextlib.suppress(Exception):
+                    board.agent._hands.fetcher.close()  # the system closes what a dead process had open
+                board.agent = None
+            board.link.drop()
+        else:
+            return
+
+
+def check(board, counted):
+    """One distinct update per round; sent and kept are all that was learnt in the rounds that count."""
+    first = {number: {head.sha256 for head, _ in board.office.updates[number] if head.version == 1} for number in counted}
+    assert all(len(hashes) == 1 for hashes in first.values()), first
+    second = [(head, data) for head, data in board.office.updates[1] if head.version == 2]
+    assert len({head.sha256 for head, _ in second}) == 1
+    sent = toy.decode_update(second[0][1], toy.LAYOUT.size).dense()
+    np.testing.assert_allclose(sent + board.residual(), toy.delta_of(1), atol=1e-4)
+    blobs = BlobStore(board.state / "blobs")
+    assert all(blobs.intact(ref.sha256) for ref in board.session.active.files)
+    assert not list((board.state / "partial").glob("*"))
+
+
+def test_death_at_any_boundary_loses_and_doubles_nothing(tmp_path, fuse):
+    """Killed at each boundary in turn and started again from the same directory, the board tells the same story."""
+    check(story(tmp_path / "undisturbed"), range(1, ROUNDS + 1))
+    count = fuse.passed
+    assert count > 100
+    for place in range(1, count + 1):
+        fuse.left = place
+        board = story(tmp_path / str(place))
+        assert fuse.left <= 0
+        check(board, range(1, ROUNDS + 1))
+
+
+def test_what_was_sent_and_kept_is_what_was_learnt_though_every_training_differs(tmp_path, fuse, monkeypatch):
+    """The board's data grows, so a round that is trained again gives another update: still one arrives, with its own residual."""
+    learnt = {}
+
+    class Growing(toy.ScriptedEngine):
+        def train(self, *_, **__):
+            number = round(float(self._vector[0]))
+            learnt[number] = np.random.default_rng([number, fuse.passed]).normal(size=toy.LAYOUT.size).astype(np.float32)
+            self._vector = self._vector + learnt[number]
+            return toy.Trained(1, 1.0, 0.5)
+
+    monkeypatch.setattr("edgefl.device.trainer.open_engine", Growing)
+    for place in range(20, 140, 3):
+        board = toy.Board(tmp_path / str(place))
+        board.office.manifest()
+        fuse.left = place
+        learnt.clear()
+        for number in range(1, ROUNDS + 1):
+            board.office.order(number)
+            survive(board, lambda b=board, n=number: b.office.updates[n] and settled(b))
+            assert all(len(board.office.sent(n)) == 1 for n in range(1, number + 1))
+            sent = sum(board.office.sent(n)[0] for n in range(1, number + 1))
+            np.testing.assert_allclose(sent + board.residual(), sum(learnt.values()), atol=1e-3)
+
+
+def test_a_refusal_interrupted_by_death_leaves_the_residual_before(tmp_path, fuse):
+    """Refused in the second round, killed at some boundary: the first round's residual goes into the third round, once."""
+    for place in range(60, 110, 2):
+        board = toy.Board(tmp_path / str(place))
+        board.office.manifest()
+        fuse.left = place
+        for number, receipts in ((1, "store"), (2, "refuse"), (3, "store")):
+            board.office.receipts = receipts
+            board.office.order(number)
+            survive(board, lambda b=board, n=number: b.office.updates[n] and settled(b))
+        sent = board.office.sent(1)[0] + board.office.sent(3)[0]
+        np.testing.assert_allclose(sent + board.residual(), toy.delta_of(1) + toy.delta_of(3), atol=1e-3)

@@ -1,0 +1,153 @@
+"""The trainer's work: what it writes, what it answers, and how it words what it cannot do. On a real, checked-in variant."""
+
+import importlib.util
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from edgefl.codec.update import decode as decode_update
+from edgefl.codec.weights import Precision, encode_weights
+from edgefl.device.job import Done, Failed, Job, decode_answer, encode_line
+from edgefl.device.trainer import Trainer, answer, serve
+from edgefl.store.outbox import read_entry, read_residual, read_update
+from edgefl.wire.messages import Task
+
+_SPEC = importlib.util.spec_from_file_location("make_graphs", Path(__file__).with_name("golden") / "make_graphs.py")
+make = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(make)
+GOLDEN = make.read("variant-dense")
+START = np.frombuffer(GOLDEN.start, dtype=np.float32)
+TASK = Task(epochs=2, learning_rate=0.1, sparsity=0.1, bits=4, fraction=1.0, seed=3)
+
+
+@pytest.fixture
+def job(tmp_path):
+    """A first round of the golden variant on forty examples."""
+    graphs = {}
+    for role, data in GOLDEN.files.items():
+        (tmp_path / role).write_bytes(data)
+        graphs[role] = str(tmp_path / role)
+    (tmp_path / "weights").write_bytes(encode_weights(START, GOLDEN.layout, Precision.FP32))
+    write_data(tmp_path / "data.npz")
+    return Job(
+        device="cam-01", version=1, variant="w1-fp32", round=1, engine=GOLDEN.engine, layout=GOLDEN.layout,
+        input_shape=GOLDEN.input_shape, classes=GOLDEN.classes, batch=GOLDEN.batch, graphs=graphs,
+        weights=str(tmp_path / "weights"), source=f"npz:{tmp_path / 'data.npz'}", task=TASK, outbox=str(tmp_path / "outbox"),
+        settled=str(tmp_path / "settled"), recipe=GOLDEN.recipe, personal=str(tmp_path / "personal"),
+    )  # fmt: skip
+
+
+def write_data(path, count=40, **arrays):
+    """Examples that have something to learn in them."""
+    rng = np.random.default_rng(5)
+    y = rng.integers(0, GOLDEN.classes, count)
+    x = rng.normal(size=(count, *GOLDEN.input_shape)).astype(np.float32) + y[:, None]
+    np.savez(path, **{"x": x, "y": y} | arrays)
+
+
+def dense(path):
+    """What the update in an outbox says, and what was kept."""
+    sent = decode_update(read_update(path), GOLDEN.layout.size).dense()
+    return sent, np.frombuffer(read_residual(path)[1], "<f4")
+
+
+def test_sent_and_kept_are_the_whole_delta(job):
+    """The update and its residual add up to the parameters after training, less those before it."""
+    everything = msgspec.structs.replace(job.task, sparsity=1.0, bits=8)
+    Trainer(1).run(msgspec.structs.replace(job, task=everything))
+    whole = sum(dense(Path(job.outbox)))
+    done = Trainer(1).run(job)
+    sent, kept = dense(Path(job.outbox))
+    np.testing.assert_allclose(sent + kept, whole, atol=1e-6)
+    assert 0 < np.count_nonzero(sent) < len(sent) / 5
+    entry = read_entry(Path(job.outbox))
+    assert (entry.round, entry.samples, entry.sha256) == (1, 40, done.sha256)
+    assert entry.loss_after < entry.loss_before
+
+
+def test_the_same_job_gives_the_same_bytes_in_a_warm_and_a_cold_trainer(job):
+    """An engine that has trained before leaves no trace in the next round; another round differs."""
+    warm = Trainer(1)
+    first = warm.run(job).sha256
+    warm.run(msgspec.structs.replace(job, round=2))
+    assert warm.run(job).sha256 == first == Trainer(1).run(job).sha256
+    assert warm.run(msgspec.structs.replace(job, device="cam-02")).sha256 != first
+
+
+def test_a_residual_counts_only_for_its_own_version_variant_and_layout(job, tmp_path):
+    """The last residual goes into the next round of the same version; anybody else's is left out."""
+    first = Trainer(1).run(job)
+    (tmp_path / "outbox").rename(tmp_path / "settled")
+    kept = np.frombuffer(read_residual(tmp_path / "settled")[1], "<f4")
+    again = msgspec.structs.replace(job, settled=str(tmp_path / "none"))
+    Trainer(1).run(again)
+    without = sum(dense(tmp_path / "outbox"))
+    Trainer(1).run(job)
+    np.testing.assert_allclose(sum(dense(tmp_path / "outbox")), without + kept, atol=1e-6)
+    for changed in ({"version": 2}, {"variant": "w0.5-fp32"}):
+        assert Trainer(1).run(msgspec.structs.replace(job, **changed)).sha256 == first.sha256
+
+
+@pytest.mark.parametrize(
+    ("words", "fault", "spoil"),
+    [
+        ("no examples|does not exist|cannot be found|missing", "input", lambda d: (d / "data.npz").unlink()),
+        ("cannot be read as a numpy archive", "input", lambda d: (d / "data.npz").write_bytes(b"PK\x03\x04 torn")),
+        ("does not fit the model", "input", lambda d: write_data(d / "data.npz", x=np.zeros((40, 5), np.float32))),
+        ("label out of range", "input", lambda d: write_data(d / "data.npz", y=np.full(40, 9))),
+        ("NaN or infinite", "input", lambda d: write_data(d / "data.npz", x=np.full((40, 6), np.nan, np.float32))),
+        ("weights file has a wrong length", "peer", lambda d: (d / "weights").write_bytes((d / "weights").read_bytes()[:-1])),
+        ("reading or writing failed", "machine", lambda d: (d / "weights").unlink()),
+        ("graph train", "machine", lambda d: (d / "train").write_bytes(b"\x08\x07 not a graph")),
+        ("graph train", "machine", lambda d: (d / "train").unlink()),
+        ("cannot write", "machine", lambda d: (d / "outbox").mkdir() or (d / "outbox" / "x").touch()),
+    ],
+)
+def test_what_cannot_be_done_is_said_and_the_next_job_works(job, tmp_path, words, fault, spoil):
+    """Each obstacle has its words and its family, leaves no outbox, and is no obstacle any more once it is gone."""
+    intact = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    trainer = Trainer(1)
+    spoil(tmp_path)
+    failed = answer(trainer, job)
+    assert isinstance(failed, Failed)
+    assert failed.fault == fault
+    assert any(word in failed.reason for word in words.split("|")), failed.reason
+    assert read_entry(tmp_path / "outbox") is None
+    if (tmp_path / "outbox").is_dir():
+        (tmp_path / "outbox" / "x").unlink()
+        (tmp_path / "outbox").rmdir()
+    for name, data in intact.items():
+        (tmp_path / name).write_bytes(data)
+    assert isinstance(answer(trainer, job), Done)
+
+
+def test_training_that_diverges_leaves_no_update(job, tmp_path):
+    """A learning rate far too high is an error with a remedy, not an update of NaN."""
+    rate = msgspec.structs.replace(job.task, learning_rate=100.0, epochs=60)
+    write_data(tmp_path / "data.npz", x=np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32) * 1e18)
+    failed = answer(Trainer(1), msgspec.structs.replace(job, task=rate))
+    assert isinstance(failed, Failed)
+    assert "diverged" in failed.reason
+    assert not (tmp_path / "outbox").exists()
+
+
+def test_memory_that_runs_out_is_worded_and_given_back(job, monkeypatch):
+    """An allocation that fails says what to do; the engine goes, and the next job opens it anew."""
+    trainer = Trainer(1)
+    assert isinstance(answer(trainer, job), Done)
+    with monkeypatch.context() as patched:
+        patched.setattr("edgefl.device.trainer.encode", lambda *_, **__: np.empty(1 << 60, dtype=np.uint8))
+        failed = answer(trainer, job)
+    assert "more memory" in failed.reason
+    assert trainer._engine is None
+    assert isinstance(answer(trainer, job), Done)
+
+
+def test_jobs_are_answered_line_by_line_until_the_input_ends(job):
+    """Each line gets one line; what stands in a job survives the way through it."""
+    lines, answers = [encode_line(job), encode_line(msgspec.structs.replace(job, round=2)), b""], []
+    serve(iter(lines).__next__, answers.append, Trainer(1))
+    assert [decode_answer(line).round for line in answers] == [1, 2]
+    assert all(line.endswith(b"\n") for line in answers)

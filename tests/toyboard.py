@@ -1,0 +1,338 @@
+"""A toy board for the device's tests: one agent, a scripted server on a broker in memory, and a clock on a string.
+
+No test in here. A test module loads it by its path, because test modules are no package.
+"""
+
+import hashlib
+import random
+from collections import defaultdict
+
+import msgspec
+import numpy as np
+
+from edgefl.codec.update import decode as decode_update
+from edgefl.codec.weights import Precision, encode_weights
+from edgefl.device.agent import Agent
+from edgefl.device.config import Bundle, DeviceConfig
+from edgefl.device.trainer import Trainer, answer
+from edgefl.device.voice import death
+from edgefl.engine.contract import Trained
+from edgefl.identity.signing import MANIFEST, ROUND, Signer
+from edgefl.layout import Layout, Tensor
+from edgefl.link.contract import Arrived
+from edgefl.link.memory import MemoryBroker
+from edgefl.names import SERVER
+from edgefl.store.outbox import read_residual
+from edgefl.wire import topics
+from edgefl.wire.blocks import block_length, file_ref, wanted
+from edgefl.wire.messages import (
+    BLOCK_SIZE,
+    Block,
+    Manifest,
+    Receipt,
+    Report,
+    RoundOrder,
+    State,
+    Task,
+    UpdatePart,
+    Want,
+    decode,
+    encode,
+)
+
+DEVICE, PROFILE, MODEL, VARIANT = "cam-01", "toy-profile", "toy", "w1-fp32"
+LAYOUT = Layout((Tensor("w", (40, 10)),))
+TASK = Task(epochs=1, learning_rate=0.1, sparsity=0.05, bits=3, fraction=1.0, seed=0)
+START = 1_700_000_000.0
+
+
+class Killed(BaseException):
+    """The process is dead: nothing catches this, nothing is tidied up."""
+
+
+class Clock:
+    """Time that passes when a test says so."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self):
+        """Seconds since the test began."""
+        return self.now
+
+    def wall(self):
+        """Seconds since 1970."""
+        return START + self.now
+
+
+def delta_of(number):
+    """What the board learns in a round: always the same."""
+    return np.random.default_rng(number).normal(size=LAYOUT.size).astype(np.float32)
+
+
+class ScriptedEngine:
+    """An engine whose training adds the round's delta; the round stands in the weights."""
+
+    layout = LAYOUT
+
+    def __init__(self, *_, **__):
+        self._vector = np.zeros(LAYOUT.size, dtype=np.float32)
+
+    def set_vector(self, vector):
+        """Keep it."""
+        self._vector = vector.copy()
+
+    def vector(self):
+        """Give it back."""
+        return self._vector
+
+    def train(self, *_, **__):
+        """Move by the round's delta, computed so that the difference is exact enough."""
+        self._vector = self._vector + delta_of(round(float(self._vector[0])))
+        return Trained(1, 1.0, 0.5)
+
+
+class InlineTrainer:
+    """Takes the place of the trainer process: the real `Trainer` in this one, run when the agent looks for an answer."""
+
+    peak_rss = 0
+    wake = ()
+    patience = 0
+    """How many looks a job takes."""
+
+    def __init__(self, *_, **__):
+        self._job = None
+        self._looks = 0
+        self.started = []
+        self.cancelled = 0
+
+    @property
+    def busy(self):
+        """Whether a job is running."""
+        return self._job is not None
+
+    def start(self, job):
+        """Take a job."""
+        assert self._job is None
+        self._job, self._looks = job, self.patience
+        self.started.append(job.round)
+
+    def poll(self):
+        """Run it."""
+        if self._job is None:
+            return None
+        self._looks -= 1
+        if self._looks >= 0:
+            return None
+        job, self._job = self._job, None
+        return self.run(job)
+
+    def run(self, job):
+        """What the job comes to."""
+        return answer(Trainer(1), job)
+
+    def cancel(self):
+        """Forget it."""
+        self.cancelled += self._job is not None
+        self._job = None
+
+
+class Office:
+    """A scripted server.
+
+    Attributes:
+        receipts: `store` them, `refuse` them, or stay `silent`.
+        serves: whether it answers requests for blocks.
+        updates: heads and bytes of whole updates as they arrived, by round.
+        reports, states: what the device has said.
+    """
+
+    def __init__(self, broker, clock):
+        """Connect."""
+        self.broker, self.clock = broker, clock
+        self.release, self.online = Signer.generate(), Signer.generate()
+        self.link = broker.link(SERVER, clean_session=False)
+        self.link.subscribe(topics.ALL_UP)
+        self.link.poll(0.0)
+        self.receipts, self.serves = "store", True
+        self.updates, self.reports, self.states = defaultdict(list), [], []
+        self.files = {}
+        self._parts = defaultdict(dict)
+
+    def offer(self, role, data):
+        """Have a file."""
+        ref = file_ref(role, data)
+        self.files[ref.sha256] = (ref, data)
+        return ref
+
+    def manifest(self, version=1, graphs=None, signer=None, announce=True, **changes):
+        """Announce a version; its manifest and message."""
+        contents = graphs or {"train": b"train %d" % version, "eval": b"eval", "infer": b"infer"}
+        weights = encode_weights(np.zeros(LAYOUT.size, dtype=np.float32), LAYOUT, Precision.FP32)
+        files = tuple(self.offer(role, data) for role, data in {**contents, "weights": weights}.items())
+        manifest = Manifest(
+            model=MODEL, version=version, profile=PROFILE, variant=VARIANT, engine="portable", layout=LAYOUT, input_shape=(5,),
+            classes=3, batch=4, files=files, round_key=self.online.public_key, created=int(START), expires=int(START) + 10**8,
+        )  # fmt: skip
+        manifest = msgspec.structs.replace(manifest, **changes)
+        payload = encode((signer or self.release).sign(MANIFEST, encode(manifest)))
+        if announce:
+            self.say(topics.manifest(manifest.model, manifest.profile), payload)
+        return manifest, payload
+
+    def order(self, number, version=1, task=TASK, vector=None, signer=None, announce=True, **changes):
+        """Announce a round; its order and message."""
+        vector = np.full(LAYOUT.size, number, dtype=np.float32) if vector is None else vector
+        ref = self.offer("weights", encode_weights(vector, changes.pop("layout", LAYOUT), Precision.FP32))
+        order = RoundOrder(MODEL, version, VARIANT, number, ref, task, int(START) + 10**7)
+        order = msgspec.structs.replace(order, **changes)
+        payload = encode((signer or self.online).sign(ROUND, encode(order)))
+        if announce:
+            self.say(topics.round_order(order.model, order.variant), payload)
+        return order, payload
+
+    def say(self, topic, payload, retain=True):
+        """Publish."""
+        self.link.publish(topic, payload, retain=retain)
+        self.turn()
+
+    def turn(self):
+        """Do what has been asked for."""
+        for event in self.link.poll(0.0):
+            if isinstance(event, Arrived) and event.payload:
+                _, kind = topics.parse_up(event.topic)
+                getattr(self, f"_on_{kind}")(event.payload)
+        self.link.poll(0.0)
+
+    def _on_want(self, payload):
+        request = decode(payload, Want)
+        if self.serves and request.sha256 in self.files:
+            ref, data = self.files[request.sha256]
+            for index in wanted(request):
+                start = index * BLOCK_SIZE
+                block = Block(ref.sha256[:16], index, data[start : start + block_length(ref, index)])
+                self.link.publish(topics.block(ref.sha256.hex()), encode(block), qos=0)
+
+    def _on_update(self, payload):
+        part = decode(payload, UpdatePart)
+        parts = self._parts[part.sha256]
+        parts[part.part] = part.data
+        if len(parts) < part.parts:
+            return
+        data = b"".join(parts[i] for i in sorted(self._parts.pop(part.sha256)))
+        assert hashlib.sha256(data).digest() == part.sha256
+        self.updates[part.round].append((part, data))
+        if self.receipts != "silent":
+            stored = self.receipts == "store"
+            receipt = Receipt(part.model, part.version, part.round, part.sha256, stored, "" if stored else "too late")
+            self.link.publish(topics.receipt(DEVICE), encode(receipt))
+
+    def _on_report(self, payload):
+        self.reports.append(decode(payload, Report))
+
+    def _on_state(self, payload):
+        self.states.append(decode(payload, State))
+
+    def sent(self, number):
+        """The distinct updates that have arrived for a round, decoded."""
+        return [decode_update(data, LAYOUT.size).dense() for data in {data for _, data in self.updates[number]}]
+
+    def steps(self):
+        """What the device has reported, progress left out."""
+        return [report.step for report in self.reports]
+
+    def errors(self):
+        """The troubles that the device has reported."""
+        return [report.error for report in self.reports if report.error]
+
+
+class Board:
+    """A board with a state directory; its agent can be lost and started again.
+
+    Attributes:
+        agent, link: of the present start.
+        config: may be replaced before a start.
+    """
+
+    def __init__(self, root, seed=0):
+        """A board, its world and its data."""
+        root.mkdir(parents=True, exist_ok=True)
+        self.root, self.clock = root, Clock()
+        self.broker = MemoryBroker(random.Random(seed))
+        self.office = Office(self.broker, self.clock)
+        rng = np.random.default_rng(0)
+        np.savez(root / "data.npz", x=rng.normal(size=(8, 5)).astype(np.float32), y=rng.integers(0, 3, 8))
+        self.config = DeviceConfig(
+            id=DEVICE, profile=PROFILE, engine="portable", threads=1, memory_mb=512, storage_kib=1024, host="localhost", port=1,
+            release_key=self.office.release.public_key.hex(), data=f"npz:{root / 'data.npz'}",
+        )  # fmt: skip
+        self.starts = 0
+        self.agent = self.link = None
+
+    @property
+    def state(self):
+        """The state directory."""
+        return self.root / "state"
+
+    @property
+    def folder(self):
+        """Where the model's state is."""
+        return self.state / "models" / MODEL
+
+    @property
+    def model(self):
+        """The model as the agent holds it."""
+        return self.agent._models[MODEL]
+
+    @property
+    def session(self):
+        """What the model's machine knows."""
+        return self.model.session
+
+    def start(self):
+        """Begin anew with what is on disk."""
+        self.starts += 1
+        self.state.mkdir(exist_ok=True)  # or a link to a directory elsewhere
+        self.link = self.broker.link(DEVICE, will=death(DEVICE, self.starts))
+        bundle = Bundle(self.root, self.config)
+        self.agent = Agent(
+            bundle, self.link, self.starts, clock=self.clock.monotonic, wall=self.clock.wall, rng=random.Random(self.starts)
+        )
+        self.agent._begin()
+        return self
+
+    def run(self, until, turns=600, seconds=0.05):
+        """Let agent and server work, `seconds` a turn, until something has happened."""
+        for _ in range(turns):
+            self.turn(seconds)
+            if until():
+                return self
+        raise AssertionError(f"it did not happen: {self.office.steps()[-5:]} {self.office.errors()[-3:]}")
+
+    def turn(self, seconds=0.05):
+        """One turn of everybody."""
+        self.agent._turn()
+        self.office.turn()
+        self.clock.now += seconds
+
+    def turns(self, count, seconds=0.05):
+        """Let some turns pass."""
+        for _ in range(count):
+            self.turn(seconds)
+        return self
+
+    def lose(self):
+        """Sudden death; the system takes back what the process had open."""
+        self.agent._hands.close()
+        self.link.drop()
+        self.agent = self.link = None
+
+    def residual(self):
+        """What is kept for the next round."""
+        kept = read_residual(self.folder / "settled")
+        return np.zeros(LAYOUT.size) if kept is None else np.frombuffer(kept[1], "<f4").astype(float)
+
+    def active(self):
+        """Number of the active version, 0 for none."""
+        model = self.agent._models.get(MODEL)
+        return model.session.active.version if model and model.session.active else 0
