@@ -73,7 +73,8 @@ class TrainerProcess:
             if self._child is None or self._child.poll() is not None:
                 self.kill()
                 self._spawn()
-            self._hand_over(encode_line(job))
+            with contextlib.suppress(BrokenPipeError):  # it has died: poll finds the end of its output and says how
+                self._hand_over(encode_line(job))
         except OSError as error:
             self._trouble = str(error)
             self.kill()  # poll will find no child and answer for it
