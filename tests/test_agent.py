@@ -19,7 +19,7 @@ from edgefl.codec.weights import Precision, encode_weights
 from edgefl.device import hands, session
 from edgefl.identity.signing import Signer
 from edgefl.layout import Layout, Tensor
-from edgefl.link.contract import Arrived
+from edgefl.link.contract import Arrived, Refused
 from edgefl.link.memory import Faults, MemoryBroker
 from edgefl.store import atomic
 from edgefl.store.blobs import BlobStore
@@ -293,6 +293,25 @@ def test_a_replayed_lower_version_is_ignored(board):
     board.office.say(topics.manifest(toy.MODEL, toy.PROFILE), old)
     board.turns(10)
     assert (board.active(), board.session.installing) == (2, None)
+
+
+def test_a_replay_finds_no_gap_while_a_damaged_version_is_repaired(board):
+    """With the active version damaged and the files of the old one still there, the old manifest is not installed instead."""
+    _, old = board.office.manifest(1, announce=False)
+    manifest, _ = board.office.manifest(2, announce=False)
+    blobs = BlobStore(board.state / "blobs")
+    board.office.manifest(2)
+    board.start().run(board.active)
+    board.lose()
+    for _, data in board.office.files.values():
+        blobs.put(data)
+    blobs.path(manifest.file("train").sha256).write_bytes(b"damaged")
+    board.office.serves = False
+    board.office.say(topics.manifest(toy.MODEL, toy.PROFILE), old)
+    board.start().turns(50)
+    assert board.active() == 0
+    board.office.serves = True
+    board.run(lambda: board.active() == 2, turns=3000, seconds=0.5)
 
 
 @pytest.mark.parametrize("what", ["train", "weights", "round"])
@@ -655,6 +674,27 @@ def test_no_message_ends_the_agent(board, kind, payload, place):
         board.agent._on_link(Arrived(topic, data, retained=True))
     board.turn()
     assert not board.agent._models
+
+
+def test_a_refused_subscription_is_told(board):
+    """A broker that keeps the device from its orders is reported, for somebody to look at its rules."""
+    board.start().turns(2)
+    board.agent._on_link(Refused("efl/v1/all/manifest/+/toy-profile"))
+    board.turns(2)
+    assert "does not let this device subscribe" in board.office.errors()[0]
+
+
+def test_a_disk_that_cannot_delete_does_not_keep_rounds_from_running(board, monkeypatch):
+    """Tidying up is no reason to stop."""
+
+    def broken(*_):
+        raise atomic.store_error("delete", Path("x"), OSError(errno.EIO, "Input/output error"))
+
+    monkeypatch.setattr(BlobStore, "keep_only", broken)
+    board.office.manifest()
+    board.start()
+    for number in (1, 2):
+        trained(board, number)
 
 
 def test_death_and_birth_are_told(board):

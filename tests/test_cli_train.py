@@ -12,7 +12,7 @@ import pytest
 from edgefl.cli.main import run
 from edgefl.server.founding import create_fleet
 from edgefl.store.database import open_database
-from edgefl.store.ledger import close_round, newest_training, trainings
+from edgefl.store.ledger import Outcome, close_round, newest_training, trainings
 
 _SPEC = importlib.util.spec_from_file_location("toyfleet", Path(__file__).with_name("toyfleet.py"))
 toy = importlib.util.module_from_spec(_SPEC)
@@ -164,8 +164,7 @@ def test_locked_database_is_a_machines_error(fleet, capsys, monkeypatch):
 
 def close(database, training, number, *, last=False):
     """Close a round as the server does."""
-    result = {"counted": [], "result": bytes(32), "accuracy": 0.25 * number, "loss": 1.0 / number}
-    assert close_round(database, training, number, now=toy.START, last=last, **result)
+    assert close_round(database, training, number, Outcome([], bytes(32), 0.25 * number, 1.0 / number), toy.START, last=last)
 
 
 def test_follow_of_what_has_ended_prints_its_rounds(fleet, capsys):

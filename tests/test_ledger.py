@@ -15,6 +15,7 @@ from edgefl.store.blobs import BlobStore
 from edgefl.store.database import MIGRATIONS, changes_by_others, open_database, transaction
 from edgefl.store.garbage import keeping_new_blobs, newest_parents, pushed_blobs, remove_garbage
 from edgefl.store.ledger import (
+    Outcome,
     close_round,
     end_training,
     is_running,
@@ -51,8 +52,7 @@ def store(fleet, training, device, number, now=1.0):
 
 def close(fleet, training, number, counted, *, last=False, result=bytes(32)):
     """Close a round; whether it was."""
-    quality = {"accuracy": 0.5, "loss": 1.0}
-    return close_round(fleet.database, training, number, counted=counted, result=result, now=9.0, last=last, **quality)
+    return close_round(fleet.database, training, number, Outcome(counted, result, 0.5, 1.0), 9.0, last=last)
 
 
 def test_unknown_things_are_named(fleet):

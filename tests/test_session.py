@@ -270,6 +270,19 @@ def test_fraction_decides_how_many_take_part(fraction: float) -> None:
     assert drawn != {f"cam-{i}" for i in range(2000) if takes_part(f"cam-{i}", other)}
 
 
+def test_round_without_this_device_is_passed_over() -> None:
+    """Who does not draw the lot fetches nothing for the round, and no longer what it was fetching for the round before."""
+    rare = order(2, task=Task(1, 0.1, 0.1, 4, 1e-9, 0))
+    state, effects = run(active(), rare_event := OrderHeard(rare))
+    assert (kinds(effects), state.work, state.done) == ([], None, (1, 2))
+    state, effects = run(active(), OrderHeard(order(1)), rare_event)
+    assert effects[-1] == Fetch(())
+    assert state.work is None
+    final = replace_order(rare, b"final")
+    assert not takes_part("cam-01", final)
+    assert kinds(run(state, OrderHeard(final))[1]) == [Fetch], "but everybody gets the final weights"
+
+
 EVENTS = st.one_of(
     st.just(Connected()),
     st.just(Tick()),

@@ -11,7 +11,7 @@ from edgefl.cli.text import printable
 from edgefl.server.founding import create_fleet
 from edgefl.server.status import fleet_status
 from edgefl.store.database import transaction
-from edgefl.store.ledger import close_round
+from edgefl.store.ledger import Outcome, close_round
 from edgefl.store.presence import PresenceBook
 from edgefl.store.tally import add_counter
 from edgefl.wire.messages import Installed, Report, State
@@ -62,9 +62,7 @@ def test_devices_versions_trainings_and_counters_are_shown(fleet, capsys):
         fleet.database.execute("UPDATE devices SET revoked=1 WHERE id='c'")
         add_counter(fleet.database, "messages refused", 7)
     training = fleet.train(rounds=4)
-    close_round(
-        fleet.database, training, 1, counted=[], result=bytes(32), accuracy=0.5, loss=1.0, now=toy.START, last=False
-    )  # fmt: skip
+    close_round(fleet.database, training, 1, Outcome([], bytes(32), 0.5, 1.0), toy.START, last=False)
     lines = shown(capsys)
     assert lines[0] == "fleet farm: 3 devices, 1 online"
     assert [line.split()[:3] for line in lines[1:4]] == [

@@ -152,7 +152,8 @@ class Agent:
             model = self._models.get(name) or self._held(name)
             manifest = model.hear_manifest(payload, self._wall())
             self._models[name] = model  # not before the manifest is believed
-            self._hands.happen(model, manifest)
+            if manifest is not None:
+                self._hands.happen(model, manifest)
         elif name in self._models:
             order = self._models[name].hear_order(payload, self._wall())
             if order is not None:

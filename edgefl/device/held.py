@@ -48,6 +48,7 @@ class HeldModel:
     retry_at: float | None = None
     percent_told: int = -1
     following: str = ""
+    _newest: int = 0
     _manifest_heard: bytes = b""
     _order_heard: bytes = b""
     _signed: dict[Manifest | RoundOrder, bytes] = field(default_factory=dict)
@@ -60,10 +61,16 @@ class HeldModel:
         self.session, effects = step(self.session, event, now)
         return effects
 
-    def hear_manifest(self, payload: bytes, wall: float) -> Event:
-        """The event of an announced manifest. Raises PeerError when it is not believed."""
+    def hear_manifest(self, payload: bytes, wall: float) -> Event | None:
+        """The event of an announced manifest; None for one that is older than another believed one.
+
+        Raises:
+            PeerError: it is not believed.
+        """
         manifest = believed_manifest(payload, self.name, self.config, wall)
-        self._manifest_heard = payload
+        if manifest.version < self._newest:
+            return None  # a replay, which must not replace the newest words, nor a version that is being repaired
+        self._newest, self._manifest_heard = manifest.version, payload
         self._remember(manifest, payload)
         return ManifestHeard(manifest)
 
@@ -145,6 +152,7 @@ class HeldModel:
                 log.warning("%s: what is on disk is not this device's, or damaged; starting afresh", self.name)
                 self.disk.forget()
             return
+        self._newest = max(self._newest, manifest.version)
         order = self.stored_order(manifest)
         entry = self.disk.waiting(manifest.version, manifest.variant)
         sending = Work(entry.version, entry.round, Step.SENDING, None, entry.sha256, retry_at=resend_at) if entry else None

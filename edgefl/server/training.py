@@ -29,7 +29,7 @@ from edgefl.server.evaluate import Evaluator
 from edgefl.server.rounds import Accept, Refuse, Rounds, UpdateKey, aggregated, due, judge, stored
 from edgefl.server.variants import largest_weight, load_parent, load_variants, store_parent, variant_of_profile
 from edgefl.store.blobs import BlobStore
-from edgefl.store.ledger import TrainingRecord, close_round, newest_round
+from edgefl.store.ledger import Outcome, TrainingRecord, close_round, newest_round
 from edgefl.store.updates import is_stored, known_updates, store_update, waiting_updates
 from edgefl.store.versions import get_version
 from edgefl.wire.blocks import file_ref
@@ -190,18 +190,9 @@ class Training:
         parent, files = self._step()
         evaluation = self._evaluate(parent)
         number, following = self.state.number, aggregated(self.state, now)
-        closed = close_round(
-            self._database,
-            self.record.id,
-            number,
-            counted=self._buffer,
-            result=store_parent(self._blobs, parent),
-            accuracy=evaluation.accuracy if evaluation else None,
-            loss=evaluation.loss if evaluation else None,
-            now=now,
-            last=following.finished,
-        )
-        if not closed:
+        quality = (evaluation.accuracy, evaluation.loss) if evaluation else (None, None)
+        outcome = Outcome(self._buffer, store_parent(self._blobs, parent), *quality)
+        if not close_round(self._database, self.record.id, number, outcome, now, last=following.finished):
             self.stop()
             return None
         count, self._buffer = len(self._buffer), []

@@ -7,6 +7,7 @@
     profiles/       the fleet's own device profiles
     blobs/          graphs and weights, by content
     fleet.sqlite    registry, rounds, updates
+    serve.lock      held by the running server
 
 Rules: the directory appears complete or not at all; it is readable by its owner only; private keys have mode 0600.
 """

@@ -56,6 +56,22 @@ class RoundRecord:
     updates: int
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a round has come to.
+
+    Attributes:
+        counted: device and round trained for, of each update in the result.
+        result: SHA-256 of the new parent vector, which is in the blob store.
+        accuracy, loss: of the result on the hold-out set, None if they were not measured.
+    """
+
+    counted: Sequence[tuple[str, int]]
+    result: bytes
+    accuracy: float | None = None
+    loss: float | None = None
+
+
 def start_training(database: sqlite3.Connection, version: VersionRecord, plan: Plan, holdout: str, now: float) -> int:
     """Record a new running training and its first round; returns its id.
 
@@ -151,30 +167,8 @@ def newest_round(database: sqlite3.Connection, training: int) -> RoundRecord:
     return rounds(database, training, number)[-1]
 
 
-def close_round(
-    database: sqlite3.Connection,
-    training: int,
-    number: int,
-    *,
-    counted: Sequence[tuple[str, int]],
-    result: bytes,
-    accuracy: float | None,
-    loss: float | None,
-    now: float,
-    last: bool,
-) -> bool:
-    """Close a round: its updates count, its result and quality are kept, and the next round opens unless it was the last.
-
-    Args:
-        database: the fleet's.
-        training: id of the training.
-        number: the open round.
-        counted: device and round of each update in the result; their content is no longer needed and goes.
-        result: SHA-256 of the new parent vector, which is in the blob store.
-        accuracy: of the result on the hold-out set, None if it was not measured.
-        loss: the same.
-        now: seconds since 1970.
-        last: whether the training is finished with this round.
+def close_round(database: sqlite3.Connection, training: int, number: int, outcome: Outcome, now: float, *, last: bool) -> bool:
+    """Close a round: its updates count and lose their content, its outcome is kept, and the next one opens unless it was `last`.
 
     Returns:
         False, and nothing changed, when the training no longer runs.
@@ -187,14 +181,14 @@ def close_round(
             return False
         database.execute(
             "UPDATE rounds SET closed=?, result=?, accuracy=?, loss=? WHERE training=? AND round=?",
-            (now, result, accuracy, loss, training, number),
+            (now, outcome.result, outcome.accuracy, outcome.loss, training, number),
         )
         database.executemany(
             "UPDATE updates SET counted=?, data=x'' WHERE training=? AND device=? AND round=? AND counted IS NULL",
-            [(number, training, device, trained_for) for device, trained_for in counted],
+            [(number, training, device, trained_for) for device, trained_for in outcome.counted],
         )
         if last:
             database.execute("UPDATE trainings SET state='finished' WHERE id=?", (training,))
         else:
-            _open_round(database, training, number + 1, result, now)
+            _open_round(database, training, number + 1, outcome.result, now)
     return True
