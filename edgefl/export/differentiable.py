@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgefl.export.lowering import window_counts
+from edgefl.export.pooling import window_counts
 
 aten = torch.ops.aten
 

@@ -1,11 +1,10 @@
 """Makes an exported graph small and equal from run to run.
 
 What an exporter adds for people (node names, metadata, doc strings, shapes of inner values) is most of a small graph's bytes
-and differs between machines. Inner values get short names in order of appearance; equal constants are kept once; a large
-constant of equal elements becomes the operator that makes it.
+and differs between machines. Inner values get short names in order of appearance; equal constants are kept once; large
+regular constants become operators (`constants`); and the graph is rewritten into a faster one (`fusion`).
 """
 
-import math
 from collections.abc import Callable, MutableSequence, Sequence
 
 import numpy as np
@@ -13,9 +12,11 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
+from edgefl.export.constants import expand_regular
+from edgefl.export.fusion import fuse, known_shapes
+
 IR_VERSION = 9
 """Read by onnxruntime 1.14 and later; onnxruntime-training 1.19.2, the last, reads at most 10."""
-UNIFORM_ELEMENTS = 32
 NAMED = frozenset({"Gather", "Slice"})
 """ONNX Runtime 1.19 merges several of one tensor into a Split, named after one of them: without names, two Splits collide."""
 
@@ -27,7 +28,8 @@ def slim(model: onnx.ModelProto) -> bytes:
     """
     graph = model.graph
     _lift_constants(graph)
-    _expand_uniform(graph)
+    fuse(graph, known_shapes(model))
+    expand_regular(graph)
     _merge_constants(graph)
     _merge_nodes(graph)
     _rename(graph)
@@ -75,23 +77,6 @@ def _lift_constants(graph: onnx.GraphProto) -> None:
 def _array(value: object) -> npt.NDArray[np.generic]:
     array = np.asarray(value)
     return array.astype(np.float32) if array.dtype == np.float64 else array
-
-
-def _expand_uniform(graph: onnx.GraphProto) -> None:
-    """Replace large constants of equal elements by ConstantOfShape."""
-    makers = []
-    for tensor in list(graph.initializer):
-        if math.prod(tensor.dims) < UNIFORM_ELEMENTS:
-            continue
-        values = numpy_helper.to_array(tensor)
-        if not np.all(values == values.flat[0]):
-            continue
-        shape = f"{tensor.name}.shape"
-        element = numpy_helper.from_array(values.reshape(-1)[:1].copy(), "value")
-        makers.append(helper.make_node("ConstantOfShape", [shape], [tensor.name], value=element))
-        graph.initializer.append(numpy_helper.from_array(np.array(values.shape, dtype=np.int64), shape))
-        graph.initializer.remove(tensor)
-    _set_nodes(graph, [*makers, *graph.node])
 
 
 def _merge_constants(graph: onnx.GraphProto) -> None:

@@ -22,7 +22,7 @@ from edgefl.errors import ModelError
 from edgefl.export.batchnorm import Statistics
 from edgefl.export.gradients import REWRITTEN
 from edgefl.export.losses import WITH_GRADIENT
-from edgefl.export.lowering import table
+from edgefl.export.lowering import mask_before_unpooling, table
 from edgefl.export.models import ModelSource
 from edgefl.export.slim import slim
 from edgefl.export.tensors import layout_of, outputs_of, tensors_of
@@ -55,6 +55,8 @@ def export_step(source: ModelSource, module: nn.Module, statistics: Statistics, 
             step = _step(module, layout, statistics, recipe, inputs, outputs)
             make = make_fx(step, decomposition_table={**table(), **REWRITTEN}, tracing_mode="fake", _allow_non_fake_inputs=True)
             traced = make(*arguments)
+            mask_before_unpooling(traced.graph)
+            traced.recompile()
             program = torch.export.export(Traced(traced), arguments, strict=False)
     except ModelError:
         raise
@@ -103,7 +105,8 @@ def _step(
             torch.func.vjp(forward, [given[name] for name in trained], has_aux=True),
         )
         loss, by_outputs = WITH_GRADIENT[recipe.loss](result, given["y"], given["w"])
-        (gradients,) = pull(by_outputs)
+        with torch.no_grad():  # gradients that are not differentiated again have shorter forms
+            (gradients,) = pull(by_outputs)
         found = {"loss": loss, **{name + SUFFIX_NEW: value for name, value in {**fixed, **updated}.items()}}
         for name, gradient in zip(trained, gradients, strict=True):
             found.update(_updated(name, gradient, given, recipe))
