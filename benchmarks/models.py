@@ -1,0 +1,43 @@
+"""Models that are measured but not shipped."""
+
+from torch import Tensor, nn
+
+from edgefl.export.architectures import GROUP, scaled
+
+
+class Separable(nn.Module):
+    """A depthwise and a pointwise convolution, each with group normalisation and ReLU (Howard et al., https://arxiv.org/abs/1704.04861)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(inputs, inputs, 3, stride=stride, padding=1, groups=inputs, bias=False)
+        self.norm1 = nn.GroupNorm(inputs // GROUP, inputs)
+        self.pointwise = nn.Conv2d(inputs, outputs, 1, bias=False)
+        self.norm2 = nn.GroupNorm(outputs // GROUP, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(n, outputs, h / stride, w / stride)` of `(n, inputs, h, w)`."""
+        x = self.norm1(self.depthwise(x)).relu()
+        value: Tensor = self.norm2(self.pointwise(x)).relu()
+        return value
+
+
+class SeparableCNN(nn.Module):
+    """A small MobileNet for 28x28 images: 55,210 parameters at full width."""
+
+    input_shape = (1, 28, 28)
+
+    def __init__(self, width: float = 1.0) -> None:
+        super().__init__()
+        a, b, c, d = (scaled(units, width, GROUP) for units in (32, 64, 128, 256))
+        self.stem = nn.Conv2d(1, a, 3, padding=1, bias=False)
+        self.norm = nn.GroupNorm(a // GROUP, a)
+        self.blocks = nn.Sequential(Separable(a, b, 2), Separable(b, c, 1), Separable(c, c, 2), Separable(c, d, 1))
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(d, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits `(n, 10)` of `(n, 1, 28, 28)`."""
+        x = self.blocks(self.norm(self.stem(x)).relu())
+        logits: Tensor = self.head(self.pool(x).flatten(1))
+        return logits
