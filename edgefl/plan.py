@@ -1,11 +1,15 @@
 """How a model is trained: the plan that an operator writes and that every round order carries to the devices."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Share = Annotated[float, msgspec.Meta(gt=0.0, le=1.0)]
+Rate = Literal["fixed", "loss", "curvature"]
+Sampling = Literal["uniform", "loss"]
+AggregatorName = Literal["mean", "trimmed-mean", "multi-krum", "root-set"]
+ServerOptimizer = Literal["sgd", "momentum", "adam", "yogi"]
 Seconds = Annotated[float, msgspec.Meta(gt=0.0, le=30 * 86400.0)]
 
 
@@ -27,6 +31,23 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         seed: of the local shuffling and of stochastic rounding.
         proximal: FedProx's mu, which ties local training to the round's weights; 0 is plain federated averaging. Needs a version
             that was pushed with the proximal term.
+        by_layer: whether every tensor sends the fraction `sparsity` of its own coordinates, instead of the whole vector.
+        sampled: whether the threshold of what is sent is estimated from a sample (DGC); cheaper for large vectors, not exact.
+        rotated: whether values are rotated at random before quantisation (DRIVE, EDEN); needs sparsity 1.
+        context: whether positions are coded with what both ends know of the model's history; fewer bytes for some memory.
+        price: how strongly coordinates that cost many bits are avoided (rate-distortion selection); 0 chooses by magnitude alone.
+        correction: factor of momentum correction (DGC) on the device; 0 is none.
+        warmup: rounds over which the sparsity falls from 1/4 to its value, by equal factors (DGC).
+        decay: factor on the learning rate from round to round.
+        rate: how a device adapts the learning rate: `fixed`, by its `loss`, or by the `curvature` of its loss.
+        sampling: who takes part: `uniform`, or `loss`: devices with a larger loss more often.
+        aggregator: what is made of the updates: `mean`, `trimmed-mean`, `multi-krum` or `root-set`.
+        attackers: the fraction of hostile devices that `trimmed-mean` and `multi-krum` are to stand, below a half.
+        clip: updates longer than so many times the median length are shortened to that; 0 does not look.
+        exclude: a device whose score falls to this is excluded until an operator reinstates it; 0 excludes nobody.
+        optimizer: of the server, that takes the aggregate as its gradient: `sgd` with `server_rate` 1 is federated averaging;
+            `momentum` (FedAvgM), `adam`, `yogi`.
+        downlink_sparsity: fraction of the coordinates that change from one round's weights to the next; 1 sends whole files.
     """
 
     rounds: Count = 20
@@ -42,3 +63,19 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     server_rate: Annotated[float, msgspec.Meta(gt=0.0, le=10.0)] = 1.0
     seed: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)] = 0
     proximal: Annotated[float, msgspec.Meta(ge=0.0, le=1000.0)] = 0.0
+    by_layer: bool = False
+    sampled: bool = False
+    rotated: bool = False
+    context: bool = True
+    price: Annotated[float, msgspec.Meta(ge=0.0, le=100.0)] = 0.0
+    correction: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.0
+    warmup: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
+    decay: Share = 1.0
+    rate: Rate = "fixed"
+    sampling: Sampling = "uniform"
+    aggregator: AggregatorName = "mean"
+    attackers: Annotated[float, msgspec.Meta(ge=0.0, lt=0.5)] = 0.2
+    clip: Annotated[float, msgspec.Meta(ge=0.0, le=1000.0)] = 0.0
+    exclude: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.0
+    optimizer: ServerOptimizer = "sgd"
+    downlink_sparsity: Share = 1.0

@@ -14,6 +14,7 @@ import msgspec
 
 from edgefl.errors import MessageError
 from edgefl.layout import Layout
+from edgefl.plan import Rate
 from edgefl.recipe import Recipe
 
 MAX_PACKET = 128 * 1024
@@ -97,7 +98,13 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Task(msgspec.Struct, frozen=True, array_like=True):
-    """What a device does in a round: the part of the plan that concerns it. `proximal` is FedProx's mu, 0 for none."""
+    """What a device does in a round: the part of the plan that concerns it, see `edgefl.plan.Plan`.
+
+    Attributes:
+        learning_rate, sparsity: of this round, after decay and warm-up.
+        loss: mean training loss that the devices reported of the round before; 0 if it is not known.
+        biased: whether devices with a larger loss than that take part more often.
+    """
 
     epochs: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
     learning_rate: Annotated[float, msgspec.Meta(gt=0.0, le=100.0)]
@@ -106,12 +113,34 @@ class Task(msgspec.Struct, frozen=True, array_like=True):
     fraction: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)]
     seed: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
     proximal: Annotated[float, msgspec.Meta(ge=0.0, le=1000.0)] = 0.0
+    by_layer: bool = False
+    sampled: bool = False
+    rotated: bool = False
+    context: bool = False
+    price: Annotated[float, msgspec.Meta(ge=0.0, le=100.0)] = 0.0
+    correction: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.0
+    rate: Rate = "fixed"
+    loss: Annotated[float, msgspec.Meta(ge=0.0)] = 0.0
+    biased: bool = False
+
+
+class Difference(msgspec.Struct, frozen=True, array_like=True):
+    """A shorter way to the order's weights for a device that holds certain older ones.
+
+    Attributes:
+        base: hash of the weights file that must be held.
+        file: what turns it into the order's weights file, to the last bit (`edgefl.codec.difference`).
+    """
+
+    base: Sha256
+    file: FileRef
 
 
 class RoundOrder(msgspec.Struct, frozen=True, array_like=True):
     """The current weights of a variant and, while the round is open, the task.
 
-    `task` is None when training has ended: devices fetch the final weights and stay idle.
+    `task` is None when training has ended: devices fetch the final weights and stay idle. `differences` are shorter ways to the
+    weights.
     """
 
     model: Id
@@ -121,6 +150,7 @@ class RoundOrder(msgspec.Struct, frozen=True, array_like=True):
     weights: FileRef
     task: Task | None
     expires: Number
+    differences: Annotated[tuple[Difference, ...], msgspec.Meta(max_length=16)] = ()
 
 
 class Signed(msgspec.Struct, frozen=True, array_like=True):
@@ -177,6 +207,7 @@ class UpdatePart(msgspec.Struct, frozen=True, array_like=True):
         sha256: of the whole encoded update.
         part, parts: place of this part.
         data: bytes of the encoded update.
+        before: an earlier round whose weights the device still held and coded positions with; 0 if it used none.
     """
 
     model: Id
@@ -190,6 +221,7 @@ class UpdatePart(msgspec.Struct, frozen=True, array_like=True):
     part: Annotated[int, msgspec.Meta(ge=0, lt=16384)]
     parts: Annotated[int, msgspec.Meta(ge=1, le=16384)]
     data: Annotated[bytes, msgspec.Meta(min_length=1, max_length=PART_SIZE)]
+    before: Number = 0
 
 
 class Receipt(msgspec.Struct, frozen=True, array_like=True):
