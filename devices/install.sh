@@ -25,7 +25,7 @@ say() {
 
 # --- checks: everything that can be known before anything is changed ---
 BUNDLE=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
-for file in device.toml device.key device.crt ca.crt edgefl-device.service; do
+for file in device.toml device.key device.crt ca.crt edgefl-device.service trim.sh; do
     [ -r "$BUNDLE/$file" ] || fail "$BUNDLE/$file is missing. Copy the whole bundle."
 done
 [ "$(id -u)" -eq 0 ] || fail "this needs root. Run: sudo sh $0"
@@ -59,6 +59,7 @@ if ! id edgefl >/dev/null 2>&1; then
 fi
 [ -x "$PREFIX/bin/python" ] || python3 -m venv "$PREFIX"
 "$PREFIX/bin/python" -m pip install --quiet --no-cache-dir --upgrade "$PACKAGE"
+sh "$(dirname "$0")/trim.sh" "$PREFIX"
 "$PREFIX/bin/edgefl" --version >/dev/null || fail "edgefl does not start from $PREFIX."
 
 # --- the bundle: the key is readable by root and the service's group only ---

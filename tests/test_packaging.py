@@ -29,6 +29,7 @@ def test_wheel_carries_profiles_units_and_broker_configuration(wheel: Path) -> N
         "edgefl/firmware_profiles/rpi-zero-2w.toml",
         "edgefl/devices/edgefl-device.service",
         "edgefl/devices/install.sh",
+        "edgefl/devices/trim.sh",
         "edgefl/broker/mosquitto.conf",
         "edgefl/py.typed",
     ):

@@ -16,7 +16,9 @@ from edgefl.store.database import open_database
 from edgefl.store.fleet import Fleet
 from edgefl.store.registry import list_devices
 
-FILES = {"device.key", "device.crt", "ca.crt", "device.toml", "edgefl-device.service", "install.sh"}
+ROOT = Path(__file__).parent.parent
+
+FILES = {"device.key", "device.crt", "ca.crt", "device.toml", "edgefl-device.service", "install.sh", "trim.sh"}
 
 
 @pytest.fixture
@@ -82,13 +84,37 @@ def test_the_installer_is_a_correct_shell_script(fleet: Fleet, tmp_path: Path) -
     """It parses as POSIX shell, is executable, and refuses an incomplete bundle before it changes anything."""
     (made,) = provision(fleet, ["cam-01"], "rpi-zero-2w", tmp_path / "out")
     script = made.bundle / "install.sh"
-    assert subprocess.run(["sh", "-n", script], check=False).returncode == 0
-    if shutil.which("shellcheck"):
-        assert subprocess.run(["shellcheck", script], check=False).returncode == 0
+    for text in (script, made.bundle / "trim.sh"):
+        assert subprocess.run(["sh", "-n", text], check=False).returncode == 0
+        if shutil.which("shellcheck"):
+            assert subprocess.run(["shellcheck", text], check=False).returncode == 0
     (made.bundle / "device.crt").unlink()
     result = subprocess.run(["sh", script], capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert "device.crt is missing" in result.stderr
+
+
+def test_trimming_leaves_what_a_device_runs_and_takes_what_developers_use(tmp_path: Path) -> None:
+    """Tests of packages and tools for preparing models go; the packages stay; a second time does no harm."""
+    venv = tmp_path / "environment"
+    (venv / "bin").mkdir(parents=True)
+    site = venv / "site"
+    (venv / "bin" / "python").write_text(f"#!/bin/sh\necho {site}\n")
+    (venv / "bin" / "python").chmod(0o755)
+    stays = ["numpy/__init__.py", "numpy/testing/__init__.py", "onnxruntime/capi/library.so", "edgefl/__init__.py"]
+    goes = [
+        "numpy/_core/tests/data.bin",
+        "numpy/lib/tests/test_io.py",
+        "onnxruntime/transformers/gpt.py",
+        "onnxruntime/tools/x.py",
+    ]
+    for name in stays + goes:
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / name).touch()
+    for _ in range(2):
+        subprocess.run(["sh", ROOT / "devices" / "trim.sh", venv], check=True)
+        assert sorted(str(path.relative_to(site)) for path in site.rglob("*") if path.is_file()) == sorted(stays)
+    assert subprocess.run(["sh", ROOT / "devices" / "trim.sh", tmp_path], check=False, capture_output=True).returncode == 2
 
 
 def test_many_devices_are_numbered(fleet: Fleet, tmp_path: Path) -> None:

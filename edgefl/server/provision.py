@@ -145,7 +145,8 @@ def _write_bundle(directory: Path, config: DeviceConfig, authority: Authority) -
     write_file(directory / "ca.crt", authority.root)
     write_file(directory / "device.toml", write_toml(config, comments).encode())
     write_file(directory / "edgefl-device.service", unit.encode())
-    write_file(directory / "install.sh", _template("install.sh").encode(), 0o755)
+    for script in ("install.sh", "trim.sh"):
+        write_file(directory / script, _template(script).encode(), 0o755)
     return Device(config.id, config.profile, identity.serial, time.time())
 
 

@@ -96,7 +96,7 @@ def main() -> int:
     home = board.root / "var/tmp" if board.emulated else Path(tempfile.gettempdir())
     work = Path(tempfile.mkdtemp(prefix="edgefl-round-", dir=home))
     try:
-        report = run(board, options.native, work)
+        report = run(board, str(Path.cwd() / options.native), work)
     except BaseException:
         print(f"failed; the logs are in {work}", file=sys.stderr)
         raise
@@ -335,7 +335,7 @@ def peak(pid: int) -> int:
 
 
 def installed(board: Board) -> dict[str, Any]:
-    """Size of the device extra as pip leaves it, byte code and tests of its packages included; not what every environment has."""
+    """Size of the device extra as `install.sh` leaves it, byte code included; not what every environment has."""
     sizes: dict[str, int] = {}
     compiled = 0
     for path in board.site().rglob("*"):

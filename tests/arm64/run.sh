@@ -105,6 +105,8 @@ install_wheel() {
     cp "$WHEEL" "$ROOT/opt/wheels"
     board "$VENV/bin/python" -m pip install --quiet --no-index --no-cache-dir --find-links /opt/wheels "$@" \
         "edgefl-fleet[device] @ file:///opt/wheels/$(basename "$WHEEL")"
+    cp "$HERE/../../devices/trim.sh" "$ROOT/opt/trim.sh"
+    board sh /opt/trim.sh "$VENV"
 }
 
 mkdir -p "$CACHE"
