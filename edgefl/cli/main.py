@@ -30,6 +30,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "status": ("edgefl.cli.status:status", "The fleet at a glance."),
     "device": ("edgefl.cli.device:device", "What runs on the board."),
     "demo": ("edgefl.cli.demo:demo", "Everything on this machine."),
+    "simulate": ("edgefl.cli.simulate:simulate", "Thousands of virtual devices on this machine."),
 }
 
 

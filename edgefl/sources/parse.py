@@ -3,6 +3,7 @@
     idx:IMAGES[,LABELS]            idx files, `.gz` or not; the labels file is found by its name if it is not given
     idx:DIR[?split=train|test]     a directory with MNIST's four files
     npz:FILE[?client=3]            a numpy archive with `x` and `y`, and `client` if one client's part is wanted
+    windows:FILE[?split=train|test]  windows of a recording of several people (`windows`), split by person
     digits:[?split=train|test]     scikit-learn's digits, enlarged to 28 x 28
 
 Rules: parsing reads no file, so a configuration can be checked anywhere; `load` reads everything anew each time, so that data
@@ -18,8 +19,9 @@ from edgefl.examples import Examples
 from edgefl.sources.digits import DigitsSource
 from edgefl.sources.idx import IdxSource
 from edgefl.sources.npz import NpzSource
+from edgefl.sources.windows import WindowsSource
 
-FORMS = "idx:IMAGES[,LABELS], idx:DIR?split=train, npz:FILE[?client=3] or digits:?split=train"
+FORMS = "idx:IMAGES[,LABELS], idx:DIR?split=train, npz:FILE[?client=3], windows:FILE?split=train or digits:?split=train"
 
 
 class Source(Protocol):
@@ -42,7 +44,7 @@ def open_source(text: str) -> Source:
     """
     kind, colon, rest = text.partition(":")
     place, _, query = rest.partition("?")
-    if not colon or kind not in ("idx", "npz", "digits"):
+    if not colon or kind not in ("idx", "npz", "windows", "digits"):
         raise DataError(f"no such data source {text!r}", expected=FORMS, remedy="Correct the source")
     options = _options(text, query)
     match kind:
@@ -53,6 +55,9 @@ def open_source(text: str) -> Source:
         case "npz":
             _allow(text, options, "client")
             return NpzSource(Path(_path(text, place)), _client(text, options))
+        case "windows":
+            _allow(text, options, "split")
+            return WindowsSource(Path(_path(text, place)), _split(text, options) if "split" in options else "")
         case _:
             _allow(text, options, "split")
             if place:
@@ -64,7 +69,7 @@ def absolute(text: str) -> str:
     """The same source with absolute paths: for a process that runs in another directory. What names no file stays as it is."""
     kind, colon, rest = text.partition(":")
     place, mark, query = rest.partition("?")
-    if kind not in ("idx", "npz") or not place:
+    if kind not in ("idx", "npz", "windows") or not place:
         return text
     paths = place.split(",", 1) if kind == "idx" else [place]
     return f"{kind}{colon}{','.join(str(Path(path).absolute()) for path in paths)}{mark}{query}"

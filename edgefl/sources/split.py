@@ -1,7 +1,13 @@
-"""Cutting one labelled data set into clients that differ, for simulations.
+"""Cutting one labelled data set into clients, for simulations: alike, or in different ways.
 
-Each class is dealt to the clients in proportions drawn from a Dirichlet distribution (Hsu, Qi, Brown 2019,
-https://arxiv.org/abs/1909.06335): alpha = 0.1 gives clients with one or two classes, alpha = 100 nearly equal ones.
+* IID: a random permutation, cut into equal parts.
+* Dirichlet: each class is dealt to the clients in proportions drawn from a Dirichlet distribution (Hsu, Qi, Brown 2019,
+  https://arxiv.org/abs/1909.06335): alpha = 0.1 gives clients with one or two classes, alpha = 100 nearly equal ones.
+* Shards: the examples, sorted by label, are cut into shards of equal length, and every client gets k of them at random (McMahan
+  et al., AISTATS 2017, https://arxiv.org/abs/1602.05629): at most about k classes each.
+* Natural: the data itself says whose each example is.
+
+Rule: the parts are disjoint, each ascending, and together all rows (shards: all that fill whole shards), for any seed.
 """
 
 import numpy as np
@@ -54,3 +60,65 @@ def _fill(owner: Index, clients: int, minimum: int, rng: np.random.Generator) ->
             owner[rng.choice(np.flatnonzero(owner == largest))] = client
             counts[largest] -= 1
             counts[client] += 1
+
+
+def iid_split(count: int, clients: int, *, seed: int) -> tuple[Index, ...]:
+    """Rows of each client: a random permutation of `count` rows in parts whose lengths differ by at most one.
+
+    Raises:
+        DataError: fewer examples than clients, or no clients.
+    """
+    _check_clients(count, clients)
+    order = np.random.default_rng(seed).permutation(count)
+    return tuple(np.sort(part) for part in np.array_split(order, clients))
+
+
+def shard_split(labels: Index, clients: int, *, each: int, seed: int) -> tuple[Index, ...]:
+    """Rows of each client: `each` of `clients * each` equal shards of the rows in the order of their labels.
+
+    Args:
+        labels: int64, shape `(n,)`.
+        clients: how many parts, at least 1.
+        each: shards of a client, at least 1; the remainder of a division by all shards is left out.
+        seed: of the order within a label and of who gets which shard.
+
+    Raises:
+        DataError: fewer examples than shards, or a parameter out of range.
+    """
+    if each < 1:
+        raise DataError("impossible split", expected="at least one shard for each client", found=str(each))
+    _check_clients(len(labels), clients * each)
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    length = len(labels) // (clients * each)
+    shards = order[: length * clients * each].reshape(clients, each, length)
+    dealt = shards.reshape(-1, length)[rng.permutation(clients * each)].reshape(clients, -1)
+    return tuple(np.sort(part) for part in dealt)
+
+
+def natural_split(owners: Index, clients: int = 0, *, seed: int = 0) -> tuple[Index, ...]:
+    """Rows of each client that the data names, in the order of their numbers.
+
+    Args:
+        owners: int64, shape `(n,)`: whose each example is.
+        clients: how many of them, drawn at random; 0 takes all.
+        seed: of that draw.
+
+    Raises:
+        DataError: the data names fewer clients.
+    """
+    known = np.unique(owners)
+    if clients > len(known) or not len(known):
+        raise DataError("the data names too few clients", expected=f"at least {max(1, clients)}", found=str(len(known)))
+    if clients:
+        known = np.sort(np.random.default_rng(seed).permutation(known)[:clients])
+    return tuple(np.flatnonzero(owners == client) for client in known)
+
+
+def _check_clients(count: int, parts: int) -> None:
+    if parts < 1 or count < parts:
+        raise DataError(
+            f"too few examples for {parts} parts", expected=f"at least {max(1, parts)}", found=str(count),
+            remedy="Use fewer clients or more data",
+        )  # fmt: skip

@@ -1,0 +1,74 @@
+"""The scene: an experiment's examples and graphs, in the form that every worker gets once.
+
+Model: all examples are one array, in the model's input shape; a device is a slice of `rows`. Workers on this machine map the
+arrays from files, so that there is one copy of them in memory, whatever the number of workers and devices.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from edgefl.engine.contract import VariantFiles
+from edgefl.examples import Targets
+from edgefl.layout import Float32, Index
+from edgefl.simulate.jobs import SceneHead
+
+ENGINE = "portable"
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What a worker needs to play any device. Treat the arrays as read-only.
+
+    Attributes:
+        head: layout, shapes and recipe.
+        graphs: file contents by role.
+        x, y: all examples, as `Examples` holds them, in the model's shape.
+        rows: int64: positions in `x` and `y`, device after device.
+        bounds: int64, shape `(devices + 1,)`: device i has `rows[bounds[i]:bounds[i + 1]]`.
+    """
+
+    head: SceneHead
+    graphs: Mapping[str, bytes]
+    x: Float32
+    y: Targets
+    rows: Index
+    bounds: Index
+
+    @property
+    def devices(self) -> int:
+        """How many devices there are."""
+        return len(self.bounds) - 1
+
+    def samples(self, device: int) -> int:
+        """Examples of a device."""
+        return int(self.bounds[device + 1] - self.bounds[device])
+
+    def write_graphs(self, directory: Path) -> None:
+        """Write the graphs to files that are named by role."""
+        for role, data in self.graphs.items():
+            (directory / role).write_bytes(data)
+
+    def files(self, directory: Path) -> VariantFiles:
+        """The variant whose graphs `write_graphs` has written there."""
+        head, paths = self.head, {role: directory / role for role in self.graphs}
+        return VariantFiles(ENGINE, head.layout, head.input_shape, head.classes, head.batch, paths, head.recipe)
+
+    @property
+    def sent(self) -> int:
+        """Coordinates of an update."""
+        return sum(tensor.size for tensor in self.head.layout.tensors if tensor.shared)
+
+    def parts(self) -> tuple[slice, ...]:
+        """The place of each tensor in an update."""
+        ends = np.cumsum([0, *(tensor.size for tensor in self.head.layout.tensors if tensor.shared)]).tolist()
+        return tuple(slice(start, end) for start, end in pairwise(ends))
+
+    @property
+    def kept(self) -> int:
+        """Numbers that a device keeps between its rounds: residual, velocity with momentum correction, personal tensors."""
+        personal = sum(tensor.size for tensor in self.head.layout.tensors if tensor.personal)
+        return self.sent * (2 if self.head.momentum else 1) + personal
