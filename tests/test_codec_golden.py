@@ -1,12 +1,14 @@
 """The file formats do not change by accident: golden files, and the script that made them."""
 
 import importlib.util
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from edgefl.codec.update import decode
+from edgefl.codec.sparsify import top_k
+from edgefl.codec.update import decode, needs_history
 from edgefl.codec.weights import decode_weights
 
 HERE = Path(__file__).parent / "golden"
@@ -14,6 +16,14 @@ _SPEC = importlib.util.spec_from_file_location("make_updates", HERE / "make_upda
 make = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(make)
 FILES = make.files()
+CHECKSUMS = {
+    "update-context-1bit": "db5e8294",
+    "update-context-4bit": "82d10181",
+    "update-context-flat": "ec9da303",
+    "update-context-staged": "94539713",
+    "update-rotated-1bit": "c81c1197",
+    "update-rotated-4bit": "cc0f0e45",
+}
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
@@ -33,6 +43,41 @@ def test_golden_updates_decode_to_the_largest_values(name: str) -> None:
     np.testing.assert_array_less(np.abs(sparse.values - x[sparse.positions]), step / (1 if bits == 1 else 2) + 1e-6)
     unsent = np.delete(np.abs(x), sparse.positions)
     assert unsent.max(initial=0.0) <= sent.min()
+
+
+@pytest.mark.parametrize("name", sorted(make.CONTEXTUAL))
+def test_golden_updates_in_context_decode_to_the_largest_values(name: str) -> None:
+    """A golden file of version 2, read with its history, says what its input says, within one quantisation step."""
+    shapes, count, bits, _ = make.CONTEXTUAL[name]
+    x = make.vector(1000)
+    data = (HERE / f"{name}.bin").read_bytes()
+    assert needs_history(data)
+    sparse = decode(data, 1000, make.history(shapes))
+    np.testing.assert_array_equal(sparse.positions, top_k(x, count))
+    sent = np.abs(x[sparse.positions])
+    step = (sent.max() - sent.min()) / max(1, (1 << (bits - 1)) - 1)
+    np.testing.assert_allclose(sparse.values, x[sparse.positions], rtol=0, atol=step + 1e-6)
+
+
+@pytest.mark.parametrize(("name", "error"), [("update-rotated-1bit", 0.8), ("update-rotated-4bit", 0.03)])
+def test_golden_rotated_updates_decode(name: str, error: float) -> None:
+    """A golden file of version 3 is its input to the mean squared error that its bits allow."""
+    size, _ = make.ROTATED[name]
+    x = make.vector(size)
+    values = decode((HERE / f"{name}.bin").read_bytes(), size).values
+    assert np.square(values - x).sum() < error * np.square(x).sum()
+    np.testing.assert_allclose(values @ x, x @ x, rtol=1e-5)
+
+
+def test_golden_values_to_the_last_bit() -> None:
+    """What a decoder must read is the same bits on every machine: their checksums."""
+    found = {}
+    for name in (*make.CONTEXTUAL, *make.ROTATED):
+        size = make.ROTATED.get(name, (1000,))[0]
+        known = make.history(make.CONTEXTUAL[name][0]) if name in make.CONTEXTUAL else None
+        sparse = decode((HERE / f"{name}.bin").read_bytes(), size, known)
+        found[name] = f"{zlib.crc32(sparse.dense().astype('<f4').tobytes()):08x}"
+    assert found == CHECKSUMS
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 0.0), ("fp16", 5e-4), ("int8", 4e-3)])

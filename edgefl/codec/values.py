@@ -7,11 +7,13 @@ stochastic rounding so that its expectation is the value (Alistarh et al., QSGD,
 Both ends compute the levels with the same float64 operations, so that the device knows to the last bit what the server reads.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from edgefl.errors import UpdateError
 from edgefl.layout import Float32
 
 MAX_BITS = 8
@@ -64,3 +66,15 @@ def dequantise(codes: npt.NDArray[np.integer], low: float, high: float, bits: in
     magnitudes = levels(low, high, bits)
     values: Float32 = np.concatenate([magnitudes, -magnitudes])[codes]
     return values
+
+
+def check_scale(bits: int, low: float, high: float) -> None:
+    """Refuse what no quantiser makes.
+
+    Raises:
+        UpdateError: bits or scales out of range.
+    """
+    if not 1 <= bits <= MAX_BITS:
+        raise UpdateError("update header out of range", expected=f"1 to {MAX_BITS} bits", found=str(bits))
+    if not (math.isfinite(low) and math.isfinite(high) and 0.0 <= low <= high and (bits > 1 or low == high)):
+        raise UpdateError("update has an impossible scale", expected="0 <= low <= high, finite", found=f"{low} and {high}")

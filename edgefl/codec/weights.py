@@ -10,8 +10,11 @@
            then the int8 parts in layout order
 
 int8 is symmetric with one scale per output channel (axis 0), value = scale * q with q in -127 to 127 (Krishnamoorthi 2018,
-https://arxiv.org/abs/1806.08342, section 3). Biases, norms and tensors with fewer than `MIN_CHANNEL` values per channel stay
-float32: they are few, they hurt most, and a scale of four bytes would not pay for itself.
+https://arxiv.org/abs/1806.08342, section 3). The encoder takes powers of two as scales: they seldom change while weights move, so
+that files of neighbouring rounds differ in few codes (`edgefl.codec.difference`); half a bit of precision is the price.
+
+Biases, norms and tensors with fewer than `MIN_CHANNEL` values per channel stay float32: they are few, they hurt most, and a scale
+of four bytes would not pay for itself.
 
 Training goes on in float32 from the decoded values; only the file is small.
 """
@@ -123,7 +126,9 @@ def _quantise(flat: Float32, layout: Layout) -> tuple[Float32, npt.NDArray[np.in
             continue
         rows = flat[place].reshape(tensor.shape[0], -1)
         # The smallest normal float32 as the least scale keeps the division and the decoded values free of subnormals.
-        scales = np.maximum(np.abs(rows).max(axis=1) / np.float32(127), np.finfo(np.float32).tiny)
+        least = np.maximum(np.abs(rows).max(axis=1) / np.float32(127), np.finfo(np.float32).tiny)
+        fraction, exponent = np.frexp(least)
+        scales = np.ldexp(np.float32(1), exponent - (fraction == 0.5))  # the next power of two
         floats.append(scales)
         codes.append(np.clip(np.rint(rows / scales[:, None]), -127, 127).astype(np.int8).reshape(-1))
     return np.concatenate(floats), np.concatenate(codes)

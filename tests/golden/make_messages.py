@@ -14,6 +14,7 @@ from edgefl.layout import Layout, Tensor
 from edgefl.recipe import Recipe
 from edgefl.wire.messages import (
     Block,
+    Difference,
     FileRef,
     Installed,
     Manifest,
@@ -30,7 +31,24 @@ from edgefl.wire.messages import (
 
 GOLDEN = Path(__file__).with_name("messages.json")
 WEIGHTS = FileRef("weights", bytes(range(32)), 32769, (b"a" * 16, b"b" * 16))
-TASK = Task(epochs=2, learning_rate=0.1, sparsity=0.02, bits=4, fraction=0.5, seed=7, proximal=0.01)
+TASK = Task(
+    epochs=2,
+    learning_rate=0.1,
+    sparsity=0.02,
+    bits=4,
+    fraction=0.5,
+    seed=7,
+    proximal=0.01,
+    by_layer=True,
+    sampled=True,
+    context=True,
+    price=0.25,
+    correction=0.5,
+    rate="loss",
+    loss=1.25,
+    biased=True,
+)
+DIFFERENCE = Difference(b"b" * 32, FileRef("difference", bytes(range(32, 64)), 4711, (b"d" * 16,)))
 MESSAGES: dict[str, msgspec.Struct] = {
     "file-ref": WEIGHTS,
     "manifest": Manifest(
@@ -50,14 +68,15 @@ MESSAGES: dict[str, msgspec.Struct] = {
         recipe=Recipe("bce", "adamw", proximal=True),
     ),
     "task": TASK,
-    "round-order": RoundOrder("digits", 3, "w0.5", 12, WEIGHTS, TASK, 1_700_000_600),
+    "difference": DIFFERENCE,
+    "round-order": RoundOrder("digits", 3, "w0.5", 12, WEIGHTS, TASK, 1_700_000_600, (DIFFERENCE,)),
     "round-order-end": RoundOrder("digits", 3, "w0.5", 13, WEIGHTS, None, 1_700_000_600),
     "signed": Signed("round", b"payload", "online-1", b"s" * 64),
     "want": Want(bytes(range(32)), 9, b"\x81\x01"),
     "block": Block(bytes(range(16)), 1, b"\x00"),
     "state-birth": State(5, True, "rpi-zero-2w", "portable", "0.1.0", (Installed("digits", 3, "w0.5"),)),
     "state-death": State(5, False),
-    "update-part": UpdatePart("digits", 3, "w0.5", 12, 480, 2.25, 1.5, bytes(32), 0, 1, b"update"),
+    "update-part": UpdatePart("digits", 3, "w0.5", 12, 480, 2.25, 1.5, bytes(32), 0, 1, b"update", before=9),
     "receipt": Receipt("digits", 3, 12, bytes(32), False, "too late"),
     "report": Report("digits", 3, 12, "training", 40, 123_456, 98_000_000, ""),
 }

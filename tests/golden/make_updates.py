@@ -1,14 +1,20 @@
 """Makes the golden update and weights files. `python tests/golden/make_updates.py` rewrites them.
 
 Inputs are arithmetic, not random, so that any implementation in any language can make them. Stochastic rounding is replaced by
-a generator that always returns 0.5, which rounds to the nearest level, halves up.
+a generator that always returns 0.5, which rounds to the nearest level, halves up; the seed of a rotation is 2022.
 """
 
 from pathlib import Path
 
 import numpy as np
 
+from edgefl.codec.classes import Scorer, Stages
+from edgefl.codec.contextual import write_contextual
+from edgefl.codec.history import History
+from edgefl.codec.rotated import write_rotated
+from edgefl.codec.sparsify import top_k
 from edgefl.codec.update import encode
+from edgefl.codec.values import quantise
 from edgefl.codec.weights import PRECISIONS, encode_weights
 from edgefl.layout import Float32, Layout, Tensor
 
@@ -24,6 +30,18 @@ UPDATES = {
 }
 """Size, sparsity and bits by name."""
 
+SHAPES = ((20, 40), (20,), (9, 20))
+CONTEXTUAL = {
+    "update-context-1bit": (SHAPES, 40, 1, Scorer(-2, (9, 4, 3, 2), (-30, 25, -64, 0))),
+    "update-context-4bit": (SHAPES, 150, 4, Scorer(0, (8, 0, 0, 2), (0, 0, 0, -70), None, (-200, 40, 64))),
+    "update-context-staged": (SHAPES, 60, 2, Scorer(3, (5, 0, 0, 0), (0, 0, 0, 0), Stages(500, 9, 5))),
+    "update-context-flat": ((), 30, 6, Scorer(1, (7, -3), (0, 0))),
+}
+"""Shapes, count, bits and scorer by name; the vector has 1000 coordinates."""
+
+ROTATED = {"update-rotated-1bit": (100, 1), "update-rotated-4bit": (77, 4)}
+"""Size and bits by name."""
+
 LAYOUT = Layout((Tensor("w", (4, 9)), Tensor("b", (4,)), Tensor("small", (2, 3))))
 
 
@@ -32,6 +50,10 @@ class Half(np.random.Generator):
 
     def __init__(self) -> None:
         super().__init__(np.random.PCG64(0))
+
+    def integers(self, _limit: int) -> int:  # type: ignore[override]  # only this form is used
+        """The seed of the golden rotation."""
+        return 2022
 
     def random(self, size: int) -> np.ndarray:  # type: ignore[override]  # only this form is used
         """An array of 0.5."""
@@ -43,12 +65,32 @@ def vector(size: int) -> Float32:
     return (((7919 * np.arange(size) % 1009) - 504) / 512).astype(np.float32)
 
 
+def history(shapes: tuple[tuple[int, ...], ...]) -> History:
+    """Weights that moved twice: by x / 8 in every coordinate that 3 divides, then by a shifted x / 16 in every even one."""
+    start = vector(1000)[::-1].copy()
+    before, now = start.copy(), start.copy()
+    before[::3] += vector(1000)[::3] / np.float32(8)
+    now[:] = before
+    now[::2] += np.roll(vector(1000), 7)[::2] / np.float32(16)
+    return History(start, before, now, shapes)
+
+
+def contextual(name: str) -> bytes:
+    """A golden file of version 2. The scorer is given: fitting one is the encoder's own affair."""
+    shapes, count, bits, scorer = CONTEXTUAL[name]
+    x = vector(1000)
+    positions = top_k(x, count)
+    return write_contextual(positions, quantise(x[positions], bits, Half()), history(shapes), scorer)
+
+
 def files() -> dict[str, bytes]:
     """All golden files by name."""
     made = {
         f"{name}.bin": encode(vector(size), sparsity=sparsity, bits=bits, rng=Half()).data
         for name, (size, sparsity, bits) in UPDATES.items()
     }
+    made |= {f"{name}.bin": contextual(name) for name in CONTEXTUAL}
+    made |= {f"{name}.bin": write_rotated(vector(size), bits, Half()) for name, (size, bits) in ROTATED.items()}
     for precision in PRECISIONS:
         made[f"weights-{precision}.bin"] = encode_weights(vector(LAYOUT.size), LAYOUT, precision)
     return made
