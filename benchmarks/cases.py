@@ -1,0 +1,146 @@
+"""The settings behind each result: what is simulated, under which label, and what was to be reached.
+
+Model: a result is a list of cases that differ in as little as possible, so that they can be compared; each case is an experiment
+of `edgefl simulate`, made from a shipped preset, and is run with several seeds. Peers' methods are played by the same codec:
+
+* `STC` (Sattler et al. 2019) is ternary top-k with Golomb-coded positions, which is this codec without its context.
+* `EDEN 1 bit` (Vargaftik et al. 2022) is the rotated dense quantiser.
+* `top-k + fp32`: the accuracy is that of 8-bit values, which is not lower; its bytes are counted as 4 for the index and 4 for the
+  value of every coordinate.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from edgefl.plan import Plan
+from edgefl.simulate.experiment import Attack, Experiment, Iid, Shards
+from edgefl.simulate.presets import preset
+
+PAIR_BYTES = 8
+"""Of an index and a float32 value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One line of a table.
+
+    Attributes:
+        label: in the rows.
+        experiment: with seed 0.
+        pairs: whether the bytes are those of index and float32 value for every sent coordinate.
+        central: whether one machine trains on all data instead.
+    """
+
+    label: str
+    experiment: Experiment
+    pairs: bool = False
+    central: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A result by name: its cases, and what they were to reach, in words."""
+
+    goal: str
+    cases: Callable[[], Sequence[Case]]
+    curves: bool = False
+    """Whether every evaluation is a row, not only the last."""
+
+
+def case(
+    label: str, base: Experiment, *, pairs: bool = False, central: bool = False, plan: Plan | None = None, **other: Any
+) -> Case:
+    """A case that differs from a base in these fields."""
+    return Case(label, msgspec.structs.replace(base, name=label, plan=plan or base.plan, **other), pairs, central)
+
+
+def with_plan(base: Experiment, **fields: Any) -> Plan:
+    """The plan of a base with other values."""
+    return msgspec.structs.replace(base.plan, **fields)
+
+
+def fedavg_mnist() -> Sequence[Case]:
+    """100 IID devices with 400 examples each, all of them in each of 15 rounds."""
+    base = preset("fedavg-mnist")
+    dense = with_plan(base, sparsity=1.0, bits=8, context=False, server_rate=1.0)
+    return [
+        case("edgefl", base),
+        case("edgefl without context", base, plan=with_plan(base, context=False)),
+        case("dense, 8 bits", base, plan=dense),
+    ]
+
+
+def mcmahan_2nn() -> Sequence[Case]:
+    """Rounds to 97 %, with one device of ten in a round."""
+    return [case("edgefl IID", preset("mcmahan-iid")), case("edgefl non-IID", preset("mcmahan-noniid"))]
+
+
+def stc() -> Sequence[Case]:
+    """Accuracy against bytes with two classes per device."""
+    base = preset("stc")
+    plain = with_plan(base, context=False, price=0.0)
+    return [
+        case("edgefl", base),
+        case("STC", base, plan=plain),
+        case("EDEN 1 bit", base, plan=msgspec.structs.replace(plain, sparsity=1.0, bits=1, rotated=True, downlink_sparsity=1.0)),
+        case("top-k + fp32", base, plan=msgspec.structs.replace(plain, bits=8), pairs=True),
+    ]
+
+
+def hapt() -> Sequence[Case]:
+    """Activities of unseen people from raw windows."""
+    base = preset("hapt")
+    return [case("edgefl", base), case("centralised", base, central=True)]
+
+
+def fedbuff() -> Sequence[Case]:
+    """Simulated time to a target with heavy-tailed speeds: the same updates, buffered or waited for."""
+    base = preset("fedbuff")
+    fraction = base.active / base.devices
+    waited = with_plan(base, fraction=fraction, staleness=0, cohort=base.active)
+    equal = with_plan(base, fraction=base.plan.cohort / base.devices, staleness=0)
+    return [
+        case("buffered", base),
+        case(f"synchronous, {base.active} devices", base, mode="synchronous", active=0, plan=waited),
+        case(f"synchronous, {base.plan.cohort} devices", base, mode="synchronous", active=0, plan=equal),
+    ]
+
+
+def byzantine() -> Sequence[Case]:
+    """A fifth of the devices attack."""
+    base = preset("byzantine")
+    plain = with_plan(base, aggregator="mean", clip=0.0, exclude=0.0)
+    cases = [
+        case("no attack, mean", base, attack=None, plan=plain),
+        case("no attack, recommended", base, attack=None),
+    ]
+    for kind in ("sign-flip", "gaussian", "alie", "label-flip"):
+        attack = Attack(kind=kind, fraction=0.2, strength=0.0 if kind == "alie" else 1.0)
+        cases.append(case(f"{kind}, recommended", base, attack=attack))
+        cases.append(case(f"{kind}, mean", base, attack=attack, plan=plain))
+    return cases
+
+
+def smoke() -> Sequence[Case]:
+    """Digits, which need no data: to see that everything works."""
+    base = preset("digits")
+    quick = with_plan(base, rounds=3)
+    return [
+        case("edgefl", base, plan=quick, split=Iid()),
+        case("top-k + fp32", base, plan=with_plan(base, rounds=3, bits=8), pairs=True, split=Shards(each=2)),
+        case("centralised", base, plan=quick, central=True),
+    ]
+
+
+STUDIES: Mapping[str, Study] = {
+    "fedavg-mnist": Study("at least 0.960 after 15 rounds with uplink at most 1/300 of dense fp32", fedavg_mnist),
+    "mcmahan-2nn": Study("97 % within 10 % of 87 (IID) and 664 (non-IID) rounds at 1/200 of the bytes", mcmahan_2nn),
+    "stc": Study("accuracy against bytes above STC, 1-bit EDEN and top-k + fp32", stc, curves=True),
+    "hapt": Study("within 0.01 of centralised at no more than 0.1 bits per parameter and round", hapt),
+    "fedbuff": Study("time to target at least 3 times better than synchronous at equal bytes", fedbuff),
+    "byzantine": Study("within 0.01 of the clean run for the recommended aggregator", byzantine),
+    "smoke": Study("runs", smoke),
+}
