@@ -47,7 +47,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         exclude: a device whose score falls to this is excluded until an operator reinstates it; 0 excludes nobody.
         optimizer: of the server, that takes the aggregate as its gradient: `sgd` with `server_rate` 1 is federated averaging;
             `momentum` (FedAvgM), `adam`, `yogi`.
-        downlink_sparsity: fraction of the coordinates that change from one round's weights to the next; 1 sends whole files.
+        downlink_sparsity: fraction of the coordinates that change from one round's weights to the next; with 1 all may.
     """
 
     rounds: Count = 20

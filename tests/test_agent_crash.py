@@ -104,7 +104,7 @@ def check(board, counted):
     assert all(len(hashes) == 1 for hashes in first.values()), first
     second = [(head, data) for head, data in board.office.updates[1] if head.version == 2]
     assert len({head.sha256 for head, _ in second}) == 1
-    sent = toy.decode_update(second[0][1], toy.LAYOUT.size).dense()
+    sent = board.office.read(*second[0]).dense()
     np.testing.assert_allclose(sent + board.residual(), toy.delta_of(1), atol=1e-4)
     blobs = BlobStore(board.state / "blobs")
     assert all(blobs.intact(ref.sha256) for ref in board.session.active.files)

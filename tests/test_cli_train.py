@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from edgefl.cli.main import run
+from edgefl.plan import Plan
+from edgefl.recipe import Recipe
 from edgefl.server.founding import create_fleet
 from edgefl.store.database import open_database
 from edgefl.store.ledger import Outcome, close_round, newest_training, trainings
@@ -73,6 +75,62 @@ def test_plan_file_and_options(fleet, tmp_path):
     assert (plan.rounds, plan.bits, plan.quorum, plan.cohort, plan.epochs) == (7, 3, 2, 4, 1)
 
 
+def test_every_option_reaches_the_plan(fleet):
+    """What an operator says on the command line stands in the plan under its own name."""
+    wanted = {
+        "decay": 0.9, "rate": "loss", "price": 0.5, "downlink_sparsity": 0.1, "sampling": "loss", "aggregator": "trimmed-mean",
+        "clip": 3.0, "exclude": 0.2, "optimizer": "yogi",
+    }  # fmt: skip
+    options = [
+        f"--{'server-optimizer' if name == 'optimizer' else name.replace('_', '-')}={value}" for name, value in wanted.items()
+    ]
+    assert start(*options) == 0
+    plan = plan_of(fleet)
+    assert {name: getattr(plan, name) for name in wanted} == wanted
+
+
+def test_every_key_of_a_plan_has_an_option_or_is_named_by_the_help(capsys):
+    """No field of the plan is hidden from an operator."""
+    run(["train", "start", "--help"])
+    text = capsys.readouterr().out
+    for field in Plan.__struct_fields__:
+        shown = {"optimizer": "--server-optimizer"}.get(field, f"--{field.replace('_', '-')}")
+        assert shown in text or f" {field}" in text.partition("More keys")[2], field
+
+
+def test_a_plan_that_the_codec_or_the_graphs_cannot_follow_is_refused(fleet, tmp_path, capsys):
+    """Rotation of sparse values, and curvature without plain SGD, are refused at the start, not on the boards."""
+    path = tmp_path / "plan.toml"
+    path.write_text("rotated = true\n")
+    assert start("--plan", str(path)) == 2
+    assert "rotated values are dense" in capsys.readouterr().err
+    assert start("--rate", "curvature") == 0
+    run(["train", "stop", "toy"])
+    fleet.push(recipe=Recipe(optimizer="adamw"))
+    assert start("--rate", "curvature") == 2
+    assert "expected a version whose optimiser is plain SGD, found adamw" in capsys.readouterr().err
+
+
+def test_a_velocity_that_does_not_fit_is_refused(fleet, tmp_path, capsys):
+    """Momentum correction stores a second vector twice: a profile without room for it is named."""
+    path = tmp_path / "plan.toml"
+    path.write_text("correction = 0.9\n")
+    with fleet.database:
+        fleet.database.execute("UPDATE variants SET budget=1000 WHERE profile='small'")
+    assert start("--plan", str(path)) == 2
+    assert "does not fit profile small: expected at most 1000 bytes" in capsys.readouterr().err
+    with fleet.database:
+        fleet.database.execute("UPDATE variants SET budget=20000")
+    assert start("--plan", str(path)) == 0
+
+
+def test_context_that_would_keep_too_many_weights_is_left_out_and_said(fleet, capsys):
+    """Updates that may be very late are coded plainly."""
+    assert start("--staleness", "100") == 0
+    assert "coded without context" in capsys.readouterr().out
+    assert plan_of(fleet).context
+
+
 IMPOSSIBLE = [
     ("--rounds", "0"), ("--rounds", "1000001"), ("--rounds", "1" + "0" * 30), ("--epochs", "0"), ("--epochs", "-1"),
     ("--learning-rate", "0"), ("--learning-rate", "-0.1"), ("--learning-rate", "nan"), ("--learning-rate", "inf"),
@@ -81,7 +139,9 @@ IMPOSSIBLE = [
     ("--quorum", "0"), ("--quorum", "5"), ("--deadline", "0"), ("--deadline", "nan"), ("--deadline", "1e9"),
     ("--staleness", "-1"), ("--staleness", "1001"), ("--server-rate", "0"), ("--server-rate", "11"),
     ("--seed", "-1"), ("--seed", "4294967296"), ("--proximal", "-1"), ("--proximal", "0.1"),
-    ("--rounds", "many"), ("--deadline", ""), ("--nonsense", "1"),
+    ("--rounds", "many"), ("--deadline", ""), ("--nonsense", "1"), ("--decay", "0"), ("--decay", "1.1"), ("--price", "-1"),
+    ("--rate", "free"), ("--sampling", "none"), ("--aggregator", "median"), ("--server-optimizer", "adamw"),
+    ("--downlink-sparsity", "0"), ("--clip", "-1"), ("--exclude", "2"),
 ]  # fmt: skip
 
 

@@ -24,6 +24,8 @@ FLOORS = {
     "edgefl.codec": 1,
     "edgefl.aggregate": 1,
     "edgefl.compress": 1,
+    "edgefl.participation": 1,
+    "edgefl.rates": 1,
     "edgefl.wire": 2,
     "edgefl.device": 3,
     "edgefl.server": 3,
@@ -36,6 +38,7 @@ FLOORS = {
     "edgefl.brokers": 4,
     "edgefl.device.config": 4,
     "edgefl.device.agent": 5,
+    "edgefl.device.coding": 5,
     "edgefl.device.hands": 5,
     "edgefl.device.sending": 5,
     "edgefl.device.training_queue": 5,
@@ -50,9 +53,12 @@ FLOORS = {
     "edgefl.device.resources": 4,
     "edgefl.server.announce": 5,
     "edgefl.server.blocks": 5,
+    "edgefl.server.aggregation": 5,
     "edgefl.server.catalogue": 5,
     "edgefl.server.founding": 5,
+    "edgefl.server.history": 5,
     "edgefl.server.inbox": 3,
+    "edgefl.server.downlink": 5,
     "edgefl.server.evaluate": 5,
     "edgefl.server.provision": 5,
     "edgefl.server.push": 5,
@@ -62,6 +68,7 @@ FLOORS = {
     "edgefl.server.training": 5,
     "edgefl.server.variants": 5,
     "edgefl.server.workshop": 5,
+    "edgefl.simulate": 5,
     "edgefl.demo": 6,
     "edgefl.cli": 6,
     "edgefl.__main__": 6,
@@ -80,6 +87,8 @@ ONLY_IN = {
     "click": ("edgefl.cli",),
     "rich": ("edgefl.cli", "edgefl.demo"),
     "sklearn": ("edgefl.sources",),
+    "ray": ("edgefl.simulate.cluster",),
+    "matplotlib": ("edgefl.simulate.plots",),
 }
 PURE = 3
 IMPURE = {
@@ -182,7 +191,9 @@ def test_import_graph_has_no_cycles() -> None:
         visit(module, ())
 
 
-@pytest.mark.parametrize("entry", ["edgefl.device.agent", "edgefl.device.trainer", "edgefl.cli.main", "edgefl.cli.device"])
+@pytest.mark.parametrize(
+    "entry", ["edgefl.device.agent", "edgefl.device.trainer", "edgefl.cli.main", "edgefl.cli.device", "edgefl.simulate.worker"]
+)
 def test_device_process_never_imports_the_servers_libraries(entry: str) -> None:
     """What runs on a board loads neither torch nor onnx nor anything else of the server's."""
     heavy = ["torch", "onnx", "onnxscript", "amqtt", "sklearn", "rich", "sympy", "safetensors"]

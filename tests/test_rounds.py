@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgefl.plan import Plan
-from edgefl.server.rounds import Accept, Refuse, Repeat, Rounds, aggregated, due, judge, stored
+from edgefl.server.rounds import Accept, Refuse, Repeat, Rounds, aggregated, due, judge, stored, widened
 
 PLAN = Plan(rounds=5, cohort=3, quorum=2, deadline=60.0, staleness=2)
 
@@ -29,6 +29,14 @@ def test_round_closes_when_the_cohort_is_complete() -> None:
         state = stored(state, (device, 1))
         assert not due(state, 1.0)
     assert due(stored(state, ("c", 1)), 1.0)
+
+
+def test_a_round_without_a_quorum_is_opened_to_more_devices() -> None:
+    """Each deadline that passes doubles the fraction, up to all devices; with a quorum, and after the end, it is the plan's."""
+    state = rounds(plan=msgspec.structs.replace(PLAN, fraction=0.2))
+    assert [widened(state, now) for now in (-5.0, 59.9, 60.0, 120.0, 180.0, 1e12)] == [0.2, 0.2, 0.4, 0.8, 1.0, 1.0]
+    assert widened(stored(stored(state, ("a", 1)), ("b", 1)), 1e6) == 0.2
+    assert widened(replace(state, finished=True), 1e6) == 0.2
 
 
 def test_deadline_closes_a_round_with_a_quorum_and_not_without() -> None:

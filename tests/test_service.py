@@ -144,6 +144,18 @@ def test_deadline_closes_a_round_while_nobody_speaks(fleet):
     assert server.training.state.number == 2
 
 
+def test_round_that_nobody_answers_is_opened_to_more(fleet):
+    """An order whose deadline has passed without a quorum is said again with twice the fraction."""
+    fleet.train(rounds=2, cohort=2, quorum=2, deadline=60.0, fraction=0.25)
+    server, device = fleet.serve(), fleet.device("a")
+    for fraction in (0.25, 0.5, 1.0):
+        server.turns(3)
+        device.hear()
+        assert device.orders[-1].task.fraction == fraction
+        fleet.clock.now += 60.0
+    assert len({(order.round, order.weights) for order in device.orders}) == 1
+
+
 def test_broker_away_does_not_stop_the_deadline(fleet):
     """A round whose deadline passes while the broker is away is closed, and announced when the broker is back."""
     fleet.train(rounds=2, cohort=4, deadline=60.0)
@@ -268,7 +280,7 @@ def test_wanted_block_of_the_current_round_is_served_and_of_an_old_one_is_not(fl
         server.turns(3)
     sent = [fleet.broker.published[topics.block(ref.sha256.hex())] for ref in refs]
     assert sent == [1, 0, 0, 1, 1]  # the first are the version's own, the manifest lists them
-    assert [fleet.blobs.has(ref.sha256) for ref in refs] == [True, False, False, True, True]
+    assert all(fleet.blobs.has(ref.sha256) for ref in refs)  # late updates may be coded with the old ones
 
 
 def test_disk_and_memory_do_not_grow_with_the_rounds(fleet):
@@ -286,7 +298,7 @@ def test_disk_and_memory_do_not_grow_with_the_rounds(fleet):
         server.turns()
         seen.append(sizes())
     assert server.training.state.number == 41
-    assert len(set(seen[5:])) == 1
+    assert all(max(column[30:]) <= max(column[20:30]) for column in zip(*seen, strict=True))  # how many differences pay varies
 
 
 def test_push_in_progress_keeps_its_blobs(fleet):
@@ -363,7 +375,7 @@ def test_stopped_training_announces_the_last_closed_rounds_weights(fleet):
     server, device = fleet.serve(), fleet.device("a")
     device.send(1)
     server.turns()
-    weights = server.training.files[device.variant]
+    weights = server.training.offer.files[device.variant]
     end_training(fleet.database, training, "stopped")
     server.turns(2)
     device.send(2)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -274,13 +275,43 @@ def test_round_without_this_device_is_passed_over() -> None:
     """Who does not draw the lot fetches nothing for the round, and no longer what it was fetching for the round before."""
     rare = order(2, task=Task(1, 0.1, 0.1, 4, 1e-9, 0))
     state, effects = run(active(), rare_event := OrderHeard(rare))
-    assert (kinds(effects), state.work, state.done) == ([], None, (1, 2))
+    assert (kinds(effects), state.work) == ([], None)
     state, effects = run(active(), OrderHeard(order(1)), rare_event)
     assert effects[-1] == Fetch(())
     assert state.work is None
     final = replace_order(rare, b"final")
     assert not takes_part("cam-01", final)
     assert kinds(run(state, OrderHeard(final))[1]) == [Fetch], "but everybody gets the final weights"
+
+
+def test_a_round_that_is_opened_to_more_devices_is_taken_up() -> None:
+    """Who was passed over trains when the same round comes again with a larger fraction, but not twice."""
+    rare, wide = (order(2, task=Task(1, 0.1, 0.1, 4, fraction, 0)) for fraction in (1e-9, 1.0))
+    state, _ = run(active(), OrderHeard(rare))
+    state, effects = run(state, OrderHeard(wide), Fetched(wide.weights.sha256))
+    assert kinds(effects) == [Fetch, Adopt, Train]
+    state, _ = run(state, Trained(2, b"x" * 32), ReceiptHeard(Receipt("m", 1, 2, b"x" * 32, stored=True)))
+    assert kinds(run(state, OrderHeard(rare), OrderHeard(wide))[1]) == []
+
+
+def test_a_device_that_is_behind_takes_part_more_often() -> None:
+    """With biased sampling the chance goes with the loss of the last training, which outlives the receipt but not the version."""
+    biased = Task(1, 0.1, 0.1, 4, 0.2, 0, loss=1.0, biased=True)
+    times = {loss: sum(takes_part("cam-01", order(n, task=biased), loss) for n in range(1, 1001)) for loss in (0.5, 1.0, 2.0)}
+    assert [round(times[loss] / 100) for loss in (0.5, 1.0, 2.0)] == [1, 2, 4]
+    plain = replace_task(biased, biased=False)
+    assert all(
+        takes_part("cam-01", order(n, task=plain), 2.0) == takes_part("cam-01", order(n, task=plain)) for n in range(1, 99)
+    )
+    state, _ = run(training(1), Trained(1, b"x" * 32, 0.75), ReceiptHeard(Receipt("m", 1, 1, b"x" * 32, stored=True)))
+    assert state.loss == 0.75
+    newer = manifest(2)
+    assert run(state, ManifestHeard(newer), *[Fetched(f.sha256) for f in newer.files])[0].loss == 0.0
+
+
+def replace_task(task: Task, **changes: object) -> Task:
+    """The task with other values."""
+    return msgspec.structs.replace(task, **changes)
 
 
 EVENTS = st.one_of(

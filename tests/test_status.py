@@ -14,6 +14,7 @@ from edgefl.store.database import transaction
 from edgefl.store.ledger import Outcome, close_round
 from edgefl.store.presence import PresenceBook
 from edgefl.store.tally import add_counter
+from edgefl.store.updates import store_update
 from edgefl.wire.messages import Installed, Report, State
 
 _SPEC = importlib.util.spec_from_file_location("toyfleet", Path(__file__).with_name("toyfleet.py"))
@@ -75,6 +76,48 @@ def test_devices_versions_trainings_and_counters_are_shown(fleet, capsys):
     assert lines[7] == "messages refused: 7"
 
 
+def count(fleet, training, number, *devices, length=30):
+    """These devices' updates are stored and counted in this round."""
+    for device in devices:
+        data = bytes(length)
+        variant = toy.VARIANTS[fleet.profiles[device]][0]
+        head = toy.head_of(device, number, data, variant=variant)
+        assert store_update(fleet.database, training, device, head, data, toy.START)
+    close_round(fleet.database, training, number, Outcome([(d, number) for d in devices], bytes(32)), toy.START, last=False)
+
+
+def test_fairness_and_size_of_updates_are_shown(fleet, capsys):
+    """How evenly the devices that can take part did so, and the mean bits of an update, for a training and for each round."""
+    fleet.push()
+    training = fleet.train(rounds=9)
+    count(fleet, training, 1, "a", "b")
+    count(fleet, training, 2, "a", length=15)
+    found = fleet_status(fleet.database, "farm").trainings[0]
+    assert (found.fairness.devices, found.fairness.least, found.fairness.most) == (3, 0, 2)
+    assert found.fairness.jain == pytest.approx(9 / (3 * 5))
+    wide, narrow = toy.WIDE.size, toy.NARROW.size
+    assert [one.bits_per_parameter for one in found.rounds] == [
+        pytest.approx((240 / wide + 240 / narrow) / 2), pytest.approx(120 / wide), None,
+    ]  # fmt: skip
+    assert found.bits_per_parameter == pytest.approx((240 / wide + 240 / narrow + 120 / wide) / 3)
+    assert shown(capsys)[-1].endswith("bits a parameter, 0 to 2 updates a device, Jain's index 0.60")
+
+
+def test_followed_rounds_say_how_even_the_work_was_until_then(fleet, capsys):
+    """`train follow --json` has the figures as they were when the round closed."""
+    fleet.push()
+    training = fleet.train(rounds=9)
+    count(fleet, training, 1, "a", "b", "c")
+    count(fleet, training, 2, "a")
+    run(["train", "stop", "toy"])
+    capsys.readouterr()
+    assert run(["train", "follow", "toy", "--json"]) == 0
+    first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert (first["fairness"]["jain"], first["fairness"]["largest_share"]) == (1.0, pytest.approx(1 / 3))
+    assert (second["fairness"]["most"], second["fairness"]["largest_share"]) == (2, 0.5)
+    assert second["bits_per_parameter"] == pytest.approx(240 / toy.WIDE.size)
+
+
 def test_json_says_the_same_and_keeps_its_names(fleet, capsys):
     """With --json there is one object, whose fields are those of `FleetStatus`; what is unknown is null."""
     fleet.push()
@@ -87,7 +130,7 @@ def test_json_says_the_same_and_keeps_its_names(fleet, capsys):
     assert found["trainings"][0]["rounds"] == [
         {
             "round": 1, "open": True, "seconds": None, "accuracy": None, "loss": None,
-            "updates": 0, "uplink_bytes": 0, "downlink_bytes": 0,
+            "updates": 0, "uplink_bytes": 0, "downlink_bytes": 0, "bits_per_parameter": None,
         }
     ]  # fmt: skip
     assert training == 1

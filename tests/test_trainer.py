@@ -1,5 +1,6 @@
 """The trainer's work: what it writes, what it answers, and how it words what it cannot do. On a real, checked-in variant."""
 
+import hashlib
 import importlib.util
 from pathlib import Path
 
@@ -9,9 +10,13 @@ import pytest
 
 from edgefl.codec.update import decode as decode_update
 from edgefl.codec.weights import Precision, encode_weights
-from edgefl.device.job import Done, Failed, Job, decode_answer, encode_line
+from edgefl.device import coding
+from edgefl.device.job import Done, Failed, Held, Job, decode_answer, encode_line
 from edgefl.device.trainer import Trainer, answer, serve
-from edgefl.store.outbox import read_entry, read_residual, read_update
+from edgefl.engine.curvature import curvature
+from edgefl.engine.portable import PortableEngine
+from edgefl.errors import EngineError
+from edgefl.store.outbox import read_entry, read_memory, read_residual, read_update
 from edgefl.wire.messages import Task
 
 _SPEC = importlib.util.spec_from_file_location("make_graphs", Path(__file__).with_name("golden") / "make_graphs.py")
@@ -90,6 +95,147 @@ def test_a_residual_counts_only_for_its_own_version_variant_and_layout(job, tmp_
         assert Trainer(1).run(msgspec.structs.replace(job, **changed)).sha256 == first.sha256
 
 
+def settle(tmp_path):
+    """The server has stored the update."""
+    (tmp_path / "outbox").rename(tmp_path / "settled")
+
+
+def test_the_velocity_goes_from_round_to_round(job, tmp_path):
+    """With momentum correction the memory of both vectors is what the codec makes of the deltas, one after the other."""
+    corrected = msgspec.structs.replace(job, task=msgspec.structs.replace(job.task, correction=0.5))
+    deltas, memory = [], None
+    for number in (1, 2, 3):
+        learning = msgspec.structs.replace(corrected, round=number)
+        whole = msgspec.structs.replace(job.task, sparsity=1.0, bits=8)
+        away = {"settled": str(tmp_path / "none"), "outbox": str(tmp_path / "whole"), "round": number, "task": whole}
+        Trainer(1).run(msgspec.structs.replace(job, **away))
+        deltas.append(sum(dense(tmp_path / "whole")))
+        Trainer(1).run(learning)
+        memory = read_memory(tmp_path / "outbox")
+        settle(tmp_path)
+    velocity = np.frombuffer(memory[2], "<f4")
+    sent = decode_update(read_update(tmp_path / "settled"), GOLDEN.layout.size).dense()
+    assert not velocity[sent != 0].any()
+    quiet = sent == 0
+    first = decode_update(read_update(tmp_path / "settled"), GOLDEN.layout.size)
+    assert first.size == len(velocity)
+    recent = 0.5 * (0.5 * deltas[0] + deltas[1]) + deltas[2]
+    untouched = quiet & np.isclose(velocity, recent, atol=1e-5)
+    assert untouched.sum() > 0.6 * quiet.sum()  # the others were sent in an earlier round, and their velocity began anew
+
+
+def test_a_memory_without_velocity_is_taken_up_by_a_plan_with_correction(job, tmp_path):
+    """The residual of plain rounds goes on when correction begins, and the velocity is dropped when it ends."""
+    Trainer(1).run(job)
+    settle(tmp_path)
+    assert read_memory(tmp_path / "settled")[2] == b""
+    Trainer(1).run(msgspec.structs.replace(job, round=2, task=msgspec.structs.replace(job.task, correction=0.9)))
+    settle(tmp_path)
+    assert len(read_memory(tmp_path / "settled")[2]) == 4 * GOLDEN.layout.size
+    Trainer(1).run(msgspec.structs.replace(job, round=3))
+    assert read_memory(tmp_path / "outbox")[2] == b""
+
+
+def held(path, vector, number=0):
+    """A weights file, as the agent names it."""
+    data = encode_weights(vector.astype(np.float32), GOLDEN.layout, Precision.FP32)
+    path.write_bytes(data)
+    return Held(path=str(path), sha256=hashlib.sha256(data).digest(), round=number)
+
+
+@pytest.fixture
+def histories(monkeypatch):
+    """What each update was coded with."""
+    seen = []
+    real = coding.compress
+    monkeypatch.setattr(coding, "compress", lambda *a, **k: seen.append(k["history"]) or real(*a, **k))
+    return seen
+
+
+def test_the_history_is_what_the_job_names(job, tmp_path, histories):
+    """Start, before and now come from the named files; without an earlier one the version's own weights take its place."""
+    start, before = held(tmp_path / "w0", START * 0.5), held(tmp_path / "w3", START * 0.75, 3)
+    context = msgspec.structs.replace(job, round=4, start=start, task=msgspec.structs.replace(job.task, context=True))
+    Trainer(1).run(context)
+    Trainer(1).run(msgspec.structs.replace(context, before=before))
+    Trainer(1).run(msgspec.structs.replace(context, task=job.task))
+    Trainer(1).run(msgspec.structs.replace(context, start=None, before=before))
+    alone, both, *plain = histories
+    assert plain == [None, None]
+    np.testing.assert_array_equal(alone.before, (START * 0.5).astype(np.float32))
+    np.testing.assert_array_equal(both.before, (START * 0.75).astype(np.float32))
+    for history in (alone, both):
+        np.testing.assert_array_equal(history.now, START)
+        assert history.shapes == tuple(tensor.shape for tensor in GOLDEN.layout.tensors)
+
+
+@pytest.mark.parametrize("spoil", [lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[:-4] + b"\0\0\0\1")])
+def test_an_earlier_file_that_is_not_the_servers_is_not_used(job, tmp_path, histories, spoil):
+    """A file that is gone or damaged falls back to the version's own weights, and if these are gone to plain coding."""
+    start, before = held(tmp_path / "w0", START * 0.5), held(tmp_path / "w3", START * 0.75, 3)
+    task = msgspec.structs.replace(job.task, context=True)
+    context = msgspec.structs.replace(job, round=4, start=start, before=before, task=task)
+    spoil(tmp_path / "w3")
+    Trainer(1).run(context)
+    assert read_entry(tmp_path / "outbox").before == 0
+    spoil(tmp_path / "w0")
+    Trainer(1).run(context)
+    np.testing.assert_array_equal(histories[0].before, histories[0].start)
+    assert histories[1] is None
+
+
+def test_the_outbox_says_what_the_delta_started_from(job, tmp_path):
+    """The next job finds in it which file to keep."""
+    Trainer(1).run(msgspec.structs.replace(job, weights_sha256=bytes(range(32))))
+    assert read_entry(tmp_path / "outbox").weights == bytes(range(32))
+
+
+def rates(monkeypatch):
+    """The rates with which the engine was trained, the probe's included."""
+    seen = []
+    real = PortableEngine.train
+
+    def train(self, *args, **kwargs):
+        seen.append(kwargs["learning_rate"])
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(PortableEngine, "train", train)
+    return seen
+
+
+def test_the_rate_follows_the_loss_of_the_last_training(job, tmp_path, monkeypatch):
+    """A device whose settled loss lies above the mean takes larger steps; without one it takes the task's."""
+    seen = rates(monkeypatch)
+    Trainer(1).run(job)
+    settle(tmp_path)
+    own = read_entry(tmp_path / "settled").loss_after
+    task = msgspec.structs.replace(job.task, rate="loss", loss=own / 1.5)
+    Trainer(1).run(msgspec.structs.replace(job, task=task))
+    Trainer(1).run(msgspec.structs.replace(job, task=task, version=2))
+    assert seen == [0.1, pytest.approx(0.15), 0.1]
+
+
+def test_the_curvature_limits_the_rate_and_the_probe_leaves_no_trace(job, monkeypatch):
+    """Two short steps on one batch tell how sharp the loss is: a small rate stays, a huge one is cut, no more changes."""
+    seen = rates(monkeypatch)
+    for base in (1e-3, 50.0):
+        task = msgspec.structs.replace(job.task, rate="curvature", learning_rate=base)
+        Trainer(1).run(msgspec.structs.replace(job, task=task))
+    assert seen[:3] == [1e-3 / 64, 1e-3 / 64, 1e-3]
+    assert seen[3:5] == [50.0 / 64] * 2
+    assert 50.0 / 64 <= seen[5] < 10.0
+    small = msgspec.structs.replace(job.task, learning_rate=1e-3)
+    probed = Trainer(1).run(msgspec.structs.replace(job, task=msgspec.structs.replace(small, rate="curvature"))).sha256
+    assert probed == Trainer(1).run(msgspec.structs.replace(job, task=small)).sha256
+
+
+def test_the_curvature_of_a_step_that_is_no_gradient_is_refused(job):
+    """An optimiser with a memory gives no gradients."""
+    engine = PortableEngine.__new__(PortableEngine)  # it is not even asked
+    with pytest.raises(EngineError, match="plain SGD only"):
+        curvature(engine, msgspec.structs.replace(job.recipe, optimizer="adamw"), START, None, 0.1)
+
+
 @pytest.mark.parametrize(
     ("words", "fault", "spoil"),
     [
@@ -138,7 +284,7 @@ def test_memory_that_runs_out_is_worded_and_given_back(job, monkeypatch):
     trainer = Trainer(1)
     assert isinstance(answer(trainer, job), Done)
     with monkeypatch.context() as patched:
-        patched.setattr("edgefl.device.trainer.encode", lambda *_, **__: np.empty(1 << 60, dtype=np.uint8))
+        patched.setattr("edgefl.device.coding.compress", lambda *_, **__: np.empty(1 << 60, dtype=np.uint8))
         failed = answer(trainer, job)
     assert "more memory" in failed.reason
     assert trainer._engine is None

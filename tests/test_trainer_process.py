@@ -19,7 +19,7 @@ from edgefl.device import training
 from edgefl.device.job import Done, Failed, Job, encode_line
 from edgefl.device.resources import cpu_seconds, peak_rss, resident
 from edgefl.device.training import IDLE_SECONDS, JOB_SECONDS, STILL_SECONDS, TrainerProcess
-from edgefl.store.outbox import read_entry
+from edgefl.store.outbox import read_entry, read_memory
 from edgefl.wire.messages import Task
 
 _SPEC = importlib.util.spec_from_file_location("make_graphs", Path(__file__).with_name("golden") / "make_graphs.py")
@@ -145,6 +145,37 @@ def test_a_child_that_is_killed_is_replaced(process, job, number, words):
     assert read_entry(Path(job.outbox)) is None
     process.start(job)
     assert isinstance(wait(process), Done)
+
+
+def test_death_leaves_residual_and_velocity_of_one_moment(process, job, tmp_path):
+    """Killed -9 at many moments, the trainer leaves the settled memory as it was; run again, it makes the same update."""
+    job = msgspec.structs.replace(job, task=msgspec.structs.replace(job.task, correction=0.9, epochs=20))
+    process.start(job)
+    assert isinstance(wait(process), Done)
+    (tmp_path / "outbox").rename(tmp_path / "settled")
+    settled = (tmp_path / "settled").read_bytes()
+    second = msgspec.structs.replace(job, round=2)
+    process.start(second)
+    undisturbed, began = wait(process), time.monotonic()
+    assert isinstance(undisturbed, Done)
+    whole = (tmp_path / "outbox").read_bytes()
+    span = time.monotonic() - began + undisturbed.seconds
+    for place in range(0, 12, 2):
+        (tmp_path / "outbox").unlink(missing_ok=True)
+        process.start(second)
+        time.sleep(span * place / 10)
+        child = process._child
+        child.kill()
+        wait(process)
+        child.wait()
+        assert (tmp_path / "settled").read_bytes() == settled
+        if (tmp_path / "outbox").exists():
+            assert (tmp_path / "outbox").read_bytes() == whole
+        process.start(second)
+        assert wait(process).sha256 == undisturbed.sha256
+        assert (tmp_path / "outbox").read_bytes() == whole
+    entry, residual, velocity = read_memory(tmp_path / "outbox")
+    assert (entry.round, len(residual), len(velocity)) == (2, 4 * GOLDEN.layout.size, 4 * GOLDEN.layout.size)
 
 
 def test_a_child_that_died_while_idle_costs_no_round(process, job):

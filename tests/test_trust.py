@@ -15,7 +15,7 @@ from edgefl.errors import MessageError, PeerError, SignatureError
 from edgefl.identity.signing import MANIFEST, ROUND, Signer
 from edgefl.layout import Layout, Tensor
 from edgefl.link.memory import MemoryBroker
-from edgefl.wire.messages import BLOCK_SIZE, FileRef, Signed, decode, encode
+from edgefl.wire.messages import BLOCK_SIZE, Difference, FileRef, Signed, decode, encode
 
 _SPEC = importlib.util.spec_from_file_location("toyboard", Path(__file__).with_name("toyboard.py"))
 toy = importlib.util.module_from_spec(_SPEC)
@@ -83,6 +83,7 @@ def test_each_reason_not_to_believe_a_manifest_has_its_words(words):
         believed_manifest(payload, toy.MODEL, CONFIG, NOW)
 
 
+TWO_BLOCKS_TOO_MANY = FileRef("difference", bytes(32), 9, (bytes(16),) * 3)
 REFUSED_ORDERS = {
     "a key that is not trusted": (SignatureError, order(signer=OFFICE.release)),
     "signed for another purpose": (SignatureError, encode(OFFICE.online.sign(MANIFEST, encode(ORDER)))),
@@ -92,6 +93,8 @@ REFUSED_ORDERS = {
     "found other w1": (MessageError, order(model="other")),
     "weights of round 5 of toy are too large": (MessageError, order(weights=ref(LARGEST + 1))),
     "described wrongly": (MessageError, order(weights=FileRef("weights", bytes(32), 9, (bytes(16),) * 2))),
+    "'difference' is described wrongly": (MessageError, order(differences=(Difference(bytes(32), TWO_BLOCKS_TOO_MANY),))),
+    "no shorter than the weights": (MessageError, order(differences=(Difference(bytes(32), ref(LARGEST + 1)),))),
     "RoundOrder message does not decode": (MessageError, encode(OFFICE.online.sign(ROUND, b"\x80"))),
     "Signed message does not decode": (MessageError, b""),
 }

@@ -43,8 +43,23 @@ def test_the_first_vectors_decode_for_ever() -> None:
             assert [(t.role, t.personal) for t in message.layout.tensors] == [("trained", False)] * 2
         elif isinstance(message, messages.Task):
             assert message.proximal == 0.0
-        elif name not in {"round-order"}:
+        elif name not in {"round-order", "update-part"}:
             assert message == MESSAGES[name]
+
+
+def test_the_second_vectors_decode_for_ever() -> None:
+    """Messages of before updates were coded with a history decode, and ask for and tell of none."""
+    second = json.loads((HERE / "messages-second.json").read_text())
+    plain = msgspec.structs.replace(
+        make.TASK, by_layer=False, sampled=False, context=False, price=0.0, correction=0.0, rate="fixed", loss=0.0, biased=False
+    )
+    changed = {
+        "task": plain,
+        "round-order": msgspec.structs.replace(MESSAGES["round-order"], task=plain, differences=()),
+        "update-part": msgspec.structs.replace(MESSAGES["update-part"], before=0),
+    }
+    for name, data in second.items():
+        assert decode(bytes.fromhex(data), type(MESSAGES[name])) == changed.get(name, MESSAGES[name])
 
 
 def test_every_message_has_a_golden_vector() -> None:

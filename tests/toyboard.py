@@ -10,6 +10,7 @@ from collections import defaultdict
 import msgspec
 import numpy as np
 
+from edgefl.codec.history import History
 from edgefl.codec.update import decode as decode_update
 from edgefl.codec.weights import Precision, encode_weights
 from edgefl.device.agent import Agent
@@ -42,7 +43,7 @@ from edgefl.wire.messages import (
 
 DEVICE, PROFILE, MODEL, VARIANT = "cam-01", "toy-profile", "toy", "w1-fp32"
 LAYOUT = Layout((Tensor("w", (40, 10)),))
-TASK = Task(epochs=1, learning_rate=0.1, sparsity=0.05, bits=3, fraction=1.0, seed=0)
+TASK = Task(epochs=1, learning_rate=0.1, sparsity=0.05, bits=3, fraction=1.0, seed=0, context=True)
 START = 1_700_000_000.0
 
 
@@ -156,7 +157,7 @@ class Office:
         self.link.poll(0.0)
         self.receipts, self.serves = "store", True
         self.updates, self.reports, self.states = defaultdict(list), [], []
-        self.files = {}
+        self.files, self.vectors = {}, {}
         self._parts = defaultdict(dict)
 
     def offer(self, role, data):
@@ -183,6 +184,7 @@ class Office:
     def order(self, number, version=1, task=TASK, vector=None, signer=None, announce=True, **changes):
         """Announce a round; its order and message."""
         vector = np.full(LAYOUT.size, number, dtype=np.float32) if vector is None else vector
+        self.vectors[version, number] = vector
         ref = self.offer("weights", encode_weights(vector, changes.pop("layout", LAYOUT), Precision.FP32))
         order = RoundOrder(MODEL, version, VARIANT, number, ref, task, int(START) + 10**7)
         order = msgspec.structs.replace(order, **changes)
@@ -235,7 +237,16 @@ class Office:
 
     def sent(self, number):
         """The distinct updates that have arrived for a round, decoded."""
-        return [decode_update(data, LAYOUT.size).dense() for data in {data for _, data in self.updates[number]}]
+        return [
+            self.read(head, data).dense() for head, data in {data: (head, data) for head, data in self.updates[number]}.values()
+        ]
+
+    def read(self, head, data):
+        """An update as its device meant it: coded with the weights that it was given."""
+        start = np.zeros(LAYOUT.size, dtype=np.float32)
+        before = self.vectors.get((head.version, head.before), start)
+        history = History(start, before, self.vectors[head.version, head.round], tuple(t.shape for t in LAYOUT.tensors))
+        return decode_update(data, LAYOUT.size, history)
 
     def steps(self):
         """What the device has reported, progress left out."""

@@ -22,6 +22,7 @@ from edgefl.link.contract import Arrived
 from edgefl.link.memory import MemoryBroker
 from edgefl.names import SERVER
 from edgefl.plan import Plan
+from edgefl.recipe import PLAIN
 from edgefl.server.service import Service
 from edgefl.server.variants import store_parent
 from edgefl.store.blobs import BlobStore
@@ -110,7 +111,7 @@ class ToyFleet:
             add_devices(self.database, [Device(name, profile, "00", START) for name, profile in profiles.items()])
         self.profiles |= profiles
 
-    def push(self, *profiles, model=MODEL, seed=0, graphs=b"a graph"):
+    def push(self, *profiles, model=MODEL, seed=0, graphs=b"a graph", recipe=PLAIN):
         """Enter a version for these profiles (all by default); its number."""
         parent = np.random.default_rng(seed).normal(scale=0.1, size=WIDE.size).astype(np.float32)
         with transaction(self.database):
@@ -119,10 +120,10 @@ class ToyFleet:
             row = (model, number, START, msgspec.msgpack.encode(WIDE), store_parent(self.blobs, parent))
             self.database.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?)", row)
             for profile in profiles or VARIANTS:
-                self._enter(model, number, profile, parent, graphs)
+                self._enter(model, number, profile, parent, graphs, recipe)
         return number
 
-    def _enter(self, model, number, profile, parent, graphs):
+    def _enter(self, model, number, profile, parent, graphs, recipe):
         name, layout, precision = VARIANTS[profile]
         weights = encode_weights(parent[nested_index(WIDE, layout)], layout, precision)
         graph = graphs + name.encode()
@@ -143,6 +144,7 @@ class ToyFleet:
             self.online.public_key,
             int(START),
             int(START) * 2,
+            recipe,
         )
         signed = encode(self.release.sign(MANIFEST, encode(manifest)))
         size = sum(ref.length for ref in files)

@@ -17,6 +17,7 @@ import msgspec
 @click.option("--broker", type=click.Choice(["auto", "mosquitto", "embedded"]), default="auto", show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--epochs", type=click.IntRange(1, 1000), default=None, help="Local passes per round.")
+@click.option("--downlink-sparsity", type=float, default=None, help="Fraction of the weights that changes per round on devices.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the result here.")
 @click.option("--dir", "directory", type=click.Path(path_type=Path), help="Keep fleet, bundles and logs in this new directory.")
 def demo(
@@ -26,6 +27,7 @@ def demo(
     broker: str,
     seed: int,
     epochs: int | None,
+    downlink_sparsity: float | None,
     json_file: Path | None,
     directory: Path | None,
 ) -> None:
@@ -40,6 +42,8 @@ def demo(
     request = DemoRequest(devices, rounds, data, broker, seed)
     if epochs is not None:
         request = replace(request, epochs=epochs)
+    if downlink_sparsity is not None:
+        request = replace(request, downlink_sparsity=downlink_sparsity)
     console = Console()
     with _workspace(directory) as workspace, Live(console=console, transient=True, refresh_per_second=4) as screen:
         result = run_demo(request, workspace, lambda *seen: screen.update(live(*seen)))

@@ -1,6 +1,7 @@
 """`edgefl init`, `edgefl provision`, `edgefl devices`: the fleet directory and who belongs to it."""
 
 import datetime as dt
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from edgefl.cli.options import fleet_option, json_option
 from edgefl.errors import InputError
 from edgefl.names import is_id
 from edgefl.store.registry import Device
+from edgefl.store.standings import Standing
 
 
 @click.command()
@@ -50,7 +52,7 @@ def provision(device: str, profile: str, out: Path, count: int, data: str, fleet
 
 @click.group()
 def devices() -> None:
-    """List and show the fleet's devices."""
+    """List, show, exclude and reinstate the fleet's devices."""
 
 
 @devices.command("ls")
@@ -61,18 +63,20 @@ def list_all(as_json: bool, fleet_path: Path) -> None:
     from edgefl.store.database import open_database
     from edgefl.store.fleet import Fleet
     from edgefl.store.registry import list_devices
+    from edgefl.store.standings import standings
 
     with closing(open_database(Fleet.open(fleet_path).database)) as database:
-        rows = list_devices(database)
+        rows, known = list_devices(database), standings(database)
     if as_json:
-        click.echo(msgspec.json.encode(rows).decode())
+        click.echo(msgspec.json.encode([_with_standing(row, known.get(row.id)) for row in rows]).decode())
         return
     if not rows:
         click.echo("no devices yet; make one with `edgefl provision`")
         return
     width = max(len(row.id) for row in rows)
     for row in rows:
-        click.echo(f"{row.id:<{width}}  {row.profile:<18}  {_state(row):<8}  {_date(row.created)}")
+        state, standing = _state(row, known.get(row.id)), known.get(row.id, Standing(row.id)).standing
+        click.echo(f"{row.id:<{width}}  {row.profile:<18}  {state:<8}  {standing:.2f}  {_date(row.created)}")
 
 
 @devices.command("show")
@@ -84,24 +88,65 @@ def show(device: str, as_json: bool, fleet_path: Path) -> None:
     from edgefl.store.database import open_database
     from edgefl.store.fleet import Fleet
     from edgefl.store.registry import get_device
+    from edgefl.store.standings import standings
 
     with closing(open_database(Fleet.open(fleet_path).database)) as database:
         row = get_device(database, device)
+        known = standings(database).get(device)
     if as_json:
-        click.echo(msgspec.json.encode(row).decode())
+        click.echo(msgspec.json.encode(_with_standing(row, known)).decode())
         return
     for key, value in (
         ("id", row.id),
         ("profile", row.profile),
-        ("state", _state(row)),
+        ("state", _state(row, known)),
+        ("standing", f"{(known or Standing(row.id)).standing:.2f}"),
         ("provisioned", _date(row.created)),
         ("certificate", row.certificate),
     ):
         click.echo(f"{key:<12} {value}")
 
 
-def _state(device: Device) -> str:
-    return "valid" if device.revoked is None else "revoked"
+@devices.command("exclude")
+@click.argument("device", metavar="ID")
+@fleet_option
+def exclude_device(device: str, fleet_path: Path) -> None:
+    """Take no more updates from a device; it keeps its models and is told why its updates are refused."""
+    from edgefl.store.database import open_database
+    from edgefl.store.fleet import Fleet
+    from edgefl.store.registry import get_device
+    from edgefl.store.standings import exclude
+
+    with closing(open_database(Fleet.open(fleet_path).database)) as database:
+        exclude(database, get_device(database, device).id, time.time())
+    click.echo(f"{device} is excluded; bring it back with `edgefl devices reinstate {device}`")
+
+
+@devices.command("reinstate")
+@click.argument("device", metavar="ID")
+@fleet_option
+def reinstate_device(device: str, fleet_path: Path) -> None:
+    """Let an excluded device take part again, with a clean record."""
+    from edgefl.store.database import open_database
+    from edgefl.store.fleet import Fleet
+    from edgefl.store.registry import get_device
+    from edgefl.store.standings import reinstate
+
+    with closing(open_database(Fleet.open(fleet_path).database)) as database:
+        reinstate(database, get_device(database, device).id)
+    click.echo(f"{device} takes part again")
+
+
+def _with_standing(device: Device, standing: Standing | None) -> dict[str, object]:
+    """What `--json` tells of a device."""
+    known = standing or Standing(device.id)
+    return {**msgspec.to_builtins(device), "standing": known.standing, "excluded": known.excluded, "excluded_by": known.by}
+
+
+def _state(device: Device, standing: Standing | None) -> str:
+    if device.revoked is not None:
+        return "revoked"
+    return "excluded" if standing is not None and standing.excluded is not None else "valid"
 
 
 def _date(seconds: float) -> str:

@@ -58,4 +58,9 @@ def _training(training: "TrainingStatus") -> str:
     accuracy = f", accuracy {measured[-1]:.4f}" if measured else ""
     up, down = sum(r.uplink_bytes for r in training.rounds), sum(r.downlink_bytes for r in training.rounds)
     name = f"{training.model}@{training.version}"
-    return f"{name}: {training.state}, round {training.round} of {training.last_round}{accuracy}, {up} B up, {down} B down"
+    text = f"{name}: {training.state}, round {training.round} of {training.last_round}{accuracy}, {up} B up, {down} B down"
+    if training.bits_per_parameter is None:
+        return text
+    even = training.fairness
+    shares = f"{even.least} to {even.most} updates a device, Jain's index {even.jain:.2f}"
+    return f"{text}, {training.bits_per_parameter:.3f} bits a parameter, {shares}"

@@ -2,19 +2,21 @@
 
 import sqlite3
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 import msgspec
 
 from edgefl.cli.options import fleet_option, json_option
-from edgefl.errors import ConfigError, FleetError
-from edgefl.plan import Count, Plan
+from edgefl.errors import ConfigError, FleetError, UpdateError
+from edgefl.plan import AggregatorName, Count, Plan, Rate, Sampling, ServerOptimizer
 
 if TYPE_CHECKING:
-    from edgefl.store.versions import VersionRecord
+    from edgefl.recipe import Recipe
+    from edgefl.store.versions import VariantRecord, VersionRecord
 
 LOOK_EVERY = 0.5
 
@@ -30,22 +32,40 @@ def train() -> None:
     """Start, stop and follow the training of a model."""
 
 
-@train.command()
+MORE = """
+\b
+More keys of a plan file, for which there is no option:
+  by_layer, sampled, rotated, context, correction, warmup   how updates are chosen and coded
+  attackers                                                 how many the robust aggregators are to stand
+What each key means: python -m pydoc edgefl.plan
+"""
+
+
+@train.command(epilog=MORE)
 @click.argument("model")
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="TOML file with the plan; options win over it.")
 @click.option("--rounds", type=int, help="How many rounds.")
 @click.option("--epochs", type=int, help="Passes over the local data per round.")
 @click.option("--learning-rate", type=float, help="Of the local optimiser.")
+@click.option("--decay", type=float, help="Factor on the learning rate from round to round.")
+@click.option("--rate", type=click.Choice(get_args(Rate)), help="What a device adapts the learning rate to.")
+@click.option("--proximal", type=float, help="FedProx's mu; needs a version pushed with --proximal.")
 @click.option("--sparsity", type=float, help="Fraction of coordinates that an update carries; smaller is less traffic.")
 @click.option("--bits", type=int, help="Per sent value, 1 to 8.")
+@click.option("--price", type=float, help="How strongly coordinates that cost many bits are avoided.")
+@click.option("--downlink-sparsity", type=float, help="Fraction of the weights that changes from round to round on devices.")
 @click.option("--fraction", type=float, help="Of the devices that take part in a round.")
+@click.option("--sampling", type=click.Choice(get_args(Sampling)), help="Who takes part: all alike, or large losses more often.")
 @click.option("--cohort", type=int, help="Updates that close a round at once.  [default: as many as devices will take part]")
 @click.option("--quorum", type=int, help="Updates that are enough at the deadline.")
 @click.option("--deadline", type=float, help="Seconds after the opening of a round.")
 @click.option("--staleness", type=int, help="Rounds that an update may be late.")
-@click.option("--server-rate", type=float, help="Factor on the mean update.")
+@click.option("--aggregator", type=click.Choice(get_args(AggregatorName)), help="What is made of the updates of a round.")
+@click.option("--clip", type=float, help="Updates longer than so many times the median are shortened.")
+@click.option("--exclude", type=float, help="Score at which a device is excluded until it is reinstated.")
+@click.option("--server-optimizer", "optimizer", type=click.Choice(get_args(ServerOptimizer)), help="What takes the aggregate.")
+@click.option("--server-rate", type=float, help="Factor on the aggregate.")
 @click.option("--seed", type=int, help="Of shuffling and rounding.")
-@click.option("--proximal", type=float, help="FedProx's mu; needs a version pushed with --proximal.")
 @click.option("--holdout", default="", metavar="SOURCE", help="Examples to evaluate every round on.")
 @fleet_option
 def start(model: str, plan_file: Path | None, holdout: str, fleet_path: Path, **options: Any) -> None:
@@ -57,6 +77,7 @@ def start(model: str, plan_file: Path | None, holdout: str, fleet_path: Path, **
     from edgefl.store.fleet import Fleet
     from edgefl.store.ledger import start_training
     from edgefl.store.versions import latest_version
+    from edgefl.wire.tasks import LONGEST_CONTEXT, keeps_history
 
     fleet = Fleet.open(fleet_path)
     given = {name: value for name, value in options.items() if value is not None}
@@ -67,12 +88,15 @@ def start(model: str, plan_file: Path | None, holdout: str, fleet_path: Path, **
         start_training(database, version, plan, source, time.time())
     closes = f"with {plan.cohort} updates, or after {plan.deadline:g} s with {plan.quorum}"
     click.echo(f"training {model}@{version.version}: {plan.rounds} rounds; a round closes {closes}")
+    if plan.context and not keeps_history(plan):
+        click.echo(f"updates are coded without context: with a staleness above {LONGEST_CONTEXT} too many weights would be kept")
 
 
 def _plan(database: sqlite3.Connection, version: "VersionRecord", file: Path | None, given: dict[str, Any]) -> Plan:
     """The plan in a file with the given options, checked against the fleet. Raises ConfigError or FleetError."""
-    from edgefl.store.versions import participants, variants
+    from edgefl.store.versions import budgets, participants, variants
     from edgefl.strict_toml import read_toml
+    from edgefl.wire.tasks import scheme_of, task_of
 
     base = read_toml(file, PlanFile, ConfigError) if file else PlanFile()
     able = participants(database, version)
@@ -89,10 +113,48 @@ def _plan(database: sqlite3.Connection, version: "VersionRecord", file: Path | N
     if plan.quorum > min(plan.cohort, able):
         few = f"at most {min(plan.cohort, able)}, for a cohort of {plan.cohort} and {able} devices"
         raise ConfigError("the plan's quorum cannot be reached", expected=few, found=str(plan.quorum), remedy=remedy)
-    recipes = [record.manifest.recipe for record in variants(database, version.model, version.version)]
+    if plan.aggregator == "root-set":
+        raise ConfigError("the aggregator root-set needs examples on the server, which only a simulation has", remedy=remedy)
+    records = variants(database, version.model, version.version)
+    _check_recipes(plan, name, [record.manifest.recipe for record in records])
+    if plan.correction:
+        _check_room(records, budgets(database, version.model, version.version))
+    try:
+        scheme_of(task_of(plan, plan.warmup + 1))
+    except UpdateError as error:
+        raise ConfigError(error.problem, expected=error.expected, found=error.found, remedy=remedy) from None
+    return plan
+
+
+def _check_recipes(plan: Plan, name: str, recipes: "Sequence[Recipe]") -> None:
+    """Refuse a plan that a version's graphs cannot follow. Raises ConfigError."""
     if plan.proximal > 0.0 and not all(recipe.proximal for recipe in recipes):
         raise ConfigError(f"{name} has no proximal term", remedy="Push it again with --proximal")
-    return plan
+    others = sorted({recipe.optimizer for recipe in recipes} - {"sgd"})
+    if plan.rate == "curvature" and others:
+        raise ConfigError(
+            f"{name} cannot measure the curvature of its loss",
+            expected="a version whose optimiser is plain SGD",
+            found=", ".join(others),
+            remedy="Use --rate fixed or --rate loss, or push it with --optimizer sgd",
+        )
+
+
+def _check_room(records: "Sequence[VariantRecord]", budgets: dict[str, int]) -> None:
+    """Refuse momentum correction where its velocity does not fit beside what a round stores anyway. Raises ConfigError."""
+    from edgefl.compress.budget import RESIDUAL_BYTES, WEIGHT_FILES
+
+    for record in records:
+        manifest = record.manifest
+        weights = (WEIGHT_FILES - 1) * manifest.file("weights").length
+        need = manifest.total_bytes + weights + 2 * RESIDUAL_BYTES * manifest.layout.size
+        if need > budgets[record.profile]:
+            raise ConfigError(
+                f"the momentum of the plan's correction does not fit profile {record.profile}",
+                expected=f"at most {budgets[record.profile]} bytes",
+                found=f"{need} bytes",
+                remedy="Train without correction, or push a smaller model",
+            )
 
 
 def _holdout(database: sqlite3.Connection, version: "VersionRecord", source: str) -> str:
@@ -135,16 +197,17 @@ def follow(model: str, as_json: bool, fleet_path: Path) -> None:
 
     With --json one object per round.
     """
-    from edgefl.server.status import RoundStatus, round_status
+    from edgefl.server.status import FollowedRound, closed_rounds
     from edgefl.store.database import open_database
     from edgefl.store.fleet import Fleet
-    from edgefl.store.ledger import is_running, newest_training, rounds
+    from edgefl.store.ledger import is_running, newest_training
 
-    def line(item: RoundStatus) -> str:
+    def line(item: FollowedRound) -> str:
         loss = "" if item.loss is None else f"  loss {item.loss:.4f}"
         accuracy = "" if item.accuracy is None else f"  accuracy {item.accuracy:.4f}"
         traffic = f"{item.uplink_bytes} B up, {item.downlink_bytes} B down"
-        return f"round {item.round}: {item.updates} updates, {traffic}{loss}{accuracy}"
+        bits = "" if item.bits_per_parameter is None else f"  {item.bits_per_parameter:.3f} bits a parameter"
+        return f"round {item.round}: {item.updates} updates, {traffic}{bits}{loss}{accuracy}"
 
     fleet = Fleet.open(fleet_path)
     with closing(open_database(fleet.database)) as database:
@@ -153,10 +216,9 @@ def follow(model: str, as_json: bool, fleet_path: Path) -> None:
         running = True
         while running:
             running = is_running(database, training.id)  # asked first: then the rounds that follow are all
-            for item in map(round_status, rounds(database, training.id, shown)):
-                if not item.open:
-                    click.echo(msgspec.json.encode(item).decode() if as_json else line(item))
-                    shown = item.round + 1
+            for item in closed_rounds(database, training, shown):
+                click.echo(msgspec.json.encode(item).decode() if as_json else line(item))
+                shown = item.round + 1
             if running:
                 time.sleep(LOOK_EVERY)
         if not as_json:

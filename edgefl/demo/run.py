@@ -34,6 +34,7 @@ class DemoRequest:
         data: directory with MNIST's files, or None for digits.
         broker: `auto`, `mosquitto` or `embedded`.
         epochs, learning_rate, sparsity, bits, batch: of the local training and its updates.
+        downlink_sparsity: of the weights' way to the devices.
         deadline: seconds of a round; long, because a demo wants every update of every round.
     """
 
@@ -47,6 +48,7 @@ class DemoRequest:
     sparsity: float = 0.01
     bits: int = 4
     batch: int = 16
+    downlink_sparsity: float = 1.0
     deadline: float = 600.0
 
 
@@ -125,6 +127,7 @@ def _train(company: Company, stage: Stage, request: DemoRequest) -> None:
         "epochs": request.epochs,
         "learning-rate": request.learning_rate,
         "sparsity": request.sparsity,
+        "downlink-sparsity": request.downlink_sparsity,
         "bits": request.bits,
         "cohort": request.devices,
         "deadline": request.deadline,

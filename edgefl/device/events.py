@@ -5,7 +5,7 @@ Events are facts in the past tense, effects are orders in the imperative. Both a
 
 from dataclasses import dataclass
 
-from edgefl.wire.messages import FileRef, Manifest, Receipt, RoundOrder
+from edgefl.wire.messages import Difference, FileRef, Manifest, Receipt, RoundOrder
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +35,19 @@ class Fetched:
 
 
 @dataclass(frozen=True, slots=True)
+class NotRebuilt:
+    """The weights with this SHA-256 could not be made from a difference."""
+
+    sha256: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Trained:
-    """The update of a round is in the outbox, on disk."""
+    """The update of a round is in the outbox, on disk; `loss` is the training's, 0 if it is not known."""
 
     round: int
     sha256: bytes
+    loss: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +70,7 @@ class Tick:
     """Time has passed."""
 
 
-Event = Connected | ManifestHeard | OrderHeard | Fetched | Trained | TrainingFailed | ReceiptHeard | Tick
+Event = Connected | ManifestHeard | OrderHeard | Fetched | NotRebuilt | Trained | TrainingFailed | ReceiptHeard | Tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +78,14 @@ class Fetch:
     """Get these files (all that this model needs now) and report each with `Fetched`, soon for one that is there and intact."""
 
     files: tuple[FileRef, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuild:
+    """Make these weights from a difference, which is there, and its base; report `Fetched` of the weights, or `NotRebuilt`."""
+
+    difference: Difference
+    weights: FileRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,4 +138,4 @@ class Announce:
     error: str = ""
 
 
-Effect = Fetch | Activate | Adopt | Train | StopTraining | Send | Settle | Announce
+Effect = Fetch | Rebuild | Activate | Adopt | Train | StopTraining | Send | Settle | Announce

@@ -7,12 +7,29 @@ Rule: when the disk fails in the middle of the effects of an event, the rest of 
 is on disk, and the newest words are looked at again after a pause. The session thereby meets the same situation once more.
 """
 
+import hashlib
 import logging
 import random
+import shutil
 from collections.abc import Callable
 
+from edgefl.codec.difference import apply_difference
 from edgefl.device.config import Bundle
-from edgefl.device.events import Activate, Adopt, Announce, Effect, Event, Fetch, Send, Settle, StopTraining, Train
+from edgefl.device.events import (
+    Activate,
+    Adopt,
+    Announce,
+    Effect,
+    Event,
+    Fetch,
+    Fetched,
+    NotRebuilt,
+    Rebuild,
+    Send,
+    Settle,
+    StopTraining,
+    Train,
+)
 from edgefl.device.fetching import Fetcher
 from edgefl.device.held import HeldModel
 from edgefl.device.resources import peak_rss
@@ -20,10 +37,11 @@ from edgefl.device.sending import UpdateSender
 from edgefl.device.training import TrainerProcess
 from edgefl.device.training_queue import TrainingQueue
 from edgefl.device.voice import Voice
-from edgefl.errors import StoreError
+from edgefl.errors import StoreError, UpdateError
 from edgefl.link.contract import Link
 from edgefl.store.blobs import BlobStore
 from edgefl.wire import topics
+from edgefl.wire.messages import Difference, FileRef
 
 log = logging.getLogger("edgefl.device")
 
@@ -71,10 +89,12 @@ class Hands:
             self.voice.trouble(model.name, str(error))
             self._start_over(model, DISK_PAUSE)
 
-    def _perform(self, model: HeldModel, effect: Effect) -> None:
+    def _perform(self, model: HeldModel, effect: Effect) -> None:  # noqa: C901 - one case per kind of effect
         match effect:
             case Fetch(files):
                 self.fetcher.need(model.name, files)
+            case Rebuild(difference, weights):
+                self._rebuild(model, difference, weights)
             case Activate(manifest):
                 model.activate(manifest)
                 log.info("%s@%d is active", model.name, manifest.version)
@@ -102,6 +122,29 @@ class Hands:
         self.be_born()
         model.retry_at = self._clock()  # an order that was heard before its version can be believed now
 
+    def _rebuild(self, model: HeldModel, difference: Difference, weights: FileRef) -> None:
+        """Apply a difference; whatever comes of it but the right bytes, in the store, is reason to fetch the whole file."""
+        try:
+            if model.session.active is None:
+                raise StoreError("no version is active")
+            base, way = self.blobs.get(difference.base), self.blobs.get(difference.file.sha256)
+            made = apply_difference(base, way, model.session.active.layout)
+            if hashlib.sha256(made).digest() != weights.sha256:
+                raise UpdateError("a difference has made other weights than it should", expected=weights.sha256.hex()[:16])
+            self._check_room(len(made))
+            self.blobs.put(made)
+        except (StoreError, UpdateError) as error:
+            log.warning("%s: fetching whole weights: %s", model.name, error)
+            self.happen(model, NotRebuilt(weights.sha256))
+        else:
+            self.happen(model, Fetched(weights.sha256))
+
+    def _check_room(self, length: int) -> None:
+        """Raises StoreError when so many bytes would eat into the reserve."""
+        free = shutil.disk_usage(self.blobs.root).free
+        if free < length + RESERVE:
+            raise StoreError("not enough disk space for new weights", expected=f"{length + RESERVE} bytes free", found=f"{free}")
+
     def _train(self, model: HeldModel, train: Train) -> None:
         if model.intact():
             log.info("%s round %d training", model.name, train.order.round)
@@ -117,6 +160,7 @@ class Hands:
         else:
             log.warning("%s: the server refused an update: %s", model.name, reason)
             model.disk.withdraw()
+        self.tidy()  # older weights go: only this update was coded with them, or they are what it was refused for
 
     def _start_over(self, model: HeldModel, pause: float) -> None:
         """Go back to what is on disk, and look at the newest words again after a pause."""

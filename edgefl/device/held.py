@@ -13,14 +13,15 @@ from dataclasses import dataclass, field
 
 from edgefl.device.config import DeviceConfig
 from edgefl.device.events import Effect, Event, ManifestHeard, OrderHeard, Train
-from edgefl.device.job import Job
+from edgefl.device.job import Held, Job
 from edgefl.device.session import step
 from edgefl.device.state import Session, Step, Work
 from edgefl.device.trust import believed_manifest, believed_order
 from edgefl.errors import PeerError, StoreError
 from edgefl.store.blobs import BlobStore
 from edgefl.store.model_state import ModelState
-from edgefl.wire.messages import Manifest, RoundOrder
+from edgefl.store.outbox import OutboxEntry
+from edgefl.wire.messages import HISTORY_REACH, Manifest, RoundOrder
 
 log = logging.getLogger("edgefl.device")
 
@@ -159,7 +160,9 @@ class HeldModel:
         done = (manifest.version, self.disk.settled_round(manifest.version, manifest.variant))
         active = manifest if self._intact(manifest) else None
         adopted = order.weights.sha256 if order and self.blobs.intact(order.weights.sha256) else b""
-        self.session = Session(self.config.id, active=active, work=sending, done=done, adopted=adopted)
+        last = entry or self.disk.last_settled(manifest.version, manifest.variant)
+        loss = last.loss_after if last else 0.0
+        self.session = Session(self.config.id, active=active, work=sending, done=done, adopted=adopted, loss=loss)
 
     def intact(self) -> bool:
         """Whether the files that a training needs are whole; damaged ones are deleted."""
@@ -174,7 +177,22 @@ class HeldModel:
         refs = [ref for manifest in manifests if manifest for ref in manifest.files]
         if session.work and session.work.order:
             refs.append(session.work.order.weights)
-        return {ref.sha256 for ref in refs} | {session.adopted}
+            refs += [session.work.difference.file] if session.work.difference else []
+        earlier = self._earlier()
+        return {ref.sha256 for ref in refs} | {session.adopted} | ({earlier.weights} if earlier else set())
+
+    def _earlier(self) -> OutboxEntry | None:
+        """The settled update, if the weights that it was trained from may still lie here: the next one is coded with them.
+
+        They are kept while they are the newest, and beside those of the round in training: a board then holds three weights
+        files (with the version's own), no more than it does while a round's weights arrive.
+        """
+        manifest, work, adopted = self.session.active, self.session.work, self.session.adopted
+        entry = self.disk.last_settled(manifest.version, manifest.variant) if manifest else None
+        if entry is None or not entry.weights:
+            return None
+        at_work = work is not None and (work.step is Step.SENDING or (work.order and work.order.weights.sha256 == adopted))
+        return entry if at_work or entry.weights == adopted else None
 
     def job(self, train: Train) -> Job:
         """The trainer's job for an order."""
@@ -199,7 +217,20 @@ class HeldModel:
             settled=str(self.disk.settled),
             recipe=manifest.recipe,
             personal=str(self.disk.personal),
+            weights_sha256=order.weights.sha256,
+            start=next((self._held(ref.sha256, 0) for ref in manifest.files if ref.role == "weights"), None),
+            before=self._before(order),
         )
+
+    def _before(self, order: RoundOrder) -> Held | None:
+        """The weights that the settled update was trained from, if they are here and the server has them still."""
+        entry = self._earlier()
+        if entry is None or not 0 < order.round - entry.round <= HISTORY_REACH or not self.blobs.intact(entry.weights):
+            return None
+        return self._held(entry.weights, entry.round)
+
+    def _held(self, sha256: bytes, number: int) -> Held:
+        return Held(path=str(self.blobs.path(sha256)), sha256=sha256, round=number)
 
     def _intact(self, manifest: Manifest) -> bool:
         found = [self.blobs.intact(ref.sha256) for ref in manifest.files]  # all of them: each damaged one is deleted

@@ -15,6 +15,14 @@ AGENT_VARIABLE = "EDGEFL_AGENT"
 """Environment variable that tells the trainer its agent's process id."""
 
 
+class Held(msgspec.Struct, frozen=True, kw_only=True):
+    """A weights file that both ends know: where it lies, its SHA-256, and the round whose weights it holds (0: the version's)."""
+
+    path: str
+    sha256: bytes
+    round: int = 0
+
+
 class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Train one round.
 
@@ -28,6 +36,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         outbox, settled: where the update goes, and where the last residual lies.
         recipe: loss and optimiser of the graphs.
         personal: where the values of personal tensors are kept.
+        weights_sha256: of the round's weights; empty if it is not known.
+        start: the version's weights; without them the update is coded plainly.
+        before: the weights that the settled update was trained from; None if they are gone or too old to code with.
     """
 
     device: str
@@ -47,6 +58,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     settled: str
     recipe: Recipe = Recipe()
     personal: str = ""
+    weights_sha256: bytes = b""
+    start: Held | None = None
+    before: Held | None = None
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -82,6 +82,7 @@ def _cut(model: str, entry: OutboxEntry, data: bytes) -> list[UpdatePart]:
             part,
             len(starts),
             data[start : start + PART_SIZE],
+            entry.before,
         )
         for part, start in enumerate(starts)
     ]

@@ -15,12 +15,12 @@ Rules:
   have been opened meanwhile. Only a receipt or a newer version ends it. A word from the server makes the pauses short again.
 * An order without a task ends a training: its weights are fetched and kept, nothing is trained.
 * A new version abandons the work of the old one; the same version, installed again because a file of it was damaged, does not.
+* Weights are fetched as a difference from weights that are held, if the order offers one, otherwise or when that fails whole.
 * A newer order supersedes an order whose weights are still being fetched or whose training has failed, but not one in training:
   a late update still counts.
 * Times are seconds of a monotonic clock; pauses double with each failure up to five minutes.
 """
 
-import hashlib
 from dataclasses import replace
 
 from edgefl.device.events import (
@@ -33,7 +33,9 @@ from edgefl.device.events import (
     Fetch,
     Fetched,
     ManifestHeard,
+    NotRebuilt,
     OrderHeard,
+    Rebuild,
     ReceiptHeard,
     Send,
     Settle,
@@ -43,7 +45,10 @@ from edgefl.device.events import (
     Trained,
     TrainingFailed,
 )
+from edgefl.device.shortcut import shortest
 from edgefl.device.state import Session, Step, Work
+from edgefl.participation import chance
+from edgefl.participation import takes_part as draws
 from edgefl.wire.messages import FileRef, Manifest, Receipt, RoundOrder
 
 RESEND_AFTER = 20.0
@@ -58,15 +63,13 @@ GIVE_UP_AFTER = 3
 Outcome = tuple[Session, tuple[Effect, ...]]
 
 
-def takes_part(device: str, order: RoundOrder) -> bool:
-    """Whether this device trains in this round: nobody is invited, everybody draws the same lot as the server could.
-
-    The lot is the first eight bytes of SHA-256 over model, round and device, as a fraction of 2**64.
-    """
-    if order.task is None:
+def takes_part(device: str, order: RoundOrder, loss: float = 0.0) -> bool:
+    """Whether this device trains in this round (`edgefl.participation`); `loss` is of its last training, 0 if not known."""
+    task = order.task
+    if task is None:
         return False
-    lot = hashlib.sha256(f"{order.model}/{order.version}/{order.round}/{device}".encode()).digest()[:8]
-    return int.from_bytes(lot, "big") < order.task.fraction * 2.0**64
+    likely = chance(task.fraction, own_loss=loss, mean_loss=task.loss) if task.biased else task.fraction
+    return draws(order.model, order.version, order.round, device, likely)
 
 
 def step(state: Session, event: Event, now: float) -> Outcome:  # noqa: PLR0911 - one return per kind of event
@@ -80,8 +83,10 @@ def step(state: Session, event: Event, now: float) -> Outcome:  # noqa: PLR0911 
             return _order(state, order, now)
         case Fetched(sha256):
             return _fetched(state, sha256, now)
-        case Trained(number, sha256):
-            return _trained(state, number, sha256, now)
+        case NotRebuilt(sha256):
+            return _not_rebuilt(state, sha256)
+        case Trained():
+            return _trained(state, event, now)
         case TrainingFailed(number, reason):
             return _failed(state, number, reason, now)
         case ReceiptHeard(receipt):
@@ -108,7 +113,8 @@ def _wanted(state: Session) -> tuple[FileRef, ...]:
     if state.installing:
         files |= {ref.sha256: ref for ref in state.installing.files if ref.sha256 in state.missing}
     if state.work and state.work.step is Step.FETCHING and state.work.order:
-        files[state.work.order.weights.sha256] = state.work.order.weights
+        ref = state.work.difference.file if state.work.difference else state.work.order.weights
+        files[ref.sha256] = ref
     return tuple(files.values())
 
 
@@ -125,6 +131,7 @@ def _activate(state: Session) -> Outcome:
         missing=frozenset(),
         work=work if work and work.step is Step.SENDING and work.version == manifest.version else None,
         adopted=b"",
+        loss=state.loss if state.done[0] == manifest.version else 0.0,
         heard=heard if heard and _matches(manifest, heard) else None,
     )
     return state, (*stop, Activate(manifest), Announce("activated", manifest.version, 0))
@@ -159,10 +166,10 @@ def _next_work(state: Session) -> Outcome:
     place = (order.version, order.round)
     if order.weights.sha256 == state.adopted if order.task is None else place <= state.done:
         return state, ()
-    if order.task is not None and not takes_part(state.device, order):
-        state, skipped = replace(state, done=place, work=None), work is not None
+    if order.task is not None and not takes_part(state.device, order, state.loss):
+        state, skipped = replace(state, work=None), work is not None
         return state, ((Fetch(_wanted(state)),) if skipped else ())
-    state = replace(state, work=Work(order.version, order.round, Step.FETCHING, order))
+    state = replace(state, work=Work(order.version, order.round, Step.FETCHING, order, difference=shortest(state, order)))
     return state, (Fetch(_wanted(state)),)
 
 
@@ -171,7 +178,7 @@ def _weights_there(state: Session, active: Manifest, work: Work, order: RoundOrd
     state = replace(state, adopted=order.weights.sha256)
     if order.task is None:
         return replace(state, work=None), (*adopt, Announce("adopted", order.version, order.round))
-    state = replace(state, work=replace(work, step=Step.TRAINING, retry_at=None))
+    state = replace(state, work=replace(work, step=Step.TRAINING, retry_at=None, difference=None))
     return state, (*adopt, Announce("training", order.version, order.round), Train(active, order))
 
 
@@ -183,18 +190,30 @@ def _fetched(state: Session, sha256: bytes, now: float) -> Outcome:
             state, more = _next_work(state)
             return state, effects + more
     work = state.work
-    if state.active and work and work.order and work.step is Step.FETCHING and work.order.weights.sha256 == sha256:
+    if not (state.active and work and work.order and work.step is Step.FETCHING):
+        return state, ()
+    if work.order.weights.sha256 == sha256:
         pausing = work.retry_at is not None and now < work.retry_at
         return (state, ()) if pausing else _weights_there(state, state.active, work, work.order)
+    if work.difference and work.difference.file.sha256 == sha256:
+        return state, (Rebuild(work.difference, work.order.weights),)
     return state, ()
 
 
-def _trained(state: Session, number: int, sha256: bytes, now: float) -> Outcome:
+def _not_rebuilt(state: Session, sha256: bytes) -> Outcome:
     work = state.work
-    if work is None or work.step is not Step.TRAINING or work.round != number:
+    if work is None or work.order is None or work.difference is None or work.order.weights.sha256 != sha256:
         return state, ()
-    work = replace(work, step=Step.SENDING, sha256=sha256, failures=0, retry_at=now + RESEND_AFTER)
-    return replace(state, work=work), (Send(), Announce("trained", work.version, work.round))
+    state = replace(state, work=replace(work, difference=None))
+    return state, (Fetch(_wanted(state)),)
+
+
+def _trained(state: Session, done: Trained, now: float) -> Outcome:
+    work = state.work
+    if work is None or work.step is not Step.TRAINING or work.round != done.round:
+        return state, ()
+    work = replace(work, step=Step.SENDING, sha256=done.sha256, failures=0, retry_at=now + RESEND_AFTER)
+    return replace(state, work=work, loss=done.loss), (Send(), Announce("trained", work.version, work.round))
 
 
 def _failed(state: Session, number: int, reason: str, now: float) -> Outcome:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
-from edgefl.wire.messages import Manifest, RoundOrder
+from edgefl.wire.messages import Difference, Manifest, RoundOrder
 
 
 class Step(Enum):
@@ -22,6 +22,7 @@ class Work:
         version, round: which one.
         step: how far it is.
         order: what was ordered; unknown for an update that was found in the outbox after a restart.
+        difference: by which the weights are being fetched; None for the whole file.
         sha256: of the encoded update, once there is one.
         failures: failed trainings while fetching or training, unanswered repetitions while sending.
         retry_at: when to try again, None while something is going on.
@@ -34,6 +35,7 @@ class Work:
     sha256: bytes = b""
     failures: int = 0
     retry_at: float | None = None
+    difference: Difference | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ class Session:
         heard: newest order for the active variant.
         done: version and round of the newest round that needs no more work.
         adopted: SHA-256 of the newest weights that the device holds.
+        loss: of the last training of this version; 0 if it is not known.
     """
 
     device: str
@@ -59,3 +62,4 @@ class Session:
     heard: RoundOrder | None = None
     done: tuple[int, int] = (0, 0)
     adopted: bytes = b""
+    loss: float = 0.0

@@ -21,16 +21,18 @@ from pathlib import Path
 
 import numpy as np
 
-from edgefl.codec.update import encode
 from edgefl.codec.weights import decode_weights
+from edgefl.device.coding import Learnt, carried, last_loss, write_update
 from edgefl.device.job import AGENT_VARIABLE, Answer, Done, Failed, Job, decode_job, encode_line
 from edgefl.device.resources import peak_rss
-from edgefl.engine.contract import Engine, Trained, VariantFiles
+from edgefl.engine.contract import Engine, VariantFiles
+from edgefl.engine.curvature import curvature
 from edgefl.engine.open import open_engine
 from edgefl.errors import EdgeflError, EngineError, Fault
+from edgefl.examples import Examples
 from edgefl.layout import Float32
+from edgefl.rates import rate_by_curvature, rate_by_loss
 from edgefl.sources.parse import open_source
-from edgefl.store.outbox import OutboxEntry, read_residual, write_outbox
 from edgefl.store.personal import keep_personal, with_personal
 
 NICENESS = 10
@@ -54,48 +56,19 @@ class Trainer:
         began = time.monotonic()
         engine = self._open(job)
         examples = open_source(job.source).load().shaped(job.input_shape, job.classes, job.recipe.loss)
-        base = decode_weights(Path(job.weights).read_bytes(), job.layout)
-        base = with_personal(Path(job.personal), job.version, job.layout, base)
+        received = decode_weights(Path(job.weights).read_bytes(), job.layout)
+        base = with_personal(Path(job.personal), job.version, job.layout, received)
+        task, rate = job.task, _rate(job, engine, examples, base)
         engine.set_vector(base)
-        rng = np.random.default_rng([job.task.seed, job.round, *hashlib.sha256(job.device.encode()).digest()[:4]])
-        task = job.task
-        trained = engine.train(examples, epochs=task.epochs, learning_rate=task.learning_rate, rng=rng, proximal=task.proximal)
-        vector, shared = engine.vector(), job.layout.shared()
-        delta = vector - base if shared is None else vector[shared] - base[shared]
+        rng = np.random.default_rng([task.seed, job.round, *hashlib.sha256(job.device.encode()).digest()[:4]])
+        trained = engine.train(examples, epochs=task.epochs, learning_rate=rate, rng=rng, proximal=task.proximal)
+        vector = engine.vector()
+        delta = carried(job.layout, vector) - carried(job.layout, base)
         if not np.isfinite(delta).all():
             raise EngineError("training diverged to NaN or infinite weights", remedy="Lower the plan's learning rate")
-        sha256 = self._write(job, delta, len(examples), trained, rng)
+        sha256 = write_update(job, Learnt(delta, received, len(examples), trained), rng)
         keep_personal(Path(job.personal), job.version, job.layout, vector)
         return Done(round=job.round, sha256=sha256, seconds=time.monotonic() - began, peak_rss=peak_rss())
-
-    def _write(self, job: Job, delta: Float32, samples: int, trained: Trained, rng: np.random.Generator) -> bytes:
-        digest = job.layout.digest()
-        vector = delta + self._residual(job, digest, len(delta))
-        encoded = encode(vector, sparsity=job.task.sparsity, bits=job.task.bits, rng=rng)
-        residual = encoded.residual.astype("<f4").tobytes()
-        sha256 = hashlib.sha256(encoded.data).digest()
-        entry = OutboxEntry(
-            job.version,
-            job.variant,
-            job.round,
-            digest,
-            samples,
-            trained.loss_before,
-            trained.loss_after,
-            sha256,
-            len(encoded.data),
-            len(residual),
-        )
-        write_outbox(Path(job.outbox), entry, encoded.data, residual)
-        return sha256
-
-    @staticmethod
-    def _residual(job: Job, digest: str, size: int) -> Float32:
-        kept = read_residual(Path(job.settled))
-        wanted = (job.version, job.variant, digest, 4 * size)
-        if kept and (kept[0].version, kept[0].variant, kept[0].layout, len(kept[1])) == wanted:
-            return np.frombuffer(kept[1], dtype="<f4").astype(np.float32)
-        return np.zeros(size, dtype=np.float32)
 
     def _open(self, job: Job) -> Engine:
         paths = {role: Path(path) for role, path in job.graphs.items()}
@@ -108,6 +81,18 @@ class Trainer:
     def forget(self) -> None:
         """Let go of the engine: after a failure its state is not to be trusted, and its memory may be what is missing."""
         self._engine = None
+
+
+def _rate(job: Job, engine: Engine, examples: Examples, base: Float32) -> float:
+    """The learning rate of this device in this round (`edgefl.rates`)."""
+    task = job.task
+    if task.rate == "loss":
+        return rate_by_loss(task.learning_rate, last_loss(job), task.loss)
+    if task.rate == "curvature":
+        rows = np.random.default_rng([task.seed, job.round]).permutation(len(examples))[: job.batch]
+        sharp = curvature(engine, job.recipe, base, examples.take(rows), task.learning_rate)
+        return rate_by_curvature(task.learning_rate, sharp)
+    return task.learning_rate
 
 
 def answer(trainer: Trainer, job: Job) -> Answer:

@@ -79,4 +79,4 @@ def _outcome(turn: _Turn, answer: Answer) -> Trained | TrainingFailed:
     if entry is None or (entry.round, entry.sha256) != (job.round, answer.sha256):
         return TrainingFailed(job.round, "the trainer was done, but its update is not in the outbox")
     log.info("%s round %d trained in %.2f s", name, job.round, answer.seconds)
-    return Trained(job.round, answer.sha256)
+    return Trained(job.round, answer.sha256, entry.loss_after)

@@ -75,7 +75,8 @@ def believed_order(payload: bytes, manifest: Manifest, now: float) -> RoundOrder
             expected=f"{manifest.model} {manifest.variant}",
             found=f"{order.model} {order.variant}",
         )
-    check_ref(order.weights)
+    for ref in (order.weights, *(difference.file for difference in order.differences)):
+        check_ref(ref)
     largest = weights_length(manifest.layout, Precision.FP32)
     if order.version == manifest.version and order.weights.length > largest:
         raise MessageError(
@@ -83,6 +84,8 @@ def believed_order(payload: bytes, manifest: Manifest, now: float) -> RoundOrder
             expected=f"at most {largest} bytes",
             found=f"{order.weights.length}",
         )
+    if any(difference.file.length >= order.weights.length for difference in order.differences):
+        raise MessageError(f"a difference of round {order.round} of {order.model} is no shorter than the weights")
     _check_expiry(f"order of round {order.round} of {order.model}", order.expires, now)
     return order
 

@@ -11,12 +11,15 @@ Rule: what the link had no room for has not been said.
 from collections.abc import Callable, Hashable
 from functools import partial
 
+import msgspec
+
 from edgefl.identity.signing import ROUND, Signer
-from edgefl.plan import Plan
+from edgefl.server.rounds import widened
 from edgefl.server.training import Training
 from edgefl.store.versions import VariantRecord
 from edgefl.wire import topics
-from edgefl.wire.messages import FileRef, RoundOrder, Task, encode
+from edgefl.wire.messages import FileRef, RoundOrder, encode
+from edgefl.wire.tasks import task_of
 
 ORDER_SECONDS = 86400 * 7
 """How long a round order is valid: an old one cannot be replayed for ever."""
@@ -25,11 +28,6 @@ RENEW_SECONDS = 86400
 
 Publish = Callable[[str, str, bytes], bool]
 """Model, topic, payload: publish retained, and count the bytes for the model; whether the link has taken it."""
-
-
-def task_of(plan: Plan) -> Task:
-    """The part of a plan that devices need."""
-    return Task(plan.epochs, plan.learning_rate, plan.sparsity, plan.bits, plan.fraction, plan.seed, plan.proximal)
 
 
 class Announcer:
@@ -59,8 +57,9 @@ class Announcer:
     def round(self, training: Training) -> None:
         """The open round, or the final weights when the training has ended, to the devices of every variant."""
         record, state = training.record, training.state
-        news = (record.id, state.number, state.finished, self._wall() // RENEW_SECONDS)
-        for variant, ref in training.files.items():
+        now = self._wall()
+        news = (record.id, state.number, state.finished, now // RENEW_SECONDS, widened(state, now))
+        for variant, ref in training.offer.files.items():
             topic = topics.round_order(record.model, variant)
             self._say(record.model, topic, news, partial(self._order, training, variant, ref))
 
@@ -70,9 +69,12 @@ class Announcer:
 
     def _order(self, training: Training, variant: str, ref: FileRef) -> bytes:
         record, state = training.record, training.state
-        task = None if state.finished else task_of(record.plan)
+        plan = msgspec.structs.replace(record.plan, fraction=widened(state, self._wall()))
+        task = None if state.finished else task_of(plan, state.number - record.first + 1, training.loss)
         expires = int(self._wall()) + ORDER_SECONDS
-        order = RoundOrder(record.model, record.version, variant, state.number, ref, task, expires)
+        order = RoundOrder(
+            record.model, record.version, variant, state.number, ref, task, expires, training.offer.differences[variant]
+        )
         return encode(self._signer.sign(ROUND, encode(order)))
 
     def _say(self, model: str, topic: str, news: Hashable, payload: Callable[[], bytes]) -> None:

@@ -97,13 +97,14 @@ class Catalogue:
         for record in self.announced:
             files |= {ref.sha256: (record.manifest.model, ref) for ref in record.manifest.files}
         for model, training in self.trainings.items():
-            files |= {ref.sha256: (model, ref) for ref in (*training.files.values(), *training.earlier)}
+            files |= {ref.sha256: (model, ref) for ref in (*training.offer.all_files(), *training.earlier)}
         return files
 
     def remove_garbage(self) -> None:
         """Delete the blobs that nobody needs (`edgefl.store.garbage`). Raises StoreError."""
         if not self.broken:
-            remove_garbage(self._blobs, self._pushed | newest_parents(self._database) | self.files().keys())
+            named = {sha256 for training in self.trainings.values() for sha256 in training.histories.files()}
+            remove_garbage(self._blobs, self._pushed | newest_parents(self._database) | self.files().keys() | named)
 
     def open_rounds(self) -> dict[str, tuple[int, int]]:
         """Id of the training and number of the open round, by model in training."""

@@ -11,6 +11,8 @@ Rules:
 * The machine never waits for a device by name: a device that is gone costs a deadline, not the training.
 * `judge` decides before anything is stored; `stored` is told after it has been stored for good. A server that dies between
   the two has promised nothing.
+* A round whose deadlines pass without a quorum is opened to more and more devices: perhaps too few of them drew a lot, and
+  those that did are gone.
 * Times are seconds of any one clock that survives restarts (the shell uses wall time).
 """
 
@@ -102,6 +104,15 @@ def due(state: Rounds, now: float) -> bool:
     if len(state.buffer) >= state.plan.cohort:
         return True
     return now >= state.deadline and len(state.buffer) >= state.plan.quorum
+
+
+def widened(state: Rounds, now: float) -> float:
+    """The fraction of the devices that take part now: the plan's, doubled with each deadline that has passed without a quorum."""
+    fraction = state.plan.fraction
+    if state.finished or len(state.buffer) >= state.plan.quorum:
+        return fraction
+    deadlines = int(max(0.0, now - state.opened) / state.plan.deadline)
+    return min(1.0, fraction * 2.0 ** min(deadlines, 64))
 
 
 def aggregated(state: Rounds, now: float) -> Rounds:

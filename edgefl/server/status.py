@@ -4,10 +4,13 @@ import sqlite3
 
 import msgspec
 
+from edgefl.participation import Fairness, fairness
 from edgefl.store.ledger import RoundRecord, TrainingRecord, rounds, trainings
 from edgefl.store.presence import Presence, presences
 from edgefl.store.registry import Device, list_devices
 from edgefl.store.tally import counters
+from edgefl.store.updates import bits_per_parameter, participations
+from edgefl.store.versions import able_devices
 
 
 class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,7 +47,10 @@ class VariantStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RoundStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One round: accuracy and loss on the hold-out set, updates that counted, payload bytes up and down."""
+    """One round: accuracy and loss on the hold-out set, updates that counted, payload bytes up and down.
+
+    `bits_per_parameter` is the mean size of its updates, None if there were none.
+    """
 
     round: int
     open: bool
@@ -54,10 +60,20 @@ class RoundStatus(msgspec.Struct, frozen=True, kw_only=True):
     updates: int
     uplink_bytes: int
     downlink_bytes: int
+    bits_per_parameter: float | None = None
+
+
+class FollowedRound(RoundStatus, frozen=True, kw_only=True):
+    """A closed round, and how evenly devices have taken part in the training until then."""
+
+    fairness: Fairness
 
 
 class TrainingStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One training and its rounds; `state` is running, finished, stopped or superseded."""
+    """One training and its rounds; `state` is running, finished, stopped or superseded.
+
+    `fairness` is over the valid devices that can take part. `bits_per_parameter` is the mean of its updates, None before any.
+    """
 
     model: str
     version: int
@@ -65,6 +81,8 @@ class TrainingStatus(msgspec.Struct, frozen=True, kw_only=True):
     round: int
     last_round: int
     cohort: int
+    fairness: Fairness
+    bits_per_parameter: float | None
     rounds: list[RoundStatus]
 
 
@@ -85,7 +103,7 @@ def fleet_status(database: sqlite3.Connection, name: str) -> FleetStatus:
         fleet=name,
         devices=[_device(device, known.get(device.id)) for device in list_devices(database)],
         variants=_variants(database),
-        trainings=[_training(record, rounds(database, record.id)) for record in trainings(database)],
+        trainings=[_training(database, record) for record in trainings(database)],
         counters=counters(database),
     )
 
@@ -118,7 +136,9 @@ def _variants(database: sqlite3.Connection) -> list[VariantStatus]:
     return [VariantStatus(**{name: row[name] for name in names}) for row in rows]
 
 
-def _training(record: TrainingRecord, history: list[RoundRecord]) -> TrainingStatus:
+def _training(database: sqlite3.Connection, record: TrainingRecord) -> TrainingStatus:
+    history, bits = rounds(database, record.id), bits_per_parameter(database, record.id)
+    updates = sum(one.updates for one in history if one.round in bits)
     return TrainingStatus(
         model=record.model,
         version=record.version,
@@ -126,12 +146,34 @@ def _training(record: TrainingRecord, history: list[RoundRecord]) -> TrainingSta
         round=history[-1].round,
         last_round=record.last,
         cohort=record.plan.cohort,
-        rounds=[round_status(r) for r in history],
+        fairness=_fairness(database, record, record.last),
+        bits_per_parameter=sum(bits[one.round] * one.updates for one in history if one.round in bits) / updates
+        if updates
+        else None,
+        rounds=[round_status(one, bits.get(one.round)) for one in history],
     )
 
 
-def round_status(record: RoundRecord) -> RoundStatus:
-    """A round as it is shown."""
+def _fairness(database: sqlite3.Connection, record: TrainingRecord, until: int) -> Fairness:
+    """Over the devices that can take part now; one that could once and did counts too."""
+    times = participations(database, record.id, until)
+    return fairness([times.get(device, 0) for device in times.keys() | able_devices(database, record.model, record.version)])
+
+
+def closed_rounds(database: sqlite3.Connection, record: TrainingRecord, since: int) -> list[FollowedRound]:
+    """The closed rounds of a training from a number on. Raises StoreError."""
+    closed = [one for one in rounds(database, record.id, since) if one.closed is not None]
+    bits = bits_per_parameter(database, record.id) if closed else {}
+    return [
+        FollowedRound(
+            **msgspec.structs.asdict(round_status(one, bits.get(one.round))), fairness=_fairness(database, record, one.round)
+        )
+        for one in closed
+    ]
+
+
+def round_status(record: RoundRecord, bits: float | None) -> RoundStatus:
+    """A round as it is shown; `bits` per parameter of its updates."""
     return RoundStatus(
         round=record.round,
         open=record.closed is None,
@@ -141,4 +183,5 @@ def round_status(record: RoundRecord) -> RoundStatus:
         updates=record.updates,
         uplink_bytes=record.uplink,
         downlink_bytes=record.downlink,
+        bits_per_parameter=bits,
     )

@@ -14,25 +14,31 @@ import logging
 import math
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from edgefl.aggregate.mean import PartialSum, polynomial_staleness
+from edgefl.aggregate.mean import polynomial_staleness
+from edgefl.codec.difference import advance
 from edgefl.codec.sparsify import Sparse
-from edgefl.codec.update import decode, max_length
+from edgefl.codec.update import max_length
 from edgefl.engine.contract import Evaluation
 from edgefl.errors import EdgeflError, ModelError, StoreError, UpdateError
 from edgefl.layout import Float32
+from edgefl.participation import mean_loss
+from edgefl.server.aggregation import Aggregation, Step
+from edgefl.server.downlink import REACH, Offer, offer_weights
 from edgefl.server.evaluate import Evaluator
+from edgefl.server.history import Histories
 from edgefl.server.rounds import Accept, Refuse, Rounds, UpdateKey, aggregated, due, judge, stored
 from edgefl.server.variants import largest_weight, load_parent, load_variants, store_parent, variant_of_profile
 from edgefl.store.blobs import BlobStore
 from edgefl.store.ledger import Outcome, TrainingRecord, close_round, newest_round
-from edgefl.store.updates import is_stored, known_updates, store_update, waiting_updates
+from edgefl.store.offers import recent_offers
+from edgefl.store.standings import excluded
+from edgefl.store.updates import is_stored, known_updates, losses, store_update, waiting_updates
 from edgefl.store.versions import get_version
-from edgefl.wire.blocks import file_ref
 from edgefl.wire.messages import PART_SIZE, FileRef, Receipt, UpdatePart
 
 LONG_EVALUATION = 5.0
@@ -63,8 +69,11 @@ class Training:
         record: which one.
         state: of the round machine.
         parent: the newest weights, float32, in the coordinates of the full model.
-        files: the weight file of each variant by its name: what the devices of the open round start from, or the final weights.
+        held: what devices hold of it: the same, or, when the downlink is sparse, what has been sent so far.
+        offer: the files of `held` for each variant: what the devices of the open round start from, or the final weights.
         earlier: those of the round before, for devices that have not heard of the new one.
+        histories: what updates can be coded with.
+        loss: mean training loss that the devices reported of the last closed round; 0 if it is not known.
     """
 
     def __init__(self, database: sqlite3.Connection, blobs: BlobStore, record: TrainingRecord, wall: Callable[[], float]) -> None:
@@ -87,20 +96,30 @@ class Training:
             raise StoreError(f"version {record.model}@{record.version} is damaged", remedy="Restore the fleet, or push again")
         self._sent = {name: variant.sent for name, variant in self._variants.items()}
         self._largest = min(largest_weight(variant.precision) for variant in self._variants.values())
-        self.files = self._write_files(self.parent)
+        held = newest.held if newest.result is None else newest.held_after
+        self.held = self.parent if held is None else load_parent(blobs, held)
+        self.offer = self._write_files(self.held)
         self.earlier: tuple[FileRef, ...] = ()
         self._evaluator = Evaluator(next(iter(self._variants.values())), blobs, record.holdout) if record.holdout else None
         # A server whose clock was ahead when the round was opened must not wait for that time.
         opened, finished = min(newest.opened, wall()), newest.closed is not None or record.state != "running"
         self.state = Rounds(record.plan, newest.round, record.last, opened, finished=finished)
-        self._sum = PartialSum(len(self.parent))
+        self.histories = Histories(database, blobs, record, self._variants)
+        if not finished:
+            self.histories.opens(newest.round, self.offer.files)
+        self.loss = self._mean_loss(newest.round - 1)
+        self._aggregation = Aggregation(record.plan, len(self.parent), blobs, newest.optimizer)
         self._buffer: list[UpdateKey] = []
         self._restore_updates()
 
     def _restore_updates(self) -> None:
         """Fold again what waits, and recognise again what does not."""
         for update in () if self.state.finished else waiting_updates(self._database, self.record.id):
-            sparse = decode(update.data, len(self._sent[update.variant]))
+            try:
+                sparse = self.histories.decode(update.data, update.variant, update.round, update.before)
+            except UpdateError as error:  # the disk has lost what it was coded with
+                log.error("%s: an update of %s for round %d is lost: %s", self.record.model, update.device, update.round, error)
+                continue
             self._fold((update.device, update.round), update.variant, update.samples, sparse)
         since = self.state.number - self.record.plan.staleness
         known = known_updates(self._database, self.record.model, self.record.version, since)
@@ -118,6 +137,8 @@ class Training:
             StoreError: the database cannot be read.
         """
         match judge(self.state, (device, head.round)):
+            case Accept() if excluded(self._database, device):
+                return receipt(head, "this device is excluded; an operator can reinstate it")
             case Accept():
                 reason = self._unfit(profile, head)
                 return receipt(head, reason) if reason else None
@@ -144,7 +165,7 @@ class Training:
             StoreError: it cannot be stored now; nothing has happened.
         """
         try:
-            update = decode(data, len(self._sent[head.variant]))
+            update = self.histories.decode(data, head.variant, head.round, head.before)
             self._check_range(head.variant, update)
         except UpdateError as error:
             return receipt(head, str(error))
@@ -166,7 +187,7 @@ class Training:
     def _fold(self, key: UpdateKey, variant: str, samples: int, update: Sparse) -> None:
         """Let a stored update take part in the open round."""
         weight = samples * polynomial_staleness(self.state.number - key[1])
-        self._sum.add(update, self._sent[variant], weight, key=variant)
+        self._aggregation.add(key[0], variant, update, self._sent[variant], weight)
         self._buffer.append(key)
         self.state = stored(self.state, key)
 
@@ -187,35 +208,53 @@ class Training:
         now = self._wall()
         if not due(self.state, now):
             return None
-        parent, files = self._step()
-        evaluation = self._evaluate(parent)
+        step, held, offer = self._step()
+        parent = step.parent
+        evaluation = self._evaluate(held)
         number, following = self.state.number, aggregated(self.state, now)
-        quality = (evaluation.accuracy, evaluation.loss) if evaluation else (None, None)
-        outcome = Outcome(self._buffer, store_parent(self._blobs, parent), *quality)
+        accuracy, loss = (evaluation.accuracy, evaluation.loss) if evaluation else (None, None)
+        kept = None if held is parent else store_parent(self._blobs, held)
+        result, state = store_parent(self._blobs, parent), self._aggregation.store(step)
+        outcome = Outcome(self._buffer, result, accuracy, loss, kept, state, step.scores, self.record.plan.exclude)
+        if not following.finished:
+            self.histories.opens(following.number, offer.files)
         if not close_round(self._database, self.record.id, number, outcome, now, last=following.finished):
             self.stop()
             return None
         count, self._buffer = len(self._buffer), []
-        self.earlier, self.files = tuple(self.files.values()), files
-        self.parent, self.state, self._sum = parent, following, PartialSum(len(parent))
+        self.earlier, self.offer, self.held = tuple(self.offer.all_files()), offer, held
+        self.parent, self.state = parent, following
+        self._aggregation.closed(step.state)
+        self.loss = self._mean_loss(number)
         return Closed(number, count, evaluation)
 
-    def _step(self) -> tuple[Float32, Mapping[str, FileRef]]:
-        """The weights after this round, and their files; the old ones if the new ones cannot be written."""
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite cannot be written
-            parent = self.parent + self._sum.result() * np.float32(self.record.plan.server_rate)
+    def _mean_loss(self, number: int) -> float:
+        """Of the updates that were counted in a round; 0 if that cannot be read now: devices then do without."""
         try:
-            return parent, self._write_files(parent)
+            return mean_loss(losses(self._database, self.record.model, self.record.version, number))
+        except StoreError as error:
+            log.warning("%s: the losses of round %d cannot be read: %s", self.record.model, number, error)
+            return 0.0
+
+    def _step(self) -> tuple[Step, Float32, Offer]:
+        """The weights after this round, what devices get of them, and its files; the old ones if these cannot be written."""
+        step = self._aggregation.step(self.parent)
+        try:
+            held = self._next_held(step.parent)
+            return step, held, self._write_files(held)
         except ModelError as error:
             name = f"{self.record.model}@{self.record.version} round {self.state.number}"
             log.error("%s has diverged, its updates are given up: %s", name, error)
-            return self.parent, self.files
+            return Step(self.parent, self._aggregation.state, step.scores), self.held, self.offer
 
-    def _write_files(self, parent: Float32) -> Mapping[str, FileRef]:
-        contents = {name: variant.weights(parent) for name, variant in self._variants.items()}
-        for data in contents.values():
-            self._blobs.put(data)
-        return {name: file_ref("weights", data) for name, data in contents.items()}
+    def _next_held(self, parent: Float32) -> Float32:
+        """What devices are to hold of the next weights; after the last round nearly all of it. Raises ModelError."""
+        share = self.record.plan.downlink_sparsity
+        return parent if share == 1.0 else advance(self.held, parent, share, last=self.state.number >= self.record.last)
+
+    def _write_files(self, held: Float32) -> Offer:
+        bases = recent_offers(self._database, self.record.model, self.record.version, REACH + 1)
+        return offer_weights(self._blobs, self._variants, held, bases)
 
     def _evaluate(self, parent: Float32) -> Evaluation | None:
         """None without a hold-out set, or when it cannot be used: then the log says why, and the training goes on."""

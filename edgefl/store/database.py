@@ -100,6 +100,34 @@ MIGRATIONS = (
     """
     CREATE INDEX updates_counted ON updates (training, counted);
     """,
+    """
+    -- Round whose weights the update was coded with (see the wire's UpdatePart), and its bytes, which outlive its content.
+    ALTER TABLE updates ADD COLUMN before INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE updates ADD COLUMN length INTEGER NOT NULL DEFAULT 0;
+    CREATE TABLE offers (                     -- what the devices of recent rounds train from
+        model       TEXT NOT NULL,
+        version     INTEGER NOT NULL,
+        round       INTEGER NOT NULL,
+        variant     TEXT NOT NULL,
+        weights     BLOB NOT NULL,            -- SHA-256 of the weights file in the blob store
+        PRIMARY KEY (model, version, round, variant)
+    ) STRICT;
+    """,
+    """
+    -- SHA-256 of the vectors that devices hold when the round opens and after it; NULL: the parents weights and result themselves
+    ALTER TABLE rounds ADD COLUMN held BLOB;
+    ALTER TABLE rounds ADD COLUMN held_after BLOB;
+    """,
+    """
+    -- SHA-256 of the state of the servers optimiser that the round begins with; NULL for a new one
+    ALTER TABLE rounds ADD COLUMN optimizer BLOB;
+    CREATE TABLE standings (                  -- what the rounds' scores and the operators say of each device
+        device      TEXT PRIMARY KEY,
+        standing    REAL NOT NULL,            -- from 1 (trusted) to 0
+        excluded    REAL,                     -- NULL while it takes part
+        by          TEXT NOT NULL DEFAULT ''  -- scores or operator
+    ) STRICT;
+    """,
 )
 
 _ANSWERS = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.InterfaceError)

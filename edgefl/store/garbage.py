@@ -3,8 +3,11 @@
 Model: a training leaves a parent vector and a weight file per variant behind with every round. Kept is
 
 * whatever a push made, of every version: graphs, weights and the parent vector (an operator may want to go back);
-* of every version the newest parent vector: the result of its last closed round, or what its open round started from;
-* what the server has on offer: the weight files of the last two rounds of each training.
+* of every version the newest parent vector: the result of its last closed round, or what its open round started from; and what
+  devices hold of it, if that is another; and the state of the server's optimiser;
+* what the server has on offer: the weight files of the last two rounds of each training, and the differences that lead
+  to them;
+* the weight files of rounds that an update in time can still be coded with (`edgefl.store.offers`).
 
 Deleted is the rest: results and weight files of older rounds, and the blobs of a push that failed.
 
@@ -36,12 +39,14 @@ def pushed_blobs(database: sqlite3.Connection) -> frozenset[bytes]:
 
 
 def newest_parents(database: sqlite3.Connection) -> frozenset[bytes]:
-    """The newest parent vector of every version that has been trained."""
+    """The newest parent vector of every version that has been trained, the one that devices hold, and the optimiser's state."""
     rows = database.execute(
-        """SELECT COALESCE(r.result, r.weights) AS parent, MAX(r.round) FROM rounds r JOIN trainings t ON t.id=r.training
-           GROUP BY t.model, t.version"""
+        """SELECT COALESCE(r.result, r.weights) AS parent, CASE WHEN r.result IS NULL THEN r.held ELSE r.held_after END AS held,
+           r.optimizer, MAX(r.round) FROM rounds r JOIN trainings t ON t.id=r.training GROUP BY t.model, t.version"""
     )
-    return frozenset(bytes(row["parent"]) for row in rows)
+    return frozenset(
+        bytes(vector) for row in rows for vector in (row["parent"], row["held"], row["optimizer"]) if vector is not None
+    )
 
 
 def remove_garbage(blobs: BlobStore, needed: AbstractSet[bytes]) -> int:

@@ -9,8 +9,8 @@ the training runs. Whoever reads the ledger after a crash sees the moment before
 """
 
 import sqlite3
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import msgspec
@@ -18,6 +18,7 @@ import msgspec
 from edgefl.errors import FleetError
 from edgefl.plan import Plan
 from edgefl.store.database import transaction
+from edgefl.store.standings import record_scores
 from edgefl.store.updates import take_over_waiting
 from edgefl.store.versions import VersionRecord
 
@@ -42,7 +43,11 @@ class TrainingRecord:
 
 @dataclass(frozen=True, slots=True)
 class RoundRecord:
-    """One round of a training; `result`, `accuracy` and `loss` are None until it is closed and evaluated."""
+    """One round of a training; `result`, `accuracy` and `loss` are None until it is closed and evaluated.
+
+    `held` and `held_after` are the vectors that devices hold where they are not the parents `weights` and `result` themselves;
+    `optimizer` is the state of the server's optimiser that it begins with.
+    """
 
     round: int
     opened: float
@@ -54,6 +59,9 @@ class RoundRecord:
     uplink: int
     downlink: int
     updates: int
+    held: bytes | None = None
+    held_after: bytes | None = None
+    optimizer: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +72,20 @@ class Outcome:
         counted: device and round trained for, of each update in the result.
         result: SHA-256 of the new parent vector, which is in the blob store.
         accuracy, loss: of the result on the hold-out set, None if they were not measured.
+        held: SHA-256 of the vector that devices are to hold, if it is not the result.
+        optimizer: SHA-256 of the server optimiser's state after it, if it has one.
+        scores: of the round's devices, in [0, 1].
+        exclude: standing at which a device is excluded.
     """
 
     counted: Sequence[tuple[str, int]]
     result: bytes
     accuracy: float | None = None
     loss: float | None = None
+    held: bytes | None = None
+    optimizer: bytes | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
+    exclude: float = 0.0
 
 
 def start_training(database: sqlite3.Connection, version: VersionRecord, plan: Plan, holdout: str, now: float) -> int:
@@ -94,13 +110,17 @@ def start_training(database: sqlite3.Connection, version: VersionRecord, plan: P
         )
         training = int(cursor.lastrowid or 0)
         take_over_waiting(database, training, version.model, version.version, before + 1 - plan.staleness)
-        _open_round(database, training, before + 1, weights, now)
+        held = newest_held(database, version) if plan.downlink_sparsity < 1.0 else None
+        _open_round(database, training, before + 1, (weights, held, None), now)
     return training
 
 
-def _open_round(database: sqlite3.Connection, training: int, number: int, weights: bytes, now: float) -> None:
+def _open_round(
+    database: sqlite3.Connection, training: int, number: int, begins: tuple[bytes, bytes | None, bytes | None], now: float
+) -> None:
     database.execute(
-        "INSERT INTO rounds (training, round, opened, weights) VALUES (?, ?, ?, ?)", (training, number, now, weights)
+        "INSERT INTO rounds (training, round, opened, weights, held, optimizer) VALUES (?, ?, ?, ?, ?, ?)",
+        (training, number, now, *begins),
     )
 
 
@@ -112,6 +132,16 @@ def newest_weights(database: sqlite3.Connection, version: VersionRecord) -> tupl
         (version.model, version.version),
     ).fetchone()
     return (row["round"], row["weights"]) if row else (0, version.weights)
+
+
+def newest_held(database: sqlite3.Connection, version: VersionRecord) -> bytes | None:
+    """SHA-256 of the vector that devices hold after the last round of a version; None if that is the newest parent."""
+    row = database.execute(
+        """SELECT CASE WHEN r.result IS NULL THEN r.held ELSE r.held_after END AS held
+           FROM rounds r JOIN trainings t ON t.id=r.training WHERE t.model=? AND t.version=? ORDER BY r.round DESC LIMIT 1""",
+        (version.model, version.version),
+    ).fetchone()
+    return row["held"] if row else None
 
 
 def trainings(database: sqlite3.Connection, state: str | None = None) -> list[TrainingRecord]:
@@ -180,15 +210,16 @@ def close_round(database: sqlite3.Connection, training: int, number: int, outcom
         if not is_running(database, training):
             return False
         database.execute(
-            "UPDATE rounds SET closed=?, result=?, accuracy=?, loss=? WHERE training=? AND round=?",
-            (now, outcome.result, outcome.accuracy, outcome.loss, training, number),
+            "UPDATE rounds SET closed=?, result=?, accuracy=?, loss=?, held_after=? WHERE training=? AND round=?",
+            (now, outcome.result, outcome.accuracy, outcome.loss, outcome.held, training, number),
         )
         database.executemany(
             "UPDATE updates SET counted=?, data=x'' WHERE training=? AND device=? AND round=? AND counted IS NULL",
             [(number, training, device, trained_for) for device, trained_for in outcome.counted],
         )
+        record_scores(database, outcome.scores, outcome.exclude, now)
         if last:
             database.execute("UPDATE trainings SET state='finished' WHERE id=?", (training,))
         else:
-            _open_round(database, training, number + 1, outcome.result, now)
+            _open_round(database, training, number + 1, (outcome.result, outcome.held, outcome.optimizer), now)
     return True

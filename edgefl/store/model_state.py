@@ -16,7 +16,7 @@ import contextlib
 from pathlib import Path
 
 from edgefl.store.atomic import replace, store_error, sync_directory, write_file
-from edgefl.store.outbox import OutboxEntry, read_entry
+from edgefl.store.outbox import OutboxEntry, peek, read_entry
 from edgefl.wire.messages import MAX_PACKET
 
 
@@ -68,6 +68,10 @@ class ModelState:
         """The last round of this version and variant whose update the server has stored; 0 if none."""
         entry = _belonging(read_entry(self.settled), version, variant)
         return entry.round if entry else 0
+
+    def last_settled(self, version: int, variant: str) -> OutboxEntry | None:
+        """What the settled update of this version and variant says of itself, unchecked."""
+        return _belonging(peek(self.settled), version, variant)
 
     def settle(self) -> None:
         """The server has stored the update: its residual goes into the next round. Raises StoreError."""

@@ -15,13 +15,19 @@ from edgefl.wire.messages import UpdatePart
 
 @dataclass(frozen=True, slots=True)
 class UpdateRecord:
-    """A stored update that waits for its aggregation; `round` is the one that the device trained for."""
+    """A stored update that waits for its aggregation.
+
+    Attributes:
+        round: that the device trained for.
+        before: the earlier round whose weights it was coded with, as in the wire's `UpdatePart`.
+    """
 
     device: str
     round: int
     variant: str
     samples: int
     data: bytes
+    before: int
 
 
 def store_update(database: sqlite3.Connection, training: int, device: str, head: UpdatePart, data: bytes, now: float) -> bool:
@@ -40,9 +46,21 @@ def store_update(database: sqlite3.Connection, training: int, device: str, head:
     """
     with transaction(database):
         cursor = database.execute(
-            """INSERT INTO updates (training, device, round, variant, samples, loss, received, sha256, data)
-               SELECT id, ?, ?, ?, ?, ?, ?, ?, ? FROM trainings WHERE id=? AND state='running'""",
-            (device, head.round, head.variant, head.samples, head.loss_after, now, head.sha256, data, training),
+            """INSERT INTO updates (training, device, round, variant, samples, loss, received, sha256, before, length, data)
+               SELECT id, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? FROM trainings WHERE id=? AND state='running'""",
+            (
+                device,
+                head.round,
+                head.variant,
+                head.samples,
+                head.loss_after,
+                now,
+                head.sha256,
+                head.before,
+                len(data),
+                data,
+                training,
+            ),
         )
     return cursor.rowcount == 1
 
@@ -50,10 +68,40 @@ def store_update(database: sqlite3.Connection, training: int, device: str, head:
 def waiting_updates(database: sqlite3.Connection, training: int) -> Iterator[UpdateRecord]:
     """The updates of a training that wait, in the order in which they were stored, one at a time in memory."""
     rows = database.execute(
-        "SELECT device, round, variant, samples, data FROM updates WHERE training=? AND counted IS NULL ORDER BY rowid",
+        "SELECT device, round, variant, samples, data, before FROM updates WHERE training=? AND counted IS NULL ORDER BY rowid",
         (training,),
     )
-    return (UpdateRecord(r["device"], r["round"], r["variant"], r["samples"], r["data"]) for r in rows)
+    return (UpdateRecord(r["device"], r["round"], r["variant"], r["samples"], r["data"], r["before"]) for r in rows)
+
+
+def losses(database: sqlite3.Connection, model: str, version: int, number: int) -> list[float]:
+    """The training losses that came with the updates that were counted in a round of a version."""
+    rows = database.execute(
+        "SELECT loss FROM updates WHERE counted=? AND training IN (SELECT id FROM trainings WHERE model=? AND version=?)",
+        (number, model, version),
+    )
+    return [row["loss"] for row in rows]
+
+
+def participations(database: sqlite3.Connection, training: int, until: int) -> dict[str, int]:
+    """How many updates of each device were counted in a training up to a round; devices without any are left out."""
+    rows = database.execute(
+        "SELECT device, COUNT(*) AS times FROM updates WHERE training=? AND counted<=? GROUP BY device", (training, until)
+    )
+    return {row["device"]: row["times"] for row in rows}
+
+
+def bits_per_parameter(database: sqlite3.Connection, training: int) -> dict[int, float]:
+    """Mean bits of an update for each parameter of its variant, by the round that it was counted in."""
+    rows = database.execute(
+        """SELECT u.counted AS counted, AVG(8.0 * u.length / v.parameters) AS bits FROM updates u
+           JOIN trainings t ON t.id=u.training
+           JOIN (SELECT model, version, variant, MAX(parameters) AS parameters FROM variants GROUP BY model, version, variant) v
+             ON v.model=t.model AND v.version=t.version AND v.variant=u.variant
+           WHERE u.training=? AND u.counted IS NOT NULL AND u.length>0 GROUP BY u.counted""",
+        (training,),
+    )
+    return {row["counted"]: row["bits"] for row in rows}
 
 
 def take_over_waiting(database: sqlite3.Connection, training: int, model: str, version: int, since: int) -> None:

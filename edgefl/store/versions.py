@@ -66,6 +66,12 @@ def variants(database: sqlite3.Connection, model: str, version: int) -> list[Var
     return [_variant(row) for row in rows]
 
 
+def budgets(database: sqlite3.Connection, model: str, version: int) -> dict[str, int]:
+    """Bytes that each profile may store of a version."""
+    rows = database.execute("SELECT profile, budget FROM variants WHERE model=? AND version=?", (model, version))
+    return {row["profile"]: row["budget"] for row in rows}
+
+
 def newest_variants(database: sqlite3.Connection) -> list[VariantRecord]:
     """For every model and profile the newest variant: what is to be announced."""
     rows = database.execute(
@@ -79,11 +85,16 @@ def _variant(row: sqlite3.Row) -> VariantRecord:
     return VariantRecord(row["profile"], row["precision"], manifest, row["manifest"])
 
 
+def able_devices(database: sqlite3.Connection, model: str, version: int) -> frozenset[str]:
+    """The valid devices that have a profile for which the version has a variant."""
+    rows = database.execute(
+        """SELECT d.id FROM devices d JOIN variants v ON v.profile=d.profile
+           WHERE d.revoked IS NULL AND v.model=? AND v.version=?""",
+        (model, version),
+    )
+    return frozenset(row["id"] for row in rows)
+
+
 def participants(database: sqlite3.Connection, version: VersionRecord) -> int:
     """How many valid devices have a profile for which the version has a variant."""
-    (count,) = database.execute(
-        """SELECT COUNT(*) FROM devices d JOIN variants v ON v.profile=d.profile
-           WHERE d.revoked IS NULL AND v.model=? AND v.version=?""",
-        (version.model, version.version),
-    ).fetchone()
-    return int(count)
+    return len(able_devices(database, version.model, version.version))

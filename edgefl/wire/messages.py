@@ -24,6 +24,8 @@ MAX_FILE = 1 << 30
 MAX_BLOCKS = MAX_FILE // BLOCK_SIZE
 PART_SIZE = 96 * 1024
 """Bytes of an encoded update in one message."""
+HISTORY_REACH = 8
+"""How many rounds before its own an update's `before` may lie; the server keeps the weights of as many."""
 
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=40)]
 Text = Annotated[str, msgspec.Meta(max_length=500)]
