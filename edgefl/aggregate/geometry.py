@@ -35,6 +35,12 @@ def products(updates: Sequence[Sparse]) -> npt.NDArray[np.float64]:
     return found
 
 
+def within(update: Sparse, part: slice) -> Sparse:
+    """What an update says of the coordinates of one tensor; the others are nothing."""
+    first, last = update.positions.searchsorted((part.start, part.stop))
+    return Sparse(update.positions[first:last], update.values[first:last], update.size)
+
+
 def products_with(updates: Sequence[Sparse], vector: Float32) -> Vector:
     """Scalar product of each with a dense vector, on the coordinates that the update sends: shape `(k,)`."""
     return np.array([float(vector[update.positions].astype(np.float64) @ update.values) for update in updates])

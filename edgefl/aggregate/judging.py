@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgefl.aggregate.contract import Held
-from edgefl.aggregate.geometry import Vector, agreement, lengths, products, products_with
+from edgefl.aggregate.geometry import Vector, agreement, lengths, products, products_with, within
+from edgefl.codec.sparsify import Sparse
 from edgefl.errors import UpdateError
 from edgefl.layout import Float32
 
@@ -35,6 +36,9 @@ class Judgement:
     scores: Vector
 
 
+AGREED = 0.1
+"""Median closeness from which on a tensor tells honest devices from others."""
+
 Judge = Callable[[Sequence[Held], Vector, Float32 | None], Judgement]
 """Updates in the order of their devices' names, the factors that bound their lengths, and the root's update if there is one."""
 
@@ -46,14 +50,17 @@ def believe_all(held: Sequence[Held], bounds: Vector, root: Float32 | None) -> J
     return Judgement(np.ones(len(held)), bounds, relative(agreement(gram, _weights(held))))
 
 
-def multi_krum(attackers: float) -> Judge:
+def multi_krum(attackers: float, parts: Sequence[slice] = ()) -> Judge:
     """The k - f updates that are nearest to their k - f - 2 nearest neighbours (Blanchard et al., NIPS 2017).
 
     https://arxiv.org/abs/1703.02757. Here with lengths made equal, that is by direction, because the lengths of sparse updates
-    say little and their bounds are kept anyway.
+    say little and their bounds are kept anyway; and tensor by tensor, because who flips labels agrees with everybody but in the
+    last ones. An update is as near as it is in the tensor in which it is farthest, relative to the median device; tensors in
+    which honest devices themselves hardly agree do not count.
 
     Args:
         attackers: the fraction of updates that may be hostile; f = ceil(attackers * k).
+        parts: the tensors' places in the parent; none for all coordinates as one.
     """
 
     def judge(held: Sequence[Held], bounds: Vector, root: Float32 | None) -> Judgement:
@@ -64,17 +71,25 @@ def multi_krum(attackers: float) -> Judge:
         if near < 1:
             return Judgement(np.ones(count), bounds, np.ones(count))
         updates = [item.update for item in held]
-        size = np.maximum(lengths(updates), np.finfo(np.float64).tiny)
-        distance = np.maximum(2.0 - 2.0 * products(updates) / np.outer(size, size), 0.0)
-        np.fill_diagonal(distance, np.inf)
-        far = np.sort(distance, axis=1)[:, :near].sum(axis=1)
-        chosen = np.argsort(far, kind="stable")[: count - hostile]
+        whole = _closeness(updates, near)
+        found = [_closeness([within(update, part) for update in updates], near) for part in parts]
+        standing = [relative(whole), *(relative(close) for close in found if float(np.median(close)) >= AGREED)]
+        scores = np.min(standing, axis=0)
+        chosen = np.lexsort((-whole, -scores))[: count - hostile]
         trust = np.zeros(count)
         trust[chosen] = 1.0
-        # The nearer to the rest, relative to updates that have nothing in common (distance 2), the better.
-        return Judgement(trust, bounds, relative(2.0 - far / near))
+        return Judgement(trust, bounds, scores)
 
     return judge
+
+
+def _closeness(updates: Sequence[Sparse], near: int) -> Vector:
+    """Mean cosine of each with its nearest others: 1 minus half of Krum's distance between vectors of length 1."""
+    size = np.maximum(lengths(updates), np.finfo(np.float64).tiny)
+    cosine = products(updates) / np.outer(size, size)
+    np.fill_diagonal(cosine, -np.inf)
+    closeness: Vector = np.sort(cosine, axis=1)[:, ::-1][:, :near].mean(axis=1)
+    return closeness
 
 
 def root_set(held: Sequence[Held], bounds: Vector, root: Float32 | None) -> Judgement:

@@ -11,7 +11,7 @@ Memory: the mean alone streams and holds one vector. All others hold the round's
 coordinate: no more than three dense vectors while updates times sparsity is at most 1.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 
@@ -149,12 +149,13 @@ def _worst(held: list[Held], scores: Vector) -> dict[str, float]:
     return found
 
 
-def make(plan: Plan, size: int) -> Aggregator:
+def make(plan: Plan, size: int, parts: Sequence[slice] = ()) -> Aggregator:
     """The aggregator that a plan asks for, empty.
 
     Args:
         plan: `aggregator`, `attackers`, `clip`, `exclude`.
         size: coordinates of the parent.
+        parts: the tensors' places in the parent, for judges that look at each.
     """
     match plan.aggregator:
         case "mean":
@@ -163,7 +164,7 @@ def make(plan: Plan, size: int) -> Aggregator:
         case "trimmed-mean":
             return Robust(size, believe_all, trim=plan.attackers, clip=plan.clip)
         case "multi-krum":
-            return Robust(size, multi_krum(plan.attackers), clip=plan.clip)
+            return Robust(size, multi_krum(plan.attackers, parts), clip=plan.clip)
         case "root-set":
             return Robust(size, root_set, clip=plan.clip)
         case other:

@@ -26,7 +26,6 @@ UNIT = 1 << _SHIFT
 CLASSES = 24
 LIMIT = 4095
 """Largest magnitude of every number in a scorer."""
-NO_CLASS = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +95,8 @@ def classes(scorer: Scorer, score: Scores) -> Levels:
     return np.clip(octave, 0, CLASSES - 1, out=octave).astype(np.uint8)
 
 
-def classes_of_stage(scorer: Scorer, history: History, score: Scores, stage: int, known: Index) -> Levels:
-    """The class of each coordinate of a stage, `NO_CLASS` for all others; uint8, shape `(n,)`.
+def stage_classes(scorer: Scorer, history: History, score: Scores, stage: int, known: Index) -> tuple[Index | None, Levels]:
+    """The coordinates of a stage, int64, ascending (None for all of them), and the class of each, uint8.
 
     Args:
         scorer: with or without stages; without there is only stage 0, which has all coordinates.
@@ -107,13 +106,11 @@ def classes_of_stage(scorer: Scorer, history: History, score: Scores, stage: int
         known: all sent coordinates of the stages before.
     """
     if scorer.stages is None:
-        return classes(scorer, score)
+        return None, classes(scorer, score)
+    here = np.flatnonzero(history.grid.stage == stage)
     if stage == 0:
-        of_class = classes(scorer, score + scorer.stages.first)
-    else:
-        of_class = classes(scorer, score + _busy(scorer.stages, history, stage, known))
-    of_class[history.grid.stage != stage] = NO_CLASS
-    return of_class
+        return here, classes(scorer, score[here] + np.int32(scorer.stages.first))
+    return here, classes(scorer, (score + _busy(scorer.stages, history, stage, known))[here])
 
 
 def _busy(stages: Stages, history: History, stage: int, known: Index) -> Scores:

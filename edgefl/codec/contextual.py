@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgefl.codec.bits import BitReader, Bits, codes_of, codes_to_bits, count_to_bits, number_to_bits, pack
-from edgefl.codec.classes import CLASSES, LIMIT, Scorer, Scores, Stages, all_scores, classes, classes_of_stage
+from edgefl.codec.classes import CLASSES, LIMIT, Scorer, Scores, Stages, all_scores, classes, stage_classes
 from edgefl.codec.grid import STAGES
 from edgefl.codec.history import History, Levels
 from edgefl.codec.plain import MAGIC
@@ -25,7 +25,7 @@ from edgefl.codec.sparsify import Sparse
 from edgefl.codec.subsets import read_subset, write_subset
 from edgefl.codec.values import Quantised, check_scale, dequantise
 from edgefl.errors import UpdateError
-from edgefl.layout import Index
+from edgefl.layout import Float32, Index
 
 VERSION = 2
 _HEADER = struct.Struct("<3sBBIIff")
@@ -114,24 +114,26 @@ def _position_bits(positions: Index, scorer: Scorer, history: History, score: Sc
     """Stage by stage, for each class that has coordinates, from the most likely down: which of them are sent, by their rank."""
     of_stage = history.grid.stage[positions] if scorer.stages else np.zeros(len(positions), dtype=np.uint8)
     for stage in range(STAGES if scorer.stages else 1):
-        of_class = classes_of_stage(scorer, history, score, stage, positions[of_stage < stage])
-        here = positions[of_stage == stage]
-        of_sent = of_class[here]
+        here, of_class = stage_classes(scorer, history, score, stage, positions[of_stage < stage])
+        sent = positions[of_stage == stage]
+        ranks = sent if here is None else np.searchsorted(here, sent)
+        of_sent = of_class[ranks]
         for number in reversed(range(CLASSES)):
-            places = np.flatnonzero(of_class == number)
-            if len(places):
-                yield from _set_bits(np.searchsorted(places, here[of_sent == number]), len(places))
+            members = np.flatnonzero(of_class == number)
+            if len(members):
+                yield from _set_bits(np.searchsorted(members, ranks[of_sent == number]), len(members))
 
 
 def _read_positions(reader: BitReader, scorer: Scorer, history: History, score: Scores) -> Index:
     positions = np.empty(0, dtype=np.int64)
     for stage in range(STAGES if scorer.stages else 1):
-        of_class = classes_of_stage(scorer, history, score, stage, positions)
+        here, of_class = stage_classes(scorer, history, score, stage, positions)
         found = [positions]
         for number in reversed(range(CLASSES)):
-            places = np.flatnonzero(of_class == number)
-            if len(places):
-                found.append(places[_read_set(reader, len(places))])
+            members = np.flatnonzero(of_class == number)
+            if len(members):
+                ranks = members[_read_set(reader, len(members))]
+                found.append(ranks if here is None else here[ranks])
         positions = np.sort(np.concatenate(found))
     if len(positions) == 0:
         raise UpdateError("the update holds no coordinate")
@@ -141,9 +143,14 @@ def _read_positions(reader: BitReader, scorer: Scorer, history: History, score: 
 def _guesses(positions: Index, history: History) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.uint8]]:
     """For each sent coordinate: whether its value is guessed to be negative, and the group that the guess belongs to."""
     now = history.now[positions]
-    last, whole = np.sign(now - history.before[positions]), np.sign(now - history.start[positions])
+    last, whole = _direction(now, history.before[positions]), _direction(now, history.start[positions])
     group = np.where(whole == 0, 0, np.where(last == 0, 1, np.where(last == whole, 2, 3))).astype(np.uint8)
     return whole < 0, group
+
+
+def _direction(now: Float32, then: Float32) -> npt.NDArray[np.int8]:
+    """1, 0 or -1; by comparison, because a difference could be flushed to zero."""
+    return (now > then).astype(np.int8) - (now < then).astype(np.int8)
 
 
 def _value_bits(positions: Index, quantised: Quantised, history: History) -> Iterator[Bits]:

@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from edgefl.codec.classes import LIMIT, UNIT, Scorer, Stages, scores
+from edgefl.codec.classes import CLASSES, LIMIT, UNIT, Scorer, Scores, Stages, scores
 from edgefl.codec.grid import STAGES
 from edgefl.codec.history import History
 from edgefl.layout import Index
@@ -50,31 +50,44 @@ def fit(history: History, positions: Index, rng: np.random.Generator) -> Scorer:
     if history.shapes:
         wider = np.concatenate([features, _busy(history, positions, sample.places)], axis=1)
         finer, better = _logistic(wider, sample, np.concatenate([worth, np.zeros(3)]))
-        if staged := better - likelihood > STAGE_BITS * math.log(2.0):
+        if staged := better - likelihood > STAGE_BITS * math.log(2.0) + 3 * sample.noise:
             features, worth, likelihood = wider, finer, better
     if 1 < count <= MAX_TENSORS:
         tensor = np.searchsorted(history.grid.starts, sample.places, side="right")[:, None] - 1 == np.arange(count)
         wider = np.concatenate([features, tensor], axis=1)
         finer, better = _logistic(wider, sample, np.concatenate([worth, np.zeros(count)]))
-        if by_tensor := better - likelihood > TENSOR_BITS * count * math.log(2.0):
+        if by_tensor := better - likelihood > count * (TENSOR_BITS * math.log(2.0) + sample.noise):
             worth = finer
-    numbers = [int(x) for x in np.clip(np.rint(worth[1:] * UNIT / math.log(2.0)), -LIMIT, LIMIT)]
-    stages = Stages(*numbers[2 * kinds : 2 * kinds + 3]) if staged else None
-    tensors = tuple(numbers[len(numbers) - count :]) if by_tensor else ()
-    scorer = Scorer(0, tuple(numbers[:kinds]), tuple(numbers[kinds : 2 * kinds]), stages, tensors)
-    return _with_floor(scorer, history, positions)
+    return _rounded(worth[1:] * UNIT / math.log(2.0), history, positions, staged=staged, by_tensor=by_tensor)
 
 
-def _with_floor(scorer: Scorer, history: History, positions: Index) -> Scorer:
-    """The scorer with the classes at the lower end merged until `LEAST_CLASS` sent coordinates are in the lowest."""
-    borders = np.searchsorted(positions, history.grid.starts)
-    tensors = [slice(a, b) for a, b in pairwise(borders)]
+def _rounded(numbers: Matrix, history: History, positions: Index, *, staged: bool, by_tensor: bool) -> Scorer:
+    """The scorer of these numbers, scaled down if what is sent spreads over more octaves than there are classes.
+
+    Classes at the lower end are merged until `LEAST_CLASS` sent coordinates are in the lowest.
+    """
+    kinds, tensors = len(history.levels), len(history.shapes) if by_tensor else 0
+    for _ in range(3):
+        whole = [int(x) for x in np.clip(np.rint(numbers), -LIMIT, LIMIT)]
+        stages = Stages(*whole[2 * kinds : 2 * kinds + 3]) if staged else None
+        scorer = Scorer(0, tuple(whole[:kinds]), tuple(whole[kinds : 2 * kinds]), stages, tuple(whole[len(whole) - tensors :]))
+        found = np.sort(_sent_scores(scorer, history, positions))
+        lowest = int(found[min(LEAST_CLASS, len(found)) - 1])
+        octaves = (int(found[-1]) - lowest) / UNIT
+        if octaves <= CLASSES - 2:
+            break
+        numbers = numbers * ((CLASSES - 3) / octaves)
+    return replace(scorer, floor=int(np.clip(lowest // UNIT, -LIMIT, LIMIT)))
+
+
+def _sent_scores(scorer: Scorer, history: History, positions: Index) -> Scores:
+    """The score of each sent coordinate when its turn comes."""
+    tensors = [slice(a, b) for a, b in pairwise(np.searchsorted(positions, history.grid.starts))] if history.shapes else []
     score = scores(scorer, [kind[positions] for kind in history.levels], tensors)
     if scorer.stages is not None:
         worth = np.array([scorer.stages.first, scorer.stages.row, scorer.stages.column])
         score += (_busy(history, positions, positions) @ worth).astype(np.int32)
-    found = np.sort(score) // UNIT
-    return replace(scorer, floor=int(np.clip(found[min(LEAST_CLASS, len(found)) - 1], -LIMIT, LIMIT)))
+    return score
 
 
 def _busy(history: History, positions: Index, places: Index) -> Matrix:
@@ -98,6 +111,11 @@ class _Sample:
     places: Index
     sent: npt.NDArray[np.bool_]
     weights: Matrix
+
+    @property
+    def noise(self) -> float:
+        """Nats by which a worthless feature seems to help, because one coordinate of the sample stands for many."""
+        return float(self.weights.max())
 
 
 def _sample(size: int, positions: Index, rng: np.random.Generator) -> _Sample:

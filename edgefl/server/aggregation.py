@@ -6,6 +6,7 @@ round's row names, so that a server that is killed between the two begins the sa
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from edgefl.aggregate.contract import Aggregator
 from edgefl.aggregate.robust import make
 from edgefl.aggregate.server import ServerState, advance, begin, read_state
 from edgefl.codec.sparsify import Sparse
-from edgefl.layout import Float32, Index
+from edgefl.layout import Float32, Index, Layout
 from edgefl.plan import Plan
 from edgefl.store.blobs import BlobStore
 
@@ -32,7 +33,7 @@ class Aggregation:
 
     Args:
         plan: of the training.
-        size: coordinates of the parent.
+        layout: of the parent.
         blobs: where the optimiser's state is.
         state: SHA-256 of the state that the open round begins with; None for a new one.
 
@@ -40,13 +41,14 @@ class Aggregation:
         StoreError: the state cannot be read.
     """
 
-    def __init__(self, plan: Plan, size: int, blobs: BlobStore, state: bytes | None) -> None:
+    def __init__(self, plan: Plan, layout: Layout, blobs: BlobStore, state: bytes | None) -> None:
+        size = layout.size
+        self._make = partial(make, plan, size, tuple(place for _, place in layout.slices()))
         self._plan = plan
-        self._size = size
         self._blobs = blobs
         empty = begin(plan.optimizer, size)
         self._state = empty if state is None else read_state(blobs.get(state), plan.optimizer, size)
-        self._aggregator: Aggregator = make(plan, size)
+        self._aggregator: Aggregator = self._make()
 
     def add(self, device: str, variant: str, update: Sparse, index: Index | None, weight: float) -> None:
         """Fold an update into the open round. Raises UpdateError when it does not fit."""
@@ -68,7 +70,7 @@ class Aggregation:
     def closed(self, state: ServerState) -> None:
         """The round has been closed with this state; the next one begins."""
         self._state = state
-        self._aggregator = make(self._plan, self._size)
+        self._aggregator = self._make()
 
     @property
     def state(self) -> ServerState:

@@ -108,7 +108,7 @@ class Training:
         if not finished:
             self.histories.opens(newest.round, self.offer.files)
         self.loss = self._mean_loss(newest.round - 1)
-        self._aggregation = Aggregation(record.plan, len(self.parent), blobs, newest.optimizer)
+        self._aggregation = Aggregation(record.plan, version.layout, blobs, newest.optimizer)
         self._buffer: list[UpdateKey] = []
         self._restore_updates()
 

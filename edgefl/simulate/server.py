@@ -46,13 +46,14 @@ class Server:
         self._size = layout.size if self._shared is None else len(self._shared)
         self._largest = largest_weight(experiment.precision)
         self._losses: list[float] = []
-        self._sum = make(experiment.plan, layout.size)
+        self._parts = tuple(place for _, place in layout.slices())
+        self._sum = make(experiment.plan, layout.size, self._parts)
         self._optimizer = begin(experiment.plan.optimizer, layout.size)
         self._downlink = Downlink(experiment, layout, weights)
 
     def publish(self, number: int) -> Published:
         """Open a round."""
-        self._sum, self._losses = make(self.experiment.plan, len(self.parent)), []
+        self._sum, self._losses = make(self.experiment.plan, len(self.parent), self._parts), []
         plan, seed = self.experiment.plan, self.experiment.seed
         task = msgspec.structs.replace(task_of(plan, number, self.loss), seed=(plan.seed + 1_000_003 * seed) % (1 << 32))
         return self._downlink.publish(number, task)
