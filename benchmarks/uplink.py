@@ -35,7 +35,7 @@ from benchmarks.uplink_table import HEADING, comparison, line, ratios
 from benchmarks.uplink_task import Setting, write_task
 from edgefl.brokers.mosquitto import find_mosquitto
 
-EDGEFL_OPTIONS = ("", "--sparsity 0.01 --bits 2")
+EDGEFL_OPTIONS = ("", "--sparsity 0.01 --bits 2 --downlink-sparsity 0.05")
 """The command's defaults, and a plan for fewer bytes."""
 CODECS: Mapping[str, Sequence[tuple[str, str, Mapping[str, object]]]] = {
     "openfl": (

@@ -73,6 +73,7 @@ def run_codec(request: CodecRequest, task: Path, setting: Setting, seed: int, wo
         seconds=round(result["seconds"], 1),
         codec_ms=round(result["codec_ms"], 2),
         history=[
-            RoundRow(round=r["round"], accuracy=r["accuracy"], uplink_bytes=sum(r["lengths"]), downlink_bytes=0) for r in rounds
+            RoundRow(round=r["round"], accuracy=r["accuracy"], uplink_bytes=sum(r["lengths"]), downlink_bytes=None)
+            for r in rounds
         ],
     )

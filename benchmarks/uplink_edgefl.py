@@ -53,7 +53,7 @@ class EdgeflRequest:
     @property
     def label(self) -> str:
         """The row's label."""
-        return " ".join(["edgefl", *(option.removeprefix("--") for option in self.options)])
+        return " ".join(["edgefl", *(option.removeprefix("--") for option in self.options or ("defaults",))])
 
 
 def run_edgefl(request: EdgeflRequest, task: Path, setting: Setting, seed: int, workspace: Path) -> Row:

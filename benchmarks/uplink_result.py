@@ -19,12 +19,12 @@ class LeftOutError(Exception):
 
 
 class RoundRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One round: accuracy after it, bytes of all devices within it."""
+    """One round: accuracy after it, bytes of all devices within it; a codec alone has no downlink."""
 
     round: int
     accuracy: float
     uplink_bytes: int
-    downlink_bytes: int
+    downlink_bytes: int | None
 
 
 class DeviceRow(msgspec.Struct, frozen=True, kw_only=True):

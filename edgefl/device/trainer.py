@@ -54,21 +54,26 @@ class Trainer:
             EdgeflError: data, files, engine or disk do not allow it; what was written counts for nothing.
         """
         began = time.monotonic()
+        learnt, vector = self._learn(job, rng := _rng(job))
+        self.forget()  # compressing needs the memory, and opening an engine takes a tenth of a second
+        sha256 = write_update(job, learnt, rng)
+        keep_personal(Path(job.personal), job.version, job.layout, vector)
+        return Done(round=job.round, sha256=sha256, seconds=time.monotonic() - began, peak_rss=peak_rss())
+
+    def _learn(self, job: Job, rng: np.random.Generator) -> tuple[Learnt, Float32]:
+        """Train; what came of it, and all parameters after it."""
         engine = self._open(job)
         examples = open_source(job.source).load().shaped(job.input_shape, job.classes, job.recipe.loss)
         received = decode_weights(Path(job.weights).read_bytes(), job.layout)
         base = with_personal(Path(job.personal), job.version, job.layout, received)
         task, rate = job.task, _rate(job, engine, examples, base)
         engine.set_vector(base)
-        rng = np.random.default_rng([task.seed, job.round, *hashlib.sha256(job.device.encode()).digest()[:4]])
         trained = engine.train(examples, epochs=task.epochs, learning_rate=rate, rng=rng, proximal=task.proximal)
         vector = engine.vector()
         delta = carried(job.layout, vector) - carried(job.layout, base)
         if not np.isfinite(delta).all():
             raise EngineError("training diverged to NaN or infinite weights", remedy="Lower the plan's learning rate")
-        sha256 = write_update(job, Learnt(delta, received, len(examples), trained), rng)
-        keep_personal(Path(job.personal), job.version, job.layout, vector)
-        return Done(round=job.round, sha256=sha256, seconds=time.monotonic() - began, peak_rss=peak_rss())
+        return Learnt(delta, received, len(examples), trained), vector
 
     def _open(self, job: Job) -> Engine:
         paths = {role: Path(path) for role, path in job.graphs.items()}
@@ -81,6 +86,11 @@ class Trainer:
     def forget(self) -> None:
         """Let go of the engine: after a failure its state is not to be trusted, and its memory may be what is missing."""
         self._engine = None
+
+
+def _rng(job: Job) -> np.random.Generator:
+    """Of shuffling and rounding: the same job gives the same bytes."""
+    return np.random.default_rng([job.task.seed, job.round, *hashlib.sha256(job.device.encode()).digest()[:4]])
 
 
 def _rate(job: Job, engine: Engine, examples: Examples, base: Float32) -> float:

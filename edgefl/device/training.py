@@ -27,6 +27,10 @@ JOB_SECONDS = 6 * 3600.0
 STILL_SECONDS = 300.0
 """A trainer that has used no processor time for so long will not come back: ONNX Runtime waits for ever if a thread of its pool
 cannot start."""
+FRUGAL = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+"""One thread is enough for what numpy does there, and each further one reserves memory. Vectors in mappings of their own go
+back to the system when they are let go of, instead of leaving holes in glibc's heap: a tenth of the process, for no measurable
+time."""
 LONGEST_JOB = 1 << 20
 """Bytes of a job, and what an unprivileged pipe may hold on Linux."""
 LONGEST_ANSWER = 1 << 16
@@ -109,8 +113,7 @@ class TrainerProcess:
         self._job = None
 
     def _spawn(self) -> None:
-        # One thread is enough for what numpy does there, and each further one reserves memory.
-        environment = {**os.environ, AGENT_VARIABLE: str(os.getpid()), "OPENBLAS_NUM_THREADS": "1"}
+        environment = {**os.environ, **FRUGAL, AGENT_VARIABLE: str(os.getpid())}
         self._child = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, bufsize=0)
         for stream in (self._child.stdin, self._child.stdout):
             if stream:
