@@ -32,10 +32,13 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
+from edgefl.codec.history import History
 from edgefl.codec.update import decode
+from edgefl.codec.weights import decode_weights
 from edgefl.demo.processes import Company
 from edgefl.demo.stage import free_port
-from edgefl.device.job import Done, Job, decode_answer, encode_line
+from edgefl.device.coding import carried, shapes_of
+from edgefl.device.job import Done, Held, Job, decode_answer, encode_line
 from edgefl.profile import shipped_profiles
 from edgefl.store.blobs import BlobStore
 from edgefl.store.outbox import read_entry, read_residual, read_update
@@ -130,7 +133,7 @@ def run(board: Board, native: str, work: Path) -> dict[str, Any]:
             memory = peaks(tested.pid)
             job = same_job(work)
             here = trained_here(native, job)
-            comparison = compare(board, native, settled, Path(job.outbox), work)
+            comparison = compare(board, native, settled, job, work)
             with device(work / f"{OTHER}.log", [native, *run_device, str(work / OTHER)]) as other:
                 until("both devices hold the final weights", lambda: agreed(work), tested, other)
                 memory_here = peaks(other.pid)
@@ -248,7 +251,17 @@ def same_job(work: Path) -> Job:
         settled=str(here / "settled"),
         recipe=manifest.recipe,
         personal=str(here / "personal"),
+        start=Held(path=str(blobs.path(manifest.file("weights").sha256)), sha256=manifest.file("weights").sha256),
+        weights_sha256=order.weights.sha256,
     )
+
+
+def history_of(job: Job) -> History:
+    """What both ends know in the first round: the version's weights, and the round's."""
+    if job.start is None:
+        raise SystemExit("the job lacks the version's weights")
+    start, now = (decode_weights(Path(path).read_bytes(), job.layout) for path in (job.start.path, job.weights))
+    return History(carried(job.layout, start), carried(job.layout, start), carried(job.layout, now), shapes_of(job.layout))
 
 
 def trained_here(native: str, job: Job) -> Done:
@@ -274,8 +287,9 @@ def first_step(native: str, job: Job, work: Path) -> float:
     return round(min(times), 3)
 
 
-def compare(board: Board, native: str, theirs: Path, ours: Path, work: Path) -> dict[str, float | bool | int]:
+def compare(board: Board, native: str, theirs: Path, job: Job, work: Path) -> dict[str, float | bool | int]:
     """The whole updates against each other, and what the encoded bytes decode to on both machines."""
+    ours, history = Path(job.outbox), history_of(job)
     vectors, encoded = [], []
     for name, path in (("theirs", theirs), ("ours", ours)):
         kept = read_residual(path)
@@ -283,16 +297,17 @@ def compare(board: Board, native: str, theirs: Path, ours: Path, work: Path) -> 
         if kept is None:
             raise SystemExit(f"{path} is damaged")
         vector = np.frombuffer(kept[1], dtype="<f4").copy()
-        sent = decode(data, len(vector))
+        sent = decode(data, len(vector), history)
         vector[sent.positions] += sent.values
         vectors.append(vector)
         (work / f"{name}.update").write_bytes(data)
         encoded.append(data)
     shutil.copy(Path(__file__).with_name("decoded.py"), work)
-    paths = [work / "decoded.py", work / "theirs.update", work / "ours.update"]
-    size = str(len(vectors[0]))
-    there = output(board.command(board.seen(paths[0]), size, *(board.seen(p) for p in paths[1:])))
-    here = output([native, str(paths[0]), size, *(str(p) for p in paths[1:])])
+    shapes = {f"shape{number}": np.array(shape) for number, shape in enumerate(history.shapes)}
+    np.savez(work / "history.npz", start=history.start, now=history.now, **shapes)
+    paths = [work / "decoded.py", work / "history.npz", work / "theirs.update", work / "ours.update"]
+    there = output(board.command(*(board.seen(path) for path in paths)))
+    here = output([native, *(str(path) for path in paths)])
     losses = [entry.loss_after for entry in map(read_entry, (theirs, ours)) if entry]
     return {
         "parameters": len(vectors[0]),
