@@ -10,11 +10,13 @@ import pytest
 from edgefl.cli.main import run
 from edgefl.codec.update import encode as encode_update
 from edgefl.server.founding import create_fleet
+from edgefl.server.status import fleet_status
 from edgefl.store.database import open_database
 from edgefl.store.fleet import Fleet
 from edgefl.store.ledger import rounds
 from edgefl.store.registry import Device, add_devices
 from edgefl.store.standings import exclude, excluded, record_scores, reinstate, standings
+from edgefl.store.versions import get_version, participants
 
 _SPEC = importlib.util.spec_from_file_location("toyfleet", Path(__file__).with_name("toyfleet.py"))
 toy = importlib.util.module_from_spec(_SPEC)
@@ -117,6 +119,20 @@ def test_scores_never_reinstate_and_operators_words_stand(fleet):
     assert excluded(fleet.database, "b").excluded == 9.0
 
 
+def test_status_shows_who_is_excluded_and_the_next_cohort_does_without(fleet):
+    """An excluded device is marked, and is not among those that a new training waits for; reinstated it is."""
+    version = get_version(fleet.database, toy.MODEL, 1)
+    able = participants(fleet.database, version)
+    with fleet.database:
+        record_scores(fleet.database, {"b": 0.0}, 0.0, 1.0)
+    exclude(fleet.database, "a", 1.0)
+    shown = {device.id: (device.standing, device.excluded) for device in fleet_status(fleet.database, "toy").devices}
+    assert (shown["a"], shown["b"], shown["c"]) == ((1.0, True), (pytest.approx(0.7), False), (1.0, False))
+    assert participants(fleet.database, version) == able - 1
+    reinstate(fleet.database, "a")
+    assert participants(fleet.database, version) == able
+
+
 def test_operators_see_and_change_it_on_the_command_line(tmp_path, capsys):
     """`devices exclude`, `ls`, `show` and `reinstate` tell one story; an unknown device is refused."""
     create_fleet(tmp_path / "fleet", name="fleet", host="127.0.0.1", port=8883)
@@ -131,6 +147,8 @@ def test_operators_see_and_change_it_on_the_command_line(tmp_path, capsys):
 
     assert told("exclude", "cam-01")[0] == 0
     assert "excluded" in told("ls")[1].out
+    assert run(["status", "--fleet", str(tmp_path / "fleet")]) == 0
+    assert "excluded" in capsys.readouterr().out
     assert json.loads(told("show", "cam-01", "--json")[1].out)["excluded_by"] == "operator"
     assert told("reinstate", "cam-01")[0] == 0
     assert "excluded" not in told("ls")[1].out

@@ -25,12 +25,19 @@ class Held:
         key: names its variant.
         weight: positive.
         update: what it says; positions ascending, in the parent's coordinates.
+        index: the parent coordinates that its variant covers; None for all.
     """
 
     device: str
     key: str
     weight: float
     update: Sparse
+    index: Index | None = None
+
+    @property
+    def covered(self) -> int:
+        """How many coordinates its variant has."""
+        return self.update.size if self.index is None else len(self.index)
 
 
 class Aggregator(Protocol):

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgefl.codec.sparsify import Sparse
-from edgefl.layout import Float32
+from edgefl.layout import Float32, Index
 
 Vector = npt.NDArray[np.float64]
 
@@ -46,18 +46,28 @@ def products_with(updates: Sequence[Sparse], vector: Float32) -> Vector:
     return np.array([float(vector[update.positions].astype(np.float64) @ update.values) for update in updates])
 
 
-def agreement(gram: npt.NDArray[np.float64], weights: Vector) -> Vector:
-    """Cosine of each update with the weighted sum of all others, shape `(k,)`, in [-1, 1]; 0 where one of them is nothing.
+def cosines(updates: Sequence[Sparse], indexes: Sequence[Index | None]) -> npt.NDArray[np.float64]:
+    """Cosine of every two on the coordinates that both variants have, shape `(k, k)`, in [-1, 1]; 0 where one says nothing there.
+
+    Without that restriction a narrow variant would look unlike a wide one for the mere reason that it has less to say.
 
     Args:
-        gram: scalar products of every two.
-        weights: of the sum.
+        updates: in the parent's coordinates.
+        indexes: what each one's variant covers; None for all.
     """
-    with_sum = gram @ weights
-    whole = float(weights @ with_sum)
-    own = np.diag(gram)
-    with_others = with_sum - weights * own
-    others = np.sqrt(np.maximum(whole - 2.0 * weights * with_sum + weights**2 * own, 0.0))
-    length = np.sqrt(own) * others
-    cosine: Vector = np.clip(np.divide(with_others, length, out=np.zeros(len(own)), where=length > 0.0), -1.0, 1.0)
-    return cosine
+    length = _common_lengths(updates, indexes)
+    both = length * length.T
+    return np.clip(np.divide(products(updates), both, out=np.zeros_like(both), where=both > 0.0), -1.0, 1.0)
+
+
+def _common_lengths(updates: Sequence[Sparse], indexes: Sequence[Index | None]) -> npt.NDArray[np.float64]:
+    """Row i, column j: how long update i is on what the variant of update j covers."""
+    found = np.repeat(lengths(updates)[:, np.newaxis], len(updates), axis=1)
+    for index in {id(index): index for index in indexes if index is not None}.values():
+        inside = np.zeros(updates[0].size, dtype=np.bool_)
+        inside[index] = True
+        columns = [column for column, other in enumerate(indexes) if other is index]
+        for row, update in enumerate(updates):
+            kept = update.values[inside[update.positions]].astype(np.float64)
+            found[row, columns] = np.sqrt(np.square(kept).sum())
+    return found

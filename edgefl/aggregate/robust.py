@@ -3,7 +3,9 @@
 Model, for a round's updates:
 
 1. *bound*: an update longer than `clip` times the median length is shortened to that (norm bounding: Sun et al. 2019,
-   https://arxiv.org/abs/1911.07963). A ternary update cannot be long in one coordinate, so this bounds everything it can do.
+   https://arxiv.org/abs/1911.07963); lengths are per root of the coordinates that a variant has, so that narrow ones do not make
+   wide ones look long. A ternary update cannot be long in one coordinate, so this bounds everything it can do. No update weighs
+   more than the median one either: how many examples a device has is its own word.
 2. *judge*: who is believed, and how much (`edgefl.aggregate.judging`).
 3. *combine*: the weighted mean with coverage (`edgefl.aggregate.mean`), or the trimmed mean of every coordinate's senders.
 
@@ -12,7 +14,7 @@ coordinate: no more than three dense vectors while updates times sparsity is at 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 
 import numpy as np
@@ -94,13 +96,13 @@ class Robust:
         """See `Aggregator.add`."""
         nothing = Sparse(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32), update.size)
         self._cover.add(nothing, index, weight, key=key)  # checks, and counts who covers what
-        self._held.append(Held(device, key, weight, in_parent(update, index, self.size)))
+        self._held.append(Held(device, key, weight, in_parent(update, index, self.size), self._cover.maps[key]))
 
     def result(self, root: Float32 | None = None) -> Float32:
         """See `Aggregator.result`."""
         if not self._held:
             return np.zeros(self.size, dtype=np.float32)
-        held = sorted(self._held, key=attrgetter("device", "key", "weight"))
+        held = _levelled(sorted(self._held, key=attrgetter("device", "key", "weight")))
         bounds = self._bounds(held)
         judgement = self.judge(held, bounds, root)
         self._scores = _worst(held, judgement.scores)
@@ -123,7 +125,7 @@ class Robust:
 
     def _bounds(self, held: list[Held]) -> Vector:
         """The factor that makes each update short enough."""
-        found = lengths([item.update for item in held])
+        found = lengths([item.update for item in held]) / np.sqrt([item.covered for item in held])
         longest = self.clip * float(np.median(found))
         if longest <= 0.0:
             return np.ones(len(held))
@@ -135,10 +137,14 @@ class Robust:
         nothing = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
         for item, factor in zip(held, trust, strict=True):
             if factor > 0.0:
-                index = self._cover.maps[item.key]
-                covered = self.size if index is None else len(index)
-                cover.add(Sparse(*nothing, covered), index, item.weight * float(factor), key=item.key)
+                cover.add(Sparse(*nothing, item.covered), item.index, item.weight * float(factor), key=item.key)
         return cover.coverage()
+
+
+def _levelled(held: list[Held]) -> list[Held]:
+    """The updates with weights of at most the median one; of an even number the lower, so that one of two cannot set it."""
+    most = sorted(item.weight for item in held)[(len(held) - 1) // 2]
+    return [replace(item, weight=min(item.weight, most)) for item in held]
 
 
 def _worst(held: list[Held], scores: Vector) -> dict[str, float]:
@@ -160,9 +166,9 @@ def make(plan: Plan, size: int, parts: Sequence[slice] = ()) -> Aggregator:
     match plan.aggregator:
         case "mean":
             watched = plan.clip > 0.0 or plan.exclude > 0.0
-            return Robust(size, believe_all, clip=plan.clip) if watched else Streaming(size)
+            return Robust(size, believe_all(plan.attackers), clip=plan.clip) if watched else Streaming(size)
         case "trimmed-mean":
-            return Robust(size, believe_all, trim=plan.attackers, clip=plan.clip)
+            return Robust(size, believe_all(plan.attackers), trim=plan.attackers, clip=plan.clip)
         case "multi-krum":
             return Robust(size, multi_krum(plan.attackers, parts), clip=plan.clip)
         case "root-set":

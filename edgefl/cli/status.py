@@ -41,6 +41,8 @@ def status(as_json: bool, fleet_path: Path) -> None:
 
 def _device(device: "DeviceStatus", now: float) -> str:
     presence = "revoked" if device.revoked else "online" if device.online else "offline" if device.seen else "never seen"
+    if device.excluded and not device.revoked:
+        presence = "excluded"
     ago = "" if device.seen is None else f"{max(0.0, now - device.seen):.0f} s ago"
     doing = f"{device.step} round {device.round}" if device.round else device.step
     models = ", ".join(device.models) or "-"

@@ -4,10 +4,12 @@ import sqlite3
 
 import msgspec
 
+from edgefl.aggregate.standing import TRUSTED
 from edgefl.participation import Fairness, fairness
 from edgefl.store.ledger import RoundRecord, TrainingRecord, rounds, trainings
 from edgefl.store.presence import Presence, presences
 from edgefl.store.registry import Device, list_devices
+from edgefl.store.standings import Standing, standings
 from edgefl.store.tally import counters
 from edgefl.store.updates import bits_per_parameter, participations
 from edgefl.store.versions import able_devices
@@ -15,6 +17,8 @@ from edgefl.store.versions import able_devices
 
 class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One device as the server last heard of it; `seen` in seconds since 1970, None if never.
+
+    `standing` is from 1 (trusted) to 0; of an excluded device no updates are taken.
 
     Text from the device itself (`engine`, `models`, `step`, `error`) is as it came: escape it before a terminal sees it.
     """
@@ -32,6 +36,8 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
     received_bytes: int
     peak_rss_mb: float
     error: str
+    standing: float = TRUSTED
+    excluded: bool = False
 
 
 class VariantStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,17 +104,19 @@ class FleetStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 def fleet_status(database: sqlite3.Connection, name: str) -> FleetStatus:
     """Read the state of a fleet. Raises StoreError."""
-    known = presences(database)
+    known, stands = presences(database), standings(database)
     return FleetStatus(
         fleet=name,
-        devices=[_device(device, known.get(device.id)) for device in list_devices(database)],
+        devices=[
+            _device(device, known.get(device.id), stands.get(device.id, Standing(device.id))) for device in list_devices(database)
+        ],
         variants=_variants(database),
         trainings=[_training(database, record) for record in trainings(database)],
         counters=counters(database),
     )
 
 
-def _device(device: Device, heard: Presence | None) -> DeviceStatus:
+def _device(device: Device, heard: Presence | None, stands: Standing) -> DeviceStatus:
     report = heard.report if heard else None
     return DeviceStatus(
         id=device.id,
@@ -124,6 +132,8 @@ def _device(device: Device, heard: Presence | None) -> DeviceStatus:
         received_bytes=report.received if report else 0,
         peak_rss_mb=round(report.peak_rss / 2**20, 1) if report else 0.0,
         error=report.error if report else "",
+        standing=stands.standing,
+        excluded=stands.excluded is not None,
     )
 
 

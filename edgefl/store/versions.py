@@ -86,15 +86,15 @@ def _variant(row: sqlite3.Row) -> VariantRecord:
 
 
 def able_devices(database: sqlite3.Connection, model: str, version: int) -> frozenset[str]:
-    """The valid devices that have a profile for which the version has a variant."""
+    """The devices that have a profile for which the version has a variant, and are neither revoked nor excluded."""
     rows = database.execute(
-        """SELECT d.id FROM devices d JOIN variants v ON v.profile=d.profile
-           WHERE d.revoked IS NULL AND v.model=? AND v.version=?""",
+        """SELECT d.id FROM devices d JOIN variants v ON v.profile=d.profile LEFT JOIN standings s ON s.device=d.id
+           WHERE d.revoked IS NULL AND s.excluded IS NULL AND v.model=? AND v.version=?""",
         (model, version),
     )
     return frozenset(row["id"] for row in rows)
 
 
 def participants(database: sqlite3.Connection, version: VersionRecord) -> int:
-    """How many valid devices have a profile for which the version has a variant."""
+    """How many devices can train the version: see `able_devices`."""
     return len(able_devices(database, version.model, version.version))
