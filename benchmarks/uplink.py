@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from dataclasses import asdict
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from types import FrameType
 
 import msgspec
 
@@ -56,6 +58,7 @@ Runner = Callable[[Path, Setting, int, Path], Row]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run everything, print a table, and write the numbers."""
     given = _arguments(arguments)
+    signal.signal(signal.SIGTERM, _end)  # so that everything that was started is ended too
     setting = Setting(given.data, given.devices, given.rounds, given.epochs, given.batch, given.learning_rate, given.alpha)
     left_out: dict[str, str] = {}
     peers = _peers(given, left_out)
@@ -70,21 +73,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     print(line(rows[-1]), flush=True)
                 except LeftOutError as error:
                     left_out[f"{label}, seed {seed}"] = str(error)
+            _write(given, setting, peers, rows, left_out)
     for name, reason in left_out.items():
         print(f"left out: {name}: {reason}")
-    found = ratios(rows)
-    print(f"\n{comparison(found)}")
-    if given.json is not None:
-        report = {
-            "rows": msgspec.to_builtins(rows),
-            "ratios": msgspec.to_builtins(found),
-            "left_out": left_out,
-            "task": {**asdict(setting), "data": str(setting.data or "digits")},
-            **_surroundings(given.broker, peers),
-        }
-        given.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(f"\n{comparison(ratios(rows))}")
     if not rows:
         sys.exit("nothing could be measured")
+
+
+def _end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signal module's signature
+    sys.exit(128 + number)
+
+
+def _write(
+    given: argparse.Namespace, setting: Setting, peers: Mapping[str, Peer], rows: Sequence[Row], left_out: Mapping[str, str]
+) -> None:
+    """Write the report as far as it is known; after each seed, for a run of many seeds is long."""
+    if given.json is None:
+        return
+    report = {
+        "rows": msgspec.to_builtins(rows),
+        "ratios": msgspec.to_builtins(ratios(rows)),
+        "left_out": left_out,
+        "task": {**asdict(setting), "data": str(setting.data or "digits")},
+        **_surroundings(given.broker, peers),
+    }
+    given.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
