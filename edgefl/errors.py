@@ -28,6 +28,8 @@ class EdgeflError(Exception):
 
     fault: ClassVar[Fault] = "edgefl"
     exit_code: ClassVar[int] = 1
+    code: ClassVar[str] = "bug"
+    """One word for what happened, the same in reports of devices, in `--json` and in the documentation."""
 
     def __init__(self, problem: str, *, expected: str = "", found: str = "", remedy: str = "") -> None:
         super().__init__(problem)
@@ -48,6 +50,7 @@ class EdgeflError(Exception):
 class InputError(EdgeflError):
     """A command, option or file that a person gave is wrong."""
 
+    code = "input"
     fault = "input"
     exit_code = 2
 
@@ -71,14 +74,19 @@ class ModelError(InputError):
 class FitError(ModelError):
     """A model cannot be made to fit a profile."""
 
+    code = "fit"
+
 
 class DataError(InputError):
     """Training or hold-out data is missing, corrupt or of the wrong shape."""
+
+    code = "data"
 
 
 class PeerError(EdgeflError):
     """The other end sent something wrong; nothing of it was used."""
 
+    code = "peer"
     fault = "peer"
     exit_code = 3
 
@@ -86,22 +94,67 @@ class PeerError(EdgeflError):
 class MessageError(PeerError):
     """A message that does not decode, is too large, or arrives on a topic that it does not belong to."""
 
+    code = "message"
+
 
 class SignatureError(PeerError):
     """A manifest or round order whose signature, key or expiry does not hold."""
+
+    code = "signature"
+
+
+class RollbackError(SignatureError):
+    """Older metadata or an older assignment than has been believed before: somebody replays it."""
+
+    code = "rollback"
+
+
+class FreezeError(SignatureError):
+    """Metadata or an assignment that has expired: somebody withholds newer ones, or the clock is wrong."""
+
+    code = "freeze"
+
+
+class MixError(SignatureError):
+    """Metadata or a manifest that does not belong to what was announced with it: files of two versions are mixed."""
+
+    code = "mix-and-match"
+
+
+class WrongDeviceError(SignatureError):
+    """A manifest or an assignment that is meant for another device or profile."""
+
+    code = "wrong-device"
+
+
+class EndlessDataError(PeerError):
+    """More bytes than were promised or than are allowed."""
+
+    code = "endless-data"
+
+
+class SlowRetrievalError(PeerError):
+    """Blocks come so slowly that the version cannot be there before its deadline."""
+
+    code = "slow-retrieval"
 
 
 class BlockError(PeerError):
     """A block or an assembled file whose bytes are not what the manifest promises."""
 
+    code = "block"
+
 
 class UpdateError(PeerError):
     """An update that does not decode, is not finite, or belongs to no known version, variant or round."""
+
+    code = "update"
 
 
 class MachineError(EdgeflError):
     """This machine cannot do it now: disk, network, a missing program or library."""
 
+    code = "machine"
     fault = "machine"
     exit_code = 4
 
@@ -109,14 +162,28 @@ class MachineError(EdgeflError):
 class StoreError(MachineError):
     """Reading or writing files failed (full disk, read-only, damaged file)."""
 
+    code = "disk"
+
 
 class LinkError(MachineError):
     """The broker cannot be reached or refuses the connection."""
+
+    code = "link"
 
 
 class BrokerError(MachineError):
     """The broker cannot be started here."""
 
+    code = "broker"
+
 
 class EngineError(MachineError):
     """The training engine is missing or failed."""
+
+    code = "engine"
+
+
+class HealthError(MachineError):
+    """A version that was installed has failed its trial on this device."""
+
+    code = "trial"

@@ -67,6 +67,7 @@ FLOORS = {
     "edgefl.server.traffic": 5,
     "edgefl.server.training": 5,
     "edgefl.server.variants": 5,
+    "edgefl.server.wanted": 5,
     "edgefl.server.workshop": 5,
     "edgefl.simulate": 5,
     "edgefl.demo": 6,

@@ -128,6 +128,74 @@ MIGRATIONS = (
         by          TEXT NOT NULL DEFAULT ''  -- scores or operator
     ) STRICT;
     """,
+    """
+    CREATE TABLE releases (                   -- the version of a model that devices are to hold which no rollout says more of
+        model       TEXT PRIMARY KEY,
+        version     INTEGER NOT NULL,
+        since       REAL NOT NULL
+    ) STRICT;
+    CREATE TABLE assignments (                -- what each device was last told to hold
+        device      TEXT PRIMARY KEY,
+        counter     INTEGER NOT NULL,
+        models      BLOB NOT NULL             -- encoded wire Assigned, all of them
+    ) STRICT;
+    """,
+    """
+    CREATE TABLE rollouts (
+        id          INTEGER PRIMARY KEY,
+        model       TEXT NOT NULL,
+        version     INTEGER NOT NULL,
+        previous    INTEGER,                  -- the release when it started; NULL for a first version
+        rules       BLOB NOT NULL,            -- msgpack of Rules
+        state       TEXT NOT NULL,            -- running, paused, waiting, finished, aborted, superseded, rolled back
+        stage       INTEGER NOT NULL,         -- index of the stage that is open
+        reason      TEXT NOT NULL DEFAULT '', -- why it is in this state
+        started     REAL NOT NULL,
+        changed     REAL NOT NULL             -- when state or stage last changed
+    ) STRICT;
+    CREATE TABLE rollout_devices (
+        rollout     INTEGER NOT NULL,
+        device      TEXT NOT NULL,
+        stage       INTEGER NOT NULL,
+        step        TEXT NOT NULL,            -- waiting, or as in a wire Report
+        percent     INTEGER NOT NULL DEFAULT 0,
+        fetched     INTEGER NOT NULL DEFAULT 0,
+        code        TEXT NOT NULL DEFAULT '', -- of the last error
+        error       TEXT NOT NULL DEFAULT '',
+        changed     REAL NOT NULL,
+        PRIMARY KEY (rollout, device)
+    ) STRICT;
+    CREATE TABLE tags (
+        device      TEXT NOT NULL,
+        tag         TEXT NOT NULL,
+        PRIMARY KEY (device, tag)
+    ) STRICT;
+    """,
+    """
+    CREATE TABLE claims (                     -- a board that may still ask for its first certificate
+        device      TEXT PRIMARY KEY,
+        profile     TEXT NOT NULL,
+        token       BLOB NOT NULL,            -- SHA-256 of the secret
+        created     REAL NOT NULL,
+        expires     REAL NOT NULL,
+        used        REAL                      -- NULL while it is open
+    ) STRICT;
+    CREATE TABLE certificates (
+        serial      TEXT PRIMARY KEY,         -- hexadecimal
+        device      TEXT NOT NULL,
+        issued      REAL NOT NULL,
+        expires     REAL NOT NULL,
+        state       TEXT NOT NULL,            -- pending, active, replaced, revoked
+        changed     REAL NOT NULL
+    ) STRICT;
+    CREATE TABLE audit (                      -- every event of a credential; rows are only ever added
+        id          INTEGER PRIMARY KEY,
+        at          REAL NOT NULL,
+        event       TEXT NOT NULL,
+        device      TEXT NOT NULL,
+        detail      TEXT NOT NULL
+    ) STRICT;
+    """,
 )
 
 _ANSWERS = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.InterfaceError)

@@ -47,6 +47,34 @@ class FileRef(msgspec.Struct, frozen=True, array_like=True):
     blocks: Annotated[tuple[BlockHash, ...], msgspec.Meta(min_length=1, max_length=MAX_BLOCKS)]
 
 
+class Health(msgspec.Struct, frozen=True, array_like=True):
+    """When a version that a device has installed is good enough to stay; otherwise the device goes back to the one before.
+
+    Attributes:
+        drop: how much lower than before the accuracy on the device's own data may be, in [0, 1]; 1 leaves it out.
+        seconds: that the trial may take; what is slower has failed.
+        starts: how many times the trial may be begun (each ended by a crash or a power cut) before it has failed.
+        tolerance: of the golden outputs, absolute, beside a relative one of the same size.
+    """
+
+    drop: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 1.0
+    seconds: Annotated[float, msgspec.Meta(gt=0.0, le=86400.0)] = 900.0
+    starts: Annotated[int, msgspec.Meta(ge=1, le=100)] = 3
+    tolerance: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 1e-3
+
+
+class Difference(msgspec.Struct, frozen=True, array_like=True):
+    """A shorter way to a weights file for a device that holds certain older ones.
+
+    Attributes:
+        base: hash of the weights file that must be held.
+        file: what turns it into the wanted weights file, to the last bit (`edgefl.codec.difference`).
+    """
+
+    base: Sha256
+    file: FileRef
+
+
 class Manifest(msgspec.Struct, frozen=True, array_like=True):
     """What a variant is: everything a device must know to hold and train it.
 
@@ -61,10 +89,13 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True):
         classes: number of outputs.
         batch: rows of the training graph; a smaller batch is padded and masked.
         files: all files of the variant (roles `train`, `eval`, `infer`, `weights`, for ort-training also `optimizer`,
-            `checkpoint`).
+            `checkpoint`; `golden` holds inputs and the outputs that they must give).
         round_key: raw public key whose signature makes round orders of this version valid.
         created, expires: seconds since 1970, server clock.
         recipe: loss and optimiser of its graphs.
+        health: when it may stay on a device.
+        differences: shorter ways to its `weights` from those of earlier versions.
+        sources: where its files may also be had: `https://...` or `file:///...`; the file with SHA-256 H is SOURCE/H.
     """
 
     model: Id
@@ -81,6 +112,9 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True):
     created: Number
     expires: Number
     recipe: Recipe = Recipe()
+    health: Health = Health()
+    differences: Annotated[tuple[Difference, ...], msgspec.Meta(max_length=16)] = ()
+    sources: Annotated[tuple[Text, ...], msgspec.Meta(max_length=8)] = ()
 
     def file(self, role: str) -> FileRef:
         """The file with this role.
@@ -126,18 +160,6 @@ class Task(msgspec.Struct, frozen=True, array_like=True):
     biased: bool = False
 
 
-class Difference(msgspec.Struct, frozen=True, array_like=True):
-    """A shorter way to the order's weights for a device that holds certain older ones.
-
-    Attributes:
-        base: hash of the weights file that must be held.
-        file: what turns it into the order's weights file, to the last bit (`edgefl.codec.difference`).
-    """
-
-    base: Sha256
-    file: FileRef
-
-
 class RoundOrder(msgspec.Struct, frozen=True, array_like=True):
     """The current weights of a variant and, while the round is open, the task.
 
@@ -155,6 +177,31 @@ class RoundOrder(msgspec.Struct, frozen=True, array_like=True):
     differences: Annotated[tuple[Difference, ...], msgspec.Meta(max_length=16)] = ()
 
 
+class Assigned(msgspec.Struct, frozen=True, array_like=True):
+    """Which version of a model a device is to hold; `rollout` is the number of the rollout that says so, 0 for none."""
+
+    model: Id
+    version: Version
+    rollout: Number = 0
+
+
+class Assignment(msgspec.Struct, frozen=True, array_like=True):
+    """What one device is to hold: the server's word for this device alone.
+
+    Attributes:
+        device: whom it is for.
+        counter: rises with every change; a device never follows a lower one than it has followed.
+        issued, expires: seconds since 1970.
+        models: every model that the device is to hold; others are left as they are.
+    """
+
+    device: Id
+    counter: Number
+    issued: Number
+    expires: Number
+    models: Annotated[tuple[Assigned, ...], msgspec.Meta(max_length=64)] = ()
+
+
 class Signed(msgspec.Struct, frozen=True, array_like=True):
     """Signed bytes. `purpose` is part of what was signed, so that no message can be replayed as one of another kind."""
 
@@ -165,11 +212,15 @@ class Signed(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Want(msgspec.Struct, frozen=True, array_like=True):
-    """Wanted blocks of a file: bit i of `bitmap` (least significant bit of byte 0 first) stands for block `first + i`."""
+    """Wanted blocks of a file: bit i of `bitmap` (least significant bit of byte 0 first) stands for block `first + i`.
+
+    `alone` asks for an answer on the device's own topic, at its own pace: a slow link cannot take what others have asked for.
+    """
 
     sha256: Sha256
     first: Annotated[int, msgspec.Meta(ge=0, lt=MAX_BLOCKS)]
     bitmap: Annotated[bytes, msgspec.Meta(min_length=1, max_length=64)]
+    alone: bool = False
 
 
 class Block(msgspec.Struct, frozen=True, array_like=True):
@@ -242,11 +293,14 @@ class Report(msgspec.Struct, frozen=True, array_like=True):
 
     Attributes:
         model, version, round: what it is about.
-        step: `fetching`, `activated`, `training`, `trained`, `adopted` (the final weights), `failed`.
+        step: `fetching`, `deferred`, `trial`, `activated`, `reverted`, `training`, `trained`, `adopted` (the final weights),
+            `failed`.
         percent: of the step.
         received: payload bytes that the device has received since it started.
         peak_rss: bytes, agent and trainer together.
         error: what went wrong, empty when nothing did.
+        code: the same in one word that a program can tell apart: an error's `code`, see `edgefl.errors`.
+        fetched: bytes of the version's files that are there, at step `fetching`.
     """
 
     model: Id
@@ -257,6 +311,8 @@ class Report(msgspec.Struct, frozen=True, array_like=True):
     received: Number = 0
     peak_rss: Number = 0
     error: Text = ""
+    code: Annotated[str, msgspec.Meta(max_length=40)] = ""
+    fetched: Number = 0
 
 
 M = TypeVar("M", bound=msgspec.Struct)

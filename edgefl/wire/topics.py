@@ -4,10 +4,16 @@
     efl/v1/up/DEVICE/want                    which blocks of a file the device misses
     efl/v1/up/DEVICE/update                  one part of an encoded update
     efl/v1/up/DEVICE/report                  what the device did, or why it could not
+    efl/v1/up/DEVICE/renew                   a request for a new certificate
     efl/v1/down/DEVICE/receipt               the server has stored (or refused) an update
-    efl/v1/all/manifest/MODEL/PROFILE        retained; the signed manifest of the newest version for a profile
+    efl/v1/down/DEVICE/assignment            retained; the signed word which versions the device is to hold
+    efl/v1/down/DEVICE/certificate           the answer to `renew`
+    efl/v1/down/DEVICE/block                 blocks that the device asked for alone
+    efl/v1/all/tuf/ROLE                      retained; TUF metadata: timestamp, snapshot, targets, N.root
+    efl/v1/all/manifest/MODEL/PROFILE/VERSION  retained; a variant's manifest, which is a TUF target
     efl/v1/all/round/MODEL/VARIANT           retained; the signed order of the current round for a variant
     efl/v1/all/block/FILE                    blocks of one file, never retained; FILE is 16 hex digits of its SHA-256
+    efl/v1/claim/ID/request, .../reply       a board without a certificate asks for one; on the claim listener only
 
 A device may write below `up/` with its own id and read below `down/` with its own id and below `all/`; the broker enforces it.
 At most seven levels, so that AWS IoT Core can be the broker.
