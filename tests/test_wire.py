@@ -62,6 +62,12 @@ def test_the_second_vectors_decode_for_ever() -> None:
         assert decode(bytes.fromhex(data), type(MESSAGES[name])) == changed.get(name, MESSAGES[name])
 
 
+def test_the_third_vectors_decode_for_ever() -> None:
+    """Messages of before versions were tried, assigned and fetched in other ways decode, and ask for none of it."""
+    for name, data in json.loads((HERE / "messages-third.json").read_text()).items():
+        assert decode(bytes.fromhex(data), type(MESSAGES[name])) == MESSAGES[name]
+
+
 def test_every_message_has_a_golden_vector() -> None:
     """A message that is added without a golden vector is noticed."""
     parts = {messages.Installed}  # travels inside State only

@@ -13,9 +13,12 @@ import msgspec
 from edgefl.layout import Layout, Tensor
 from edgefl.recipe import Recipe
 from edgefl.wire.messages import (
+    Assigned,
+    Assignment,
     Block,
     Difference,
     FileRef,
+    Health,
     Installed,
     Manifest,
     Receipt,
@@ -49,6 +52,7 @@ TASK = Task(
     biased=True,
 )
 DIFFERENCE = Difference(b"b" * 32, FileRef("difference", bytes(range(32, 64)), 4711, (b"d" * 16,)))
+HEALTH = Health(drop=0.05, seconds=60.0, starts=2, tolerance=1e-4)
 MESSAGES: dict[str, msgspec.Struct] = {
     "file-ref": WEIGHTS,
     "manifest": Manifest(
@@ -79,7 +83,15 @@ MESSAGES: dict[str, msgspec.Struct] = {
     "update-part": UpdatePart("digits", 3, "w0.5", 12, 480, 2.25, 1.5, bytes(32), 0, 1, b"update", before=9),
     "receipt": Receipt("digits", 3, 12, bytes(32), False, "too late"),
     "report": Report("digits", 3, 12, "training", 40, 123_456, 98_000_000, ""),
+    "report-code": Report("digits", 3, 0, "reverted", 100, 1, 2, "no better", "trial-metric", fetched=65_536),
+    "want-alone": Want(bytes(range(32)), 9, b"\x81\x01", alone=True),
+    "health": HEALTH,
+    "assigned": Assigned("digits", 3, rollout=4),
+    "assignment": Assignment("cam-01", 7, 1_700_000_000, 1_700_600_000, (Assigned("digits", 3, rollout=4), Assigned("hum", 1))),
 }
+MESSAGES["manifest-delivered"] = msgspec.structs.replace(
+    MESSAGES["manifest"], health=HEALTH, differences=(DIFFERENCE,), sources=("https://models.example.org/blobs",)
+)
 
 
 def vectors() -> dict[str, str]:
