@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from edgefl.codec.weights import Precision, encode_weights
 from edgefl.device import hands, session
+from edgefl.identity.repository import appointed
 from edgefl.identity.signing import Signer
 from edgefl.layout import Layout, Tensor
 from edgefl.link.contract import Arrived, Refused
@@ -29,6 +30,7 @@ from edgefl.wire.messages import PART_SIZE, Receipt, encode
 _SPEC = importlib.util.spec_from_file_location("toyboard", Path(__file__).with_name("toyboard.py"))
 toy = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(toy)
+NAME = toy.MODEL, toy.PROFILE
 
 
 @pytest.fixture
@@ -213,12 +215,18 @@ def test_the_final_weights_are_kept_and_nothing_is_trained(board):
 @pytest.mark.parametrize(
     ("words", "announce"),
     [
-        ("not trusted here", lambda o: o.manifest(2, signer=Signer.generate())),
-        ("another purpose", lambda o: o.say(topics.manifest(toy.MODEL, toy.PROFILE), encode(o.release.sign("round", b"x")))),
+        ("not trusted here", lambda o: o.assign(2, signer=Signer.generate())),
+        ("another purpose", lambda o: o.say(topics.assignment(toy.DEVICE), encode(o.online.sign("round", b"x")))),
+        ("older assignment", lambda o: o.assign(2, counter=0)),
+        ("another device", lambda o: o.assign(2, device="cam-02")),
+        ("assignment has expired", lambda o: o.assign(2, expires=int(toy.START) - 1)),
         ("has expired", lambda o: o.manifest(2, expires=int(toy.START) - 1)),
+        ("not the one", lambda o: (o.manifest(2, announce=False), o.manifest(2), o.say(topics.manifest(*NAME, 2), b"\x00"))),
         ("does not fit this device", lambda o: o.manifest(2, graphs={"train": bytes(2 << 20)})),
         ("another engine", lambda o: o.manifest(2, engine="ort-training")),
-        ("does not decode", lambda o: o.say(topics.manifest(toy.MODEL, toy.PROFILE), b"\x00")),
+        ("metadata cannot be believed", lambda o: o.say(topics.metadata("timestamp"), b"{")),
+        ("unknown role", lambda o: o.say(topics.metadata("evil"), b"{}")),
+        ("does not decode", lambda o: o.say(topics.assignment(toy.DEVICE), b"\x00")),
         ("not trusted here", lambda o: o.order(2, signer=Signer.generate())),
         ("has expired", lambda o: o.order(2, expires=int(toy.START) - 1)),
         ("another variant", lambda o: o.order(2, announce=False) and o.say(*wrong_variant(o))),
@@ -231,7 +239,7 @@ def test_what_is_not_believed_changes_nothing_and_is_told_once(board, words, ann
     board.office.manifest()
     board.start().run(board.active)
     announce(board.office)
-    board.run(board.office.errors)
+    board.run(board.office.errors, turns=2000)
     for _ in range(5):
         board.link.drop()
         board.turns(4, seconds=0.5)
@@ -276,7 +284,9 @@ def test_a_replaced_online_key_is_no_scandal(board):
     board.office.manifest()
     board.start().run(board.active)
     board.office.serves = False
-    board.office.online = Signer.generate()
+    office, new = board.office, Signer.generate()
+    office.publish(appointed(office.documents, "online", [new], 1, [office.root], toy.START))
+    office.online = new
     board.office.manifest(2)
     board.office.order(1, version=2)
     board.turns(20)
@@ -287,10 +297,14 @@ def test_a_replaced_online_key_is_no_scandal(board):
 
 def test_a_replayed_lower_version_is_ignored(board):
     """A manifest that was good once does not bring the old version back."""
-    _, old = board.office.manifest(1, announce=False)
+    _, old = board.office.manifest(1)
+    (old_assignment,) = (
+        board.broker.retained[topic] for topic in board.broker.retained if topic == topics.assignment(toy.DEVICE)
+    )
     board.office.manifest(2)
     board.start().run(board.active)
-    board.office.say(topics.manifest(toy.MODEL, toy.PROFILE), old)
+    board.office.say(topics.assignment(toy.DEVICE), old_assignment)
+    board.office.say(topics.manifest(*NAME, 1), old)
     board.turns(10)
     assert (board.active(), board.session.installing) == (2, None)
 
@@ -307,7 +321,7 @@ def test_a_replay_finds_no_gap_while_a_damaged_version_is_repaired(board):
         blobs.put(data)
     blobs.path(manifest.file("train").sha256).write_bytes(b"damaged")
     board.office.serves = False
-    board.office.say(topics.manifest(toy.MODEL, toy.PROFILE), old)
+    board.office.say(topics.manifest(*NAME, 1), old)
     board.start().turns(50)
     assert board.active() == 0
     board.office.serves = True
@@ -363,7 +377,7 @@ def test_a_version_is_repaired_after_its_announcement_has_gone(board):
     manifest, _ = board.office.manifest(expires=int(toy.START) + 100)
     board.start().run(board.active)
     board.lose()
-    board.office.say(topics.manifest(toy.MODEL, toy.PROFILE), b"")
+    board.office.say(topics.manifest(*NAME, 1), b"")
     BlobStore(board.state / "blobs").path(manifest.file("eval").sha256).unlink()
     board.clock.now += 1000
     board.start().run(lambda: board.active() == 1)
@@ -400,9 +414,11 @@ def test_the_state_of_another_fleet_is_not_taken_over(board):
     for topic in list(board.broker.retained):
         board.office.say(topic, b"")
     office = board.office
-    office.release, office.online, office.receipts = Signer.generate(), Signer.generate(), "store"
+    office.found()
+    office.receipts = "store"
     office.updates.clear()
-    board.config = msgspec.structs.replace(board.config, release_key=office.release.public_key.hex())
+    board.config = msgspec.structs.replace(board.config, fleet=office.fleet)
+    (board.root / "root.json").write_bytes(office.documents["1.root"])
     office.manifest(1)
     board.start().run(lambda: board.active() == 1)
     office.order(2, version=1)

@@ -23,12 +23,13 @@ from edgefl.device.job import Job
 from edgefl.device.trainer import Trainer
 from edgefl.device.voice import death
 from edgefl.engine.contract import Trained
-from edgefl.errors import MessageError, SignatureError
-from edgefl.identity.signing import MANIFEST, Signer
+from edgefl.errors import MessageError
+from edgefl.identity.signing import ASSIGNMENT, Signer
 from edgefl.layout import Float32, Layout, Tensor
 from edgefl.link.memory import Faults, MemoryBroker, MemoryLink
 from edgefl.plan import Plan
-from edgefl.server.founding import create_fleet, online_signer, release_signer
+from edgefl.server.founding import create_fleet
+from edgefl.server.keys import online_signer
 from edgefl.server.provision import provision
 from edgefl.server.service import Service
 from edgefl.store.blobs import BlobStore
@@ -38,7 +39,7 @@ from edgefl.store.ledger import start_training
 from edgefl.store.outbox import read_entry, read_residual, read_update
 from edgefl.store.versions import latest_version, variants
 from edgefl.wire import topics
-from edgefl.wire.messages import Manifest, Report, Signed, Task, UpdatePart, decode, encode
+from edgefl.wire.messages import Assigned, Assignment, Manifest, Report, Task, UpdatePart, decode, encode
 
 pytest.importorskip("torch")
 MODEL = "mnist-2nn"
@@ -96,7 +97,7 @@ class World:
         bundle.state.mkdir(exist_ok=True)
         link = self.links[name] = self.broker.link(name, will=death(name, self.starts))
         agent = self.agents[name] = Agent(bundle, link, self.starts, rng=random.Random(self.starts))
-        link.subscribe(topics.manifest("+", bundle.config.profile))
+        agent._following.begin()
         link.subscribe(topics.receipt(name))
         for model in agent._models.values():
             agent._hands.follow_orders(model)
@@ -298,31 +299,32 @@ def _report(world: World) -> Report | None:
     return decode(row[0], Report) if row and row[0] is not None else None
 
 
-def forged(world: World, signer: Signer, **changes: object) -> bytes:
-    """A manifest like the pushed one, changed and signed by somebody."""
-    manifest = variants(world.database, MODEL, 1)[0].manifest
-    return encode(signer.sign(MANIFEST, encode(msgspec.structs.replace(manifest, version=2, **changes))))
+def forged(signer: Signer, **changes: object) -> bytes:
+    """An assignment to a version that does not exist, changed and signed by somebody."""
+    good = Assignment("cam-01", 99, int(time.time()), int(time.time()) + 1000, (Assigned(MODEL, 2),))
+    return encode(signer.sign(ASSIGNMENT, encode(msgspec.structs.replace(good, **changes))))
 
 
 REFUSED: list[tuple[str, Callable[[World], bytes]]] = [
-    ("signed by a key that is not trusted", lambda w: forged(w, Signer.generate())),
-    ("for another purpose", lambda w: encode(release_signer(w.fleet).sign("round", b"x"))),
-    ("has expired", lambda w: forged(w, release_signer(w.fleet), expires=1)),
-    ("for somebody else", lambda w: forged(w, release_signer(w.fleet), profile="rpi-5-8gb")),
-    ("does not decode", lambda w: b"\x00garbage"),  # noqa: ARG005 - the same shape as the others
+    ("signed by a key that is not trusted", lambda _: forged(Signer.generate())),
+    ("for another purpose", lambda w: encode(online_signer(w.fleet).sign("round", b"x"))),
+    ("has expired", lambda w: forged(online_signer(w.fleet), expires=1)),
+    ("for another device", lambda w: forged(online_signer(w.fleet), device="cam-02")),
+    ("does not decode", lambda _: b"\x00garbage"),
 ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("words", "payload"), REFUSED, ids=[words for words, _ in REFUSED])
-def test_manifest_that_is_not_to_be_believed_changes_nothing(
-    world: World, words: str, payload: Callable[[World], bytes], caplog: pytest.LogCaptureFixture
+def test_assignment_that_is_not_to_be_believed_changes_nothing(
+    world: World, words: str, payload: Callable[[World], bytes], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An attacker on the broker cannot make a board install anything; the board says which rule was broken, and serves on."""
+    monkeypatch.setattr("edgefl.device.following.PATIENCE", 0.5)
     agent = world.board("cam-01")
     attacker = world.broker.link("attacker")
     attacker.poll(0.0)
-    attacker.publish(topics.manifest(MODEL, PROFILE), payload(world), retain=True)
+    attacker.publish(topics.assignment("cam-01"), payload(world), retain=True)
     attacker.poll(0.0)
     with caplog.at_level(logging.WARNING):
         world.until(lambda: words in caplog.text, seconds=5)
@@ -334,14 +336,9 @@ def test_manifest_larger_than_the_board_allows_is_refused(world: World) -> None:
     from edgefl.device.trust import believed_manifest
 
     config = msgspec.structs.replace(world.bundle("cam-01").config, storage_kib=100)
-    signed = variants(world.database, MODEL, 1)[0].signed
+    payload = variants(world.database, MODEL, 1)[0].encoded
     with pytest.raises(MessageError, match="does not fit this device"):
-        believed_manifest(signed, MODEL, config, time.time())
-    with pytest.raises(SignatureError, match="has expired"):
-        believed_manifest(signed, MODEL, world.bundle("cam-01").config, time.time() + 1e9)
-    tampered = msgspec.structs.replace(decode(signed, Signed), payload=decode(signed, Signed).payload[:-1] + b"\x01")
-    with pytest.raises(SignatureError, match="does not hold"):
-        believed_manifest(encode(tampered), MODEL, world.bundle("cam-01").config, time.time())
+        believed_manifest(payload, f"{MODEL}/{PROFILE}/1", hashlib.sha256(payload).digest(), config, time.time())
 
 
 class ScriptedEngine:

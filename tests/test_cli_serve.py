@@ -60,7 +60,7 @@ def test_second_server_of_a_fleet_is_refused(fleet: Fleet) -> None:
 def test_damaged_key_and_wrong_log_level_are_worded(fleet: Fleet) -> None:
     """A signing key that is none, and a level that is none, are input errors without a traceback."""
     assert serve(fleet, EDGEFL_LOG="loud").returncode == 2
-    fleet.online_key.write_text("hello")
+    (fleet.keys / "online.key").write_text("hello")
     result = serve(fleet)
     assert result.returncode == 2
     assert "signing key is damaged" in result.stderr

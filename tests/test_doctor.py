@@ -20,8 +20,8 @@ from edgefl.codec.weights import Precision, encode_weights
 from edgefl.device import doctor, examine
 from edgefl.device.config import load_bundle
 from edgefl.device.doctor import MIB, Check, Measured
-from edgefl.identity.signing import MANIFEST
-from edgefl.server.founding import create_fleet, release_signer
+from edgefl.device.trust import seal
+from edgefl.server.founding import create_fleet
 from edgefl.server.provision import provision
 from edgefl.store.blobs import BlobStore
 from edgefl.store.fleet import Fleet
@@ -114,11 +114,11 @@ def board(fleet: Fleet, tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "data.npz", x=rng.standard_normal((12, *golden.input_shape)), y=np.arange(12) % golden.classes)
     (made,) = provision(fleet, ["cam-01"], PROFILE, tmp_path / "bundles", data=f"npz:{tmp_path / 'data.npz'}")
-    store(fleet, made.bundle, "tiny", {})
+    store(made.bundle, "tiny", {})
     return made.bundle
 
 
-def store(fleet: Fleet, bundle: Path, model: str, replaced: dict[str, bytes]) -> None:
+def store(bundle: Path, model: str, replaced: dict[str, bytes]) -> None:
     """Put the golden variant into a device's state, some of its files replaced."""
     golden = make.read("variant-dense")
     vector = np.frombuffer(golden.start, dtype=np.float32)
@@ -144,7 +144,7 @@ def store(fleet: Fleet, bundle: Path, model: str, replaced: dict[str, bytes]) ->
     )
     folder = bundle / "state" / "models" / model
     folder.mkdir(parents=True)
-    (folder / "current").write_bytes(encode(release_signer(fleet).sign(MANIFEST, encode(manifest))))
+    (folder / "current").write_bytes(seal(encode(manifest), load_bundle(bundle).config))
 
 
 @contextmanager
@@ -269,9 +269,9 @@ def test_a_damaged_file_of_a_stored_version_is_named(board: Path) -> None:
     assert "damaged" in check.text
 
 
-def test_a_graph_that_does_not_run_is_named(fleet: Fleet, board: Path) -> None:
+def test_a_graph_that_does_not_run_is_named(board: Path) -> None:
     """It is signed and whole, but this machine's runtime refuses it."""
-    store(fleet, board, "other", {"train": b"no graph"})
+    store(board, "other", {"train": b"no graph"})
     checks = by_name(board)
     assert checks["model tiny"].state == "ok"
     assert checks["model other"].state == "failed"

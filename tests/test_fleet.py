@@ -7,27 +7,30 @@ import pytest
 
 from edgefl.cli.main import COMMANDS, run
 from edgefl.errors import FleetError, InputError, StoreError
-from edgefl.server.founding import authority_of, create_fleet, online_signer, release_signer
+from edgefl.server.founding import authority_of, create_fleet
+from edgefl.server.keys import online_signer, roles
 from edgefl.store.database import open_database
 from edgefl.store.fleet import REQUIRED, Fleet
 from edgefl.store.registry import Device, add_devices, get_device, list_devices
 
 
 def test_a_new_fleet_opens_again(tmp_path: Path) -> None:
-    """What was created is what is opened: settings, authority, two different signing keys."""
+    """What was created is what is opened: settings, authority, three different signing keys."""
     made = create_fleet(tmp_path / "deep" / "farm", name="farm", host="hub.example", port=9000)
     fleet = Fleet.open(tmp_path / "deep" / "farm")
     assert fleet == made
     assert (fleet.settings.name, fleet.settings.host, fleet.settings.port) == ("farm", "hub.example", 9000)
     assert authority_of(fleet).fleet == "farm"
-    assert release_signer(fleet).public_key != online_signer(fleet).public_key
+    speaking = {role.role: role for role in roles(fleet)}
+    assert speaking["online"].keys == [online_signer(fleet).public_key.hex()[:16]]
+    assert len({key for role in speaking.values() for key in role.keys}) == 3
 
 
 def test_private_keys_are_for_the_owner_only(tmp_path: Path) -> None:
     """Mode 0600 for every key, 0700 for the whole directory."""
     fleet = create_fleet(tmp_path / "farm", name="farm")
     keys = list(fleet.path.rglob("*.key"))
-    assert len(keys) == 6
+    assert len(keys) == 7
     assert {stat.S_IMODE(key.stat().st_mode) for key in keys} == {0o600}
     assert stat.S_IMODE(fleet.path.stat().st_mode) == 0o700
 
@@ -35,10 +38,10 @@ def test_private_keys_are_for_the_owner_only(tmp_path: Path) -> None:
 def test_a_fleet_is_never_overwritten(tmp_path: Path) -> None:
     """A second creation is refused and changes nothing; a directory with anything in it is refused too."""
     fleet = create_fleet(tmp_path / "farm", name="farm")
-    before = fleet.release_key.read_bytes()
+    before = (fleet.keys / "release.key").read_bytes()
     with pytest.raises(FleetError, match="already in use"):
         create_fleet(tmp_path / "farm", name="farm")
-    assert fleet.release_key.read_bytes() == before
+    assert (fleet.keys / "release.key").read_bytes() == before
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "letter.txt").write_text("dear")
     with pytest.raises(FleetError, match="already in use"):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from edgefl.errors import FleetError, InputError, SignatureError
 from edgefl.identity.authority import Authority, Identity, found_authority, open_authority
-from edgefl.identity.signing import MANIFEST, ROUND, Signer, verify
+from edgefl.identity.signing import ASSIGNMENT, ROUND, Signer, verify
 from edgefl.wire.messages import Signed, decode, encode
 
 NOW = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
@@ -121,8 +121,8 @@ def test_a_damaged_authority_is_refused(authority: Authority) -> None:
 @given(st.binary(max_size=300))
 def test_what_was_signed_comes_back(payload: bytes) -> None:
     """Any payload survives signing, the wire and verification."""
-    signed = decode(encode(SIGNER.sign(MANIFEST, payload)), Signed)
-    assert verify(signed, MANIFEST, SIGNER.public_key) == payload
+    signed = decode(encode(SIGNER.sign(ASSIGNMENT, payload)), Signed)
+    assert verify(signed, ASSIGNMENT, SIGNER.public_key) == payload
 
 
 def test_the_signed_bytes_are_fixed() -> None:
@@ -138,7 +138,7 @@ def test_each_way_to_be_wrong_has_its_own_words() -> None:
     """Wrong purpose, wrong key and changed bytes are told apart."""
     signed = SIGNER.sign(ROUND, b"order")
     with pytest.raises(SignatureError, match="another purpose"):
-        verify(signed, MANIFEST, SIGNER.public_key)
+        verify(signed, ASSIGNMENT, SIGNER.public_key)
     with pytest.raises(SignatureError, match="not trusted"):
         verify(signed, ROUND, Signer.generate().public_key)
     with pytest.raises(SignatureError, match="does not hold"):
@@ -151,14 +151,14 @@ def test_a_relabelled_message_is_refused() -> None:
     """The purpose is inside the signature: writing another on the envelope does not help."""
     signed = SIGNER.sign(ROUND, b"order")
     with pytest.raises(SignatureError, match="does not hold"):
-        verify(Signed(MANIFEST, signed.payload, signed.key, signed.signature), MANIFEST, SIGNER.public_key)
+        verify(Signed(ASSIGNMENT, signed.payload, signed.key, signed.signature), ASSIGNMENT, SIGNER.public_key)
 
 
 def test_a_lying_key_name_gains_nothing() -> None:
     """A forger who writes the trusted key's name beside his own signature is refused."""
-    forged = Signer.generate().sign(MANIFEST, b"x")
+    forged = Signer.generate().sign(ASSIGNMENT, b"x")
     with pytest.raises(SignatureError, match="does not hold"):
-        verify(Signed(MANIFEST, b"x", SIGNER.public_key.hex()[:16], forged.signature), MANIFEST, SIGNER.public_key)
+        verify(Signed(ASSIGNMENT, b"x", SIGNER.public_key.hex()[:16], forged.signature), ASSIGNMENT, SIGNER.public_key)
 
 
 def test_a_key_survives_its_file_and_others_are_refused(authority: Authority) -> None:

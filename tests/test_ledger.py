@@ -11,6 +11,7 @@ import pytest
 
 from edgefl.errors import FleetError, StoreError
 from edgefl.plan import Plan
+from edgefl.server.wanted import announced, wanted
 from edgefl.store.blobs import BlobStore
 from edgefl.store.database import MIGRATIONS, changes_by_others, open_database, transaction
 from edgefl.store.garbage import keeping_new_blobs, newest_parents, pushed_blobs, remove_garbage
@@ -28,7 +29,7 @@ from edgefl.store.ledger import (
 )
 from edgefl.store.lock import file_lock
 from edgefl.store.updates import is_stored, known_updates, store_update, waiting_updates
-from edgefl.store.versions import get_version, latest_version, newest_variants, participants, variants
+from edgefl.store.versions import get_version, latest_version, participants, variants
 
 _SPEC = importlib.util.spec_from_file_location("toyfleet", Path(__file__).with_name("toyfleet.py"))
 toy = importlib.util.module_from_spec(_SPEC)
@@ -147,7 +148,8 @@ def test_waiting_updates_come_in_the_order_in_which_they_were_stored(fleet):
 def test_newest_variant_of_each_profile(fleet):
     """A version pushed for one profile replaces what is announced to it, and nothing else."""
     fleet.push("small", seed=1)
-    assert [(v.profile, v.manifest.version) for v in newest_variants(fleet.database)] == [("big", 1), ("small", 2)]
+    told = wanted(fleet.database)
+    assert [(v.profile, v.manifest.version) for v in announced(fleet.database, told)] == [("big", 1), ("small", 2)]
     assert [v.profile for v in variants(fleet.database, "toy", 2)] == ["small"]
     assert participants(fleet.database, get_version(fleet.database, "toy", 2)) == 1
     assert participants(fleet.database, get_version(fleet.database, "toy", 1)) == 3

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 import stat
@@ -10,15 +11,15 @@ from cryptography import x509
 from edgefl.cli.main import run
 from edgefl.device.config import DeviceConfig, load_bundle
 from edgefl.errors import ConfigError, EdgeflError, FleetError, InputError, ProfileError, StoreError
-from edgefl.server.founding import create_fleet, release_signer
-from edgefl.server.provision import numbered, provision
+from edgefl.server.founding import create_fleet
+from edgefl.server.provision import numbered, provision, trust_of
 from edgefl.store.database import open_database
 from edgefl.store.fleet import Fleet
 from edgefl.store.registry import list_devices
 
 ROOT = Path(__file__).parent.parent
 
-FILES = {"device.key", "device.crt", "ca.crt", "device.toml", "edgefl-device.service", "install.sh", "trim.sh"}
+FILES = {"device.key", "device.crt", "ca.crt", "root.json", "device.toml", "edgefl-device.service", "install.sh", "trim.sh"}
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def ids(fleet: Fleet) -> list[str]:
 
 
 def test_a_bundle_holds_everything_a_board_needs(fleet: Fleet, tmp_path: Path) -> None:
-    """Six files; the configuration carries the profile's limits, the broker's address and the release key."""
+    """The configuration carries the profile's limits, the broker's address and the fleet's id; root metadata lies beside it."""
     (made,) = provision(fleet, ["cam-01"], "rpi-zero-2w", tmp_path / "out", data="folder:/data")
     bundle = load_bundle(made.bundle)
     profile = fleet.profiles()["rpi-zero-2w"]
@@ -51,10 +52,10 @@ def test_a_bundle_holds_everything_a_board_needs(fleet: Fleet, tmp_path: Path) -
         storage_kib=profile.storage_kib,
         host="hub.example",
         port=9000,
-        release_key=release_signer(fleet).public_key.hex(),
+        fleet=trust_of(fleet).fleet,
         data="folder:/data",
     )
-    assert bundle.config.release_key_bytes == release_signer(fleet).public_key
+    assert hashlib.sha256(bundle.root.read_bytes()).hexdigest() == bundle.config.fleet  # no key has been replaced yet
 
 
 def test_the_key_is_private_and_the_registry_knows_the_certificate(fleet: Fleet, tmp_path: Path) -> None:
@@ -205,7 +206,7 @@ def test_any_source_text_survives_the_file(fleet: Fleet, tmp_path: Path, data: s
         ("port = 9000", "", "port"),
         ("memory_mb", "memory", "memory"),
         ('engine = "portable"', 'engine = "none"', "engine"),
-        ('release_key = "', 'release_key = "xx', "release_key"),
+        ('fleet = "', 'fleet = "xx', "fleet"),
     ],
 )
 def test_a_wrong_device_file_names_the_place(fleet: Fleet, tmp_path: Path, old: str, new: str, text: str) -> None:

@@ -1,3 +1,4 @@
+import hashlib
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -8,20 +9,22 @@ import pytest
 from edgefl.codec.weights import Precision
 from edgefl.compress.budget import Candidate
 from edgefl.errors import DataError, EdgeflError, FitError, FleetError, InputError, ModelError, ProfileError
-from edgefl.identity.signing import MANIFEST, verify
+from edgefl.identity.repository import listed, target_path
 from edgefl.layout import nested_index
 from edgefl.profile import Profile
-from edgefl.server.founding import create_fleet, online_signer, release_signer
+from edgefl.server.founding import create_fleet
+from edgefl.server.keys import online_signer
 from edgefl.server.pushed import COLUMNS, PushedVariant, table
 from edgefl.server.variants import load_parent, load_variants
 from edgefl.sources.parse import open_source
 from edgefl.store.blobs import BlobStore
 from edgefl.store.database import open_database
+from edgefl.store.documents import documents
 from edgefl.store.fleet import Fleet
 from edgefl.store.registry import Device, add_devices
 from edgefl.store.versions import VersionRecord, get_version, latest_version, variants
 from edgefl.wire.blocks import check_ref, file_ref
-from edgefl.wire.messages import Manifest, Signed, decode
+from edgefl.wire.messages import Manifest, decode
 
 torch = pytest.importorskip("torch")
 
@@ -69,15 +72,17 @@ def test_every_variant_fits_its_profile_and_is_what_its_manifest_says(fleet: Fle
     assert pushed[0].variant == "w1-fp32"
     assert pushed[1].variant == pushed[2].variant
     assert sum(line.startswith("exporting") for line in said) == len({v.width for v in pushed})
-    blobs, release = BlobStore(fleet.blobs), release_signer(fleet).public_key
+    blobs = BlobStore(fleet.blobs)
     with closing(open_database(fleet.database)) as database:
         version = get_version(database, "digits", 1)
         records = {record.profile: record for record in variants(database, "digits", 1)}
         views = load_variants(database, version)
+        known = listed(documents(database))
     parent = load_parent(blobs, version.weights)
     for outcome, profile in zip(pushed, boards, strict=True):
         manifest = records[profile.name].manifest
-        payload = verify(decode(records[profile.name].signed, Signed), MANIFEST, release)
+        payload = records[profile.name].encoded
+        assert known[target_path("digits", profile.name, 1)] == hashlib.sha256(payload).digest()
         assert decode(payload, Manifest) == manifest
         on_disk = [blobs.path(ref.sha256).stat().st_size for ref in manifest.files]
         assert sum(on_disk) == manifest.total_bytes == outcome.bytes

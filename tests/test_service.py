@@ -7,12 +7,13 @@ import msgspec
 import numpy as np
 import pytest
 
+from edgefl.identity.signing import ASSIGNMENT, verify
 from edgefl.server.announce import ORDER_SECONDS, RENEW_SECONDS
 from edgefl.server.status import fleet_status
 from edgefl.server.variants import load_parent
 from edgefl.store.ledger import end_training, rounds
 from edgefl.wire import topics
-from edgefl.wire.messages import Installed, Manifest, Report, Signed, State, decode, encode
+from edgefl.wire.messages import Assignment, Installed, Manifest, Report, Signed, State, decode, encode
 
 _SPEC = importlib.util.spec_from_file_location("toyfleet", Path(__file__).with_name("toyfleet.py"))
 toy = importlib.util.module_from_spec(_SPEC)
@@ -35,8 +36,12 @@ def counters(fleet):
 
 
 def manifest_version(fleet, profile):
-    """The version that is announced to a profile."""
-    return decode(decode(fleet.broker.retained[topics.manifest(MODEL, profile)], Signed).payload, Manifest).version
+    """The version that devices of a profile are assigned, whose manifest is announced to them."""
+    (name,) = [name for name in fleet.profiles if fleet.profiles[name] == profile][:1]
+    payload = decode(fleet.broker.retained[topics.assignment(name)], Signed)
+    assigned = decode(verify(payload, ASSIGNMENT, fleet.online.public_key), Assignment)
+    (one,) = assigned.models
+    return decode(fleet.broker.retained[topics.manifest(MODEL, profile, one.version)], Manifest).version
 
 
 def test_pushed_version_is_announced_without_any_training(fleet):
@@ -93,7 +98,7 @@ def test_broker_that_has_lost_everything_gets_everything_again(fleet):
     fleet.broker.published.clear()
     server.turns(3)
     assert set(fleet.broker.retained) == before
-    assert len(before) == 4
+    assert len(before) == 4 + 4 + len(fleet.profiles)  # manifests and orders, metadata, assignments
     assert set(fleet.broker.published.values()) == {1}
 
 

@@ -25,6 +25,7 @@ from edgefl.engine.contract import Trained
 from edgefl.errors import UpdateError
 from edgefl.layout import Layout, Tensor
 from edgefl.server.history import Histories
+from edgefl.store.documents import documents
 from edgefl.store.outbox import read_memory
 from edgefl.wire.messages import HISTORY_REACH, UpdatePart, decode
 
@@ -81,12 +82,13 @@ class Device:
     def __init__(self, fleet, root, name, number):
         self.fleet, self.name, self.root = fleet, name, root / name
         self.root.mkdir()
+        (self.root / "root.json").write_bytes(documents(fleet.database)["1.root"])
         data = self.root / "data.npz"
         x = np.full((4 + number, 10), number, dtype=np.float32)
         np.savez(data, x=x, y=np.zeros(len(x), dtype=np.int64))
         self.config = DeviceConfig(
             id=name, profile=DEVICES[name], engine="portable", threads=1, memory_mb=512, storage_kib=1024, host="localhost",
-            port=1, release_key=fleet.release.public_key.hex(), data=f"npz:{data}",
+            port=1, fleet=fleet.id, data=f"npz:{data}",
         )  # fmt: skip
         self.starts = 0
         self.start()

@@ -266,10 +266,19 @@ def test_bad_ids(name: str) -> None:
 def test_topics_have_at_most_seven_levels_and_are_told_apart() -> None:
     """All topics stay within AWS IoT Core's depth; only a device's own four are parsed as such."""
     up = [topics.state("d"), topics.want("d"), topics.update("d"), topics.report("d")]
-    down = [topics.receipt("d"), topics.manifest("m", "p"), topics.round_order("m", "v"), topics.block("ab" * 32)]
+    down = [
+        topics.receipt("d"),
+        topics.assignment("d"),
+        topics.metadata("1.root"),
+        topics.manifest("m", "p", 3),
+        topics.round_order("m", "v"),
+        topics.block("ab" * 32),
+    ]
     assert all(len(topic.split("/")) <= 7 for topic in up + down)
-    assert len(set(up + down)) == 8
+    assert len(set(up + down)) == 10
     assert [topics.parse_up(topic) for topic in up] == [("d", kind) for kind in ("state", "want", "update", "report")]
+    names = [("receipt", ""), ("assignment", ""), ("tuf", "1.root"), ("manifest", "m/p/3"), ("round", "m"), ("block", "ab" * 8)]
+    assert [topics.parse_down(topic) for topic in down] == names
     for topic in [*down, "efl/v1/up/d", "efl/v1/up/d/state/x", "efl/v1/up/d/other", "efl/v2/up/d/state", ""]:
         with pytest.raises(MessageError):
             topics.parse_up(topic)

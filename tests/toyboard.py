@@ -18,7 +18,8 @@ from edgefl.device.config import Bundle, DeviceConfig
 from edgefl.device.trainer import Trainer, answer
 from edgefl.device.voice import death
 from edgefl.engine.contract import Trained
-from edgefl.identity.signing import MANIFEST, ROUND, Signer
+from edgefl.identity.repository import found, target_path, with_targets
+from edgefl.identity.signing import ASSIGNMENT, ROUND, Signer
 from edgefl.layout import Layout, Tensor
 from edgefl.link.contract import Arrived
 from edgefl.link.memory import MemoryBroker
@@ -28,6 +29,8 @@ from edgefl.wire import topics
 from edgefl.wire.blocks import block_length, file_ref, wanted
 from edgefl.wire.messages import (
     BLOCK_SIZE,
+    Assigned,
+    Assignment,
     Block,
     Manifest,
     Receipt,
@@ -151,14 +154,25 @@ class Office:
     def __init__(self, broker, clock):
         """Connect."""
         self.broker, self.clock = broker, clock
-        self.release, self.online = Signer.generate(), Signer.generate()
         self.link = broker.link(SERVER, clean_session=False)
         self.link.subscribe(topics.ALL_UP)
         self.link.poll(0.0)
         self.receipts, self.serves = "store", True
         self.updates, self.reports, self.states = defaultdict(list), [], []
         self.files, self.vectors = {}, {}
+        self.found()
         self._parts = defaultdict(dict)
+
+    def found(self):
+        """Become another fleet's server, with keys and metadata of its own."""
+        self.root, self.release, self.online = Signer.generate(), Signer.generate(), Signer.generate()
+        self.documents = dict(found([self.root], [self.release], self.online, START, thresholds={}))
+        self.listed, self.assigned, self.counter = {}, {}, 0
+
+    @property
+    def fleet(self):
+        """The fleet's id."""
+        return hashlib.sha256(self.documents["1.root"]).hexdigest()
 
     def offer(self, role, data):
         """Have a file."""
@@ -166,8 +180,8 @@ class Office:
         self.files[ref.sha256] = (ref, data)
         return ref
 
-    def manifest(self, version=1, graphs=None, signer=None, announce=True, **changes):
-        """Announce a version; its manifest and message."""
+    def manifest(self, version=1, graphs=None, announce=True, **changes):
+        """List a version, assign it and announce it; its manifest and message."""
         contents = graphs or {"train": b"train %d" % version, "eval": b"eval", "infer": b"infer"}
         weights = encode_weights(np.zeros(LAYOUT.size, dtype=np.float32), LAYOUT, Precision.FP32)
         files = tuple(self.offer(role, data) for role, data in {**contents, "weights": weights}.items())
@@ -176,10 +190,35 @@ class Office:
             classes=3, batch=4, files=files, round_key=self.online.public_key, created=int(START), expires=int(START) + 10**8,
         )  # fmt: skip
         manifest = msgspec.structs.replace(manifest, **changes)
-        payload = encode((signer or self.release).sign(MANIFEST, encode(manifest)))
+        payload = encode(manifest)
         if announce:
-            self.say(topics.manifest(manifest.model, manifest.profile), payload)
+            self.list_manifest(manifest)
+            self.assign(manifest.version, manifest.model)
+            self.say(topics.manifest(manifest.model, manifest.profile, manifest.version), payload)
         return manifest, payload
+
+    def list_manifest(self, manifest):
+        """Let the metadata list a manifest, and announce the metadata."""
+        self.listed[target_path(manifest.model, manifest.profile, manifest.version)] = encode(manifest)
+        self.publish(with_targets(self.documents, self.listed, [self.release], self.online, self.clock.wall()))
+
+    def publish(self, changed):
+        """Put metadata into force and announce it."""
+        self.documents |= changed
+        for name, data in sorted(self.documents.items(), key=lambda item: item[0] == "timestamp"):
+            self.say(topics.metadata(name), data)
+
+    def assign(self, version, model=MODEL, *, signer=None, announce=True, rollout=0, **changes):
+        """Let the device hold a version; the message."""
+        self.counter += 1
+        self.assigned[model] = Assigned(model, version, rollout)
+        now = int(self.clock.wall())
+        assignment = Assignment(DEVICE, self.counter, now, now + 10**7, tuple(self.assigned.values()))
+        assignment = msgspec.structs.replace(assignment, **changes)
+        payload = encode((signer or self.online).sign(ASSIGNMENT, encode(assignment)))
+        if announce:
+            self.say(topics.assignment(DEVICE), payload)
+        return payload
 
     def order(self, number, version=1, task=TASK, vector=None, signer=None, announce=True, **changes):
         """Announce a round; its order and message."""
@@ -272,10 +311,11 @@ class Board:
         self.broker = MemoryBroker(random.Random(seed))
         self.office = Office(self.broker, self.clock)
         rng = np.random.default_rng(0)
+        (root / "root.json").write_bytes(self.office.documents["1.root"])
         np.savez(root / "data.npz", x=rng.normal(size=(8, 5)).astype(np.float32), y=rng.integers(0, 3, 8))
         self.config = DeviceConfig(
             id=DEVICE, profile=PROFILE, engine="portable", threads=1, memory_mb=512, storage_kib=1024, host="localhost", port=1,
-            release_key=self.office.release.public_key.hex(), data=f"npz:{root / 'data.npz'}",
+            fleet=self.office.fleet, data=f"npz:{root / 'data.npz'}",
         )  # fmt: skip
         self.starts = 0
         self.agent = self.link = None

@@ -16,7 +16,8 @@ from edgefl.aggregate.mean import polynomial_staleness
 from edgefl.codec.update import decode as decode_update
 from edgefl.codec.update import encode as encode_update
 from edgefl.codec.weights import Precision, encode_weights
-from edgefl.identity.signing import MANIFEST, ROUND, Signer, verify
+from edgefl.identity.repository import found, with_targets
+from edgefl.identity.signing import ROUND, Signer, verify
 from edgefl.layout import Layout, Tensor, nested_index
 from edgefl.link.contract import Arrived
 from edgefl.link.memory import MemoryBroker
@@ -27,9 +28,11 @@ from edgefl.server.service import Service
 from edgefl.server.variants import store_parent
 from edgefl.store.blobs import BlobStore
 from edgefl.store.database import open_database, transaction
+from edgefl.store.documents import documents, put_documents
 from edgefl.store.ledger import start_training
 from edgefl.store.registry import Device, add_devices
-from edgefl.store.versions import get_version
+from edgefl.store.releases import release
+from edgefl.store.versions import get_version, listed_manifests
 from edgefl.wire import topics
 from edgefl.wire.blocks import file_ref
 from edgefl.wire.messages import PART_SIZE, Manifest, Receipt, RoundOrder, Signed, UpdatePart, decode, encode
@@ -95,6 +98,8 @@ class ToyFleet:
         self.blobs = BlobStore(root / "blobs")
         self.release, self.online = Signer.generate(), Signer.generate()
         self.database = self._open()
+        with transaction(self.database):
+            put_documents(self.database, found([Signer.generate()], [self.release], self.online, START, thresholds={}))
         self.profiles = {}
 
     def _open(self, **options):
@@ -105,13 +110,18 @@ class ToyFleet:
         database.execute("PRAGMA synchronous=OFF")  # processes die here, not the power
         return database
 
+    @property
+    def id(self):
+        """What devices know the fleet by."""
+        return hashlib.sha256(documents(self.database)["1.root"]).hexdigest()
+
     def provision(self, **profiles):
         """Enter devices: id=profile."""
         with transaction(self.database):
             add_devices(self.database, [Device(name, profile, "00", START) for name, profile in profiles.items()])
         self.profiles |= profiles
 
-    def push(self, *profiles, model=MODEL, seed=0, graphs=b"a graph", recipe=PLAIN):
+    def push(self, *profiles, model=MODEL, seed=0, graphs=b"a graph", recipe=PLAIN, hold=False):
         """Enter a version for these profiles (all by default); its number."""
         parent = np.random.default_rng(seed).normal(scale=0.1, size=WIDE.size).astype(np.float32)
         with transaction(self.database):
@@ -121,6 +131,13 @@ class ToyFleet:
             self.database.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?)", row)
             for profile in profiles or VARIANTS:
                 self._enter(model, number, profile, parent, graphs, recipe)
+            known = documents(self.database)
+            put_documents(
+                self.database,
+                with_targets(known, listed_manifests(self.database), [self.release], self.online, self.clock.wall()),
+            )
+            if not hold:
+                release(self.database, model, number, self.clock.wall())
         return number
 
     def _enter(self, model, number, profile, parent, graphs, recipe):
@@ -146,9 +163,8 @@ class ToyFleet:
             int(START) * 2,
             recipe,
         )
-        signed = encode(self.release.sign(MANIFEST, encode(manifest)))
         size = sum(ref.length for ref in files)
-        row = (model, number, profile, name, precision.value, layout.size, size, 10**6, None, signed)
+        row = (model, number, profile, name, precision.value, layout.size, size, 10**6, None, encode(manifest))
         self.database.execute("INSERT INTO variants VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
     def train(self, model=MODEL, version=None, holdout="", **plan):

@@ -30,6 +30,7 @@ def init(path: Path, name: str | None, host: str, port: int) -> None:
     fleet = create_fleet(path, name=chosen, host=host, port=port)
     click.echo(f"created fleet {fleet.settings.name} in {path} (broker {host}:{port})")
     click.echo(f"keep {path / 'ca' / 'root.key'} offline: nothing but a new intermediate authority needs it")
+    click.echo(f"keep {path / 'keys' / 'root.key'} offline: nothing but replacing a signing key needs it")
 
 
 @click.command()

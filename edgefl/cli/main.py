@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "push": ("edgefl.cli.push:push", "Compress a model for every profile and announce it."),
     "serve": ("edgefl.cli.serve:serve", "Run the server: deliver models, run rounds."),
     "train": ("edgefl.cli.train:train", "Start, stop and follow the training of a model."),
+    "keys": ("edgefl.cli.keys:keys", "List and replace the keys that sign the fleet's metadata."),
     "status": ("edgefl.cli.status:status", "The fleet at a glance."),
     "device": ("edgefl.cli.device:device", "What runs on the board."),
     "demo": ("edgefl.cli.demo:demo", "Everything on this machine."),

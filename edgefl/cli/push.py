@@ -29,6 +29,13 @@ if TYPE_CHECKING:
 @click.option("--proximal", is_flag=True, help="Make FedProx's term possible; its weight comes with `edgefl train start`.")
 @click.option("--freeze", multiple=True, metavar="PATTERN", help="Do not train tensors of these names; may be repeated.")
 @click.option("--personal", multiple=True, metavar="PATTERN", help="Keep tensors of these names on each device; may be repeated.")
+@click.option("--hold", is_flag=True, help="Do not give it to all devices at once: `edgefl rollout start` will.")
+@click.option("--drop", type=click.FloatRange(0, 1), default=1.0, help="Accuracy that a device may lose by it.  [default: any]")
+@click.option(
+    "--trial", type=click.FloatRange(1, 86400), default=900.0, show_default=True, help="Seconds a device's trial may take."
+)
+@click.option("--source", "sources", multiple=True, metavar="URL", help="Where else its files may be had; may be repeated.")
+@click.option("--keys", multiple=True, type=click.Path(path_type=Path, file_okay=False), help="Directory with release keys.")
 @json_option
 @fleet_option
 def push(
@@ -44,6 +51,11 @@ def push(
     proximal: bool,
     freeze: tuple[str, ...],
     personal: tuple[str, ...],
+    hold: bool,
+    drop: float,
+    trial: float,
+    sources: tuple[str, ...],
+    keys: tuple[Path, ...],
     as_json: bool,
     fleet_path: Path,
 ) -> None:
@@ -56,6 +68,7 @@ def push(
     from edgefl.server.pushed import COLUMNS, table
     from edgefl.sources.parse import open_source
     from edgefl.store.fleet import Fleet
+    from edgefl.wire.messages import Health
 
     fleet = Fleet.open(fleet_path)
     profiles = _chosen(fleet, only) if only else profiles_in_use(fleet)
@@ -63,6 +76,7 @@ def push(
     request = PushRequest(
         name or _default_name(model), model, weights, batch, seed, examples,
         recipe=Recipe(loss, optimizer, proximal), freeze=freeze, personal=personal,
+        hold=hold, health=Health(drop=drop, seconds=trial), sources=sources, keys=keys,
     )  # fmt: skip
     made = make(fleet, request, profiles, now=time.time(), on_progress=lambda text: click.echo(text, err=True))
     if as_json:
@@ -72,7 +86,9 @@ def push(
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    click.echo(f"pushed {made[0].model}@{made[0].version}; a running server announces it now")
+    name = f"{made[0].model}@{made[0].version}"
+    then = f"held back: edgefl rollout start {name}" if hold else "a running server announces it now"
+    click.echo(f"pushed {name}; {then}")
 
 
 def _default_name(model: str) -> str:

@@ -20,7 +20,7 @@ def serve(fleet_path: Path) -> None:
     from edgefl.link.address import BrokerAddress
     from edgefl.link.paho import PahoLink
     from edgefl.names import SERVER
-    from edgefl.server.founding import online_signer
+    from edgefl.server.keys import online_signer
     from edgefl.server.service import Service
     from edgefl.store.blobs import BlobStore
     from edgefl.store.database import open_database

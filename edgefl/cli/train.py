@@ -69,20 +69,20 @@ What each key means: python -m pydoc edgefl.plan
 @click.option("--holdout", default="", metavar="SOURCE", help="Examples to evaluate every round on.")
 @fleet_option
 def start(model: str, plan_file: Path | None, holdout: str, fleet_path: Path, **options: Any) -> None:
-    """Start training the newest version of MODEL on the fleet's devices.
+    """Start training the released version of MODEL on the fleet's devices.
 
     It goes on from where the last training of this version ended.
     """
     from edgefl.store.database import open_database
     from edgefl.store.fleet import Fleet
     from edgefl.store.ledger import start_training
-    from edgefl.store.versions import latest_version
+    from edgefl.store.versions import released_version
     from edgefl.wire.tasks import LONGEST_CONTEXT, keeps_history
 
     fleet = Fleet.open(fleet_path)
     given = {name: value for name, value in options.items() if value is not None}
     with closing(open_database(fleet.database)) as database:
-        version = latest_version(database, model)
+        version = released_version(database, model)
         plan = _plan(database, version, plan_file, given)
         source = _holdout(database, version, holdout) if holdout else ""
         start_training(database, version, plan, source, time.time())

@@ -20,10 +20,11 @@ from pathlib import Path
 
 from edgefl.device.config import Bundle
 from edgefl.device.events import Connected, Fetched, ReceiptHeard, Tick
+from edgefl.device.following import Following
 from edgefl.device.hands import Hands
 from edgefl.device.held import HeldModel
 from edgefl.device.session import wake_at
-from edgefl.errors import PeerError
+from edgefl.errors import EdgeflError, PeerError, StoreError
 from edgefl.link import contract as link_events
 from edgefl.link.contract import Link
 from edgefl.names import is_id
@@ -73,6 +74,7 @@ class Agent:
         rng = rng or random.Random()  # noqa: S311 - jitter is no secret
         self._hands = Hands(bundle, link, session, clock=clock, rng=rng)
         self._models = self._hands.models
+        self._following = Following(bundle, link, clock=clock, wall=wall)
         self._models.update({name: self._held(name) for name in _folders(self._root)})
         self._progress_at = 0.0
 
@@ -86,7 +88,7 @@ class Agent:
             self._hands.close()
 
     def _begin(self) -> None:
-        self._link.subscribe(topics.manifest("+", self._config.profile))
+        self._following.begin()
         self._link.subscribe(topics.receipt(self._config.id))
         for model in self._models.values():
             self._hands.follow_orders(model)
@@ -96,6 +98,7 @@ class Agent:
         hands = self._hands
         for event in self._link.poll(self._wait(), hands.trainings.wake):
             self._on_link(event)
+        self._follow()
         hands.fetcher.tick()
         self._collect_files()
         now = self._clock()
@@ -105,7 +108,7 @@ class Agent:
                 hands.happen(model, Tick())
             if model.retry_at is not None and model.retry_at <= now:
                 model.retry_at = None
-                for word in model.hear_again(self._wall()):
+                for word in model.hear_again(self._wall(), self._following.online_key):
                     hands.happen(model, word)
         hands.sender.advance()
         for model, outcome in hands.trainings.advance():  # last, so that a training wanted in this turn begins before the wait
@@ -118,7 +121,7 @@ class Agent:
         times = [at for model in self._models.values() for at in (wake_at(model.session), model.retry_at) if at is not None]
         until = min(times) - self._clock() if times else LONGEST_WAIT
         longest = SENDING_WAIT if self._hands.sender.busy else LONGEST_WAIT
-        return max(0.0, min(longest, until, self._hands.fetcher.wait()))
+        return max(0.0, min(longest, until, self._hands.fetcher.wait(), self._following.wait()))
 
     def _on_link(self, event: link_events.Event) -> None:
         match event:
@@ -134,7 +137,7 @@ class Agent:
                 try:
                     self._on_message(topic, payload)
                 except PeerError as error:
-                    self._hands.voice.trouble("", f"not believed: {error}")
+                    self._not_believed(error)
             case link_events.Refused(topic_filter):
                 self._hands.voice.trouble("", f"the broker does not let this device subscribe to {topic_filter}")
 
@@ -148,16 +151,26 @@ class Agent:
             receipt = decode(payload, Receipt)
             if receipt.model in self._models:
                 self._hands.happen(self._models[receipt.model], ReceiptHeard(receipt))
-        elif kind == "manifest":
-            model = self._models.get(name) or self._held(name)
-            manifest = model.hear_manifest(payload, self._wall())
-            self._models[name] = model  # not before the manifest is believed
-            if manifest is not None:
-                self._hands.happen(model, manifest)
+        elif kind in {"tuf", "assignment", "manifest"}:
+            self._following.hear(kind, name, payload)
+            self._follow()
         elif name in self._models:
-            order = self._models[name].hear_order(payload, self._wall())
+            order = self._models[name].hear_order(payload, self._wall(), self._following.online_key)
             if order is not None:
                 self._hands.happen(self._models[name], order)
+
+    def _follow(self) -> None:
+        """Hear the manifests that have become believed."""
+        try:
+            for manifest, payload in self._following.advance():
+                name = manifest.model
+                model = self._models[name] = self._models.get(name) or self._held(name)
+                self._hands.happen(model, model.hear_manifest(manifest, payload))
+        except (PeerError, StoreError) as error:
+            self._not_believed(error)
+
+    def _not_believed(self, error: EdgeflError) -> None:
+        self._hands.voice.trouble("", f"not believed: {error}" if isinstance(error, PeerError) else str(error), code=error.code)
 
     def _collect_files(self) -> None:
         while files := self._hands.fetcher.completed():

@@ -1,7 +1,8 @@
 """What a board is told about itself: `device.toml`, one file of its bundle.
 
 A bundle is a directory that `edgefl provision` writes and `install.sh` puts on the board: this file, the device's private key and
-certificate, and the fleet's root certificate. File names in `device.toml` are relative to it, so that a bundle can be moved.
+certificate, the fleet's root certificate and its root metadata. File names in `device.toml` are relative to it, so that a bundle
+can be moved.
 """
 
 import os
@@ -31,10 +32,11 @@ class DeviceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         memory_mb: MiB that the training process may use.
         storage_kib: KiB that one variant may have.
         host, port: of the broker.
-        release_key: public key whose signature makes a manifest valid, 64 hexadecimal digits.
+        fleet: which fleet it belongs to, the SHA-256 of the fleet's first root metadata, 64 hexadecimal digits.
         data: where its examples come from; empty until somebody says it.
         state: directory for models, updates and residuals; systemd's `STATE_DIRECTORY` wins over it.
         ca, certificate, key: TLS files.
+        root: the fleet's TUF root metadata, where trust in manifests begins.
     """
 
     id: str
@@ -45,17 +47,13 @@ class DeviceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     storage_kib: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
     host: Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
     port: Annotated[int, msgspec.Meta(ge=1, le=65535)]
-    release_key: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    fleet: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
     data: Annotated[str, msgspec.Meta(max_length=500)] = ""
     state: FileName = "state"
     ca: FileName = "ca.crt"
     certificate: FileName = "device.crt"
     key: FileName = "device.key"
-
-    @property
-    def release_key_bytes(self) -> bytes:
-        """The 32 raw bytes of the release key."""
-        return bytes.fromhex(self.release_key)
+    root: FileName = "root.json"
 
     @property
     def storage_bytes(self) -> int:
@@ -86,6 +84,11 @@ class Bundle:
         return self.directory / self.config.key
 
     @property
+    def root(self) -> Path:
+        """The fleet's root metadata as of its provisioning."""
+        return self.directory / self.config.root
+
+    @property
     def state(self) -> Path:
         """Where the device keeps what must survive a power cut."""
         given = os.environ.get(STATE_VARIABLE, "").partition(":")[0]
@@ -110,7 +113,7 @@ def load_bundle(path: Path, *, data: str | None = None) -> Bundle:
     except InputError as error:
         raise ConfigError(f"{file}: {error.problem}", expected=error.expected, remedy="Provision the device again") from None
     bundle = Bundle(file.parent, config)
-    for needed in (bundle.ca, bundle.certificate, bundle.key):
+    for needed in (bundle.ca, bundle.certificate, bundle.key, bundle.root):
         if not os.access(needed, os.R_OK):
             raise ConfigError(
                 f"{needed} is missing or cannot be read",

@@ -27,7 +27,7 @@ from edgefl.device import doctor
 from edgefl.device.config import Bundle, load_bundle
 from edgefl.device.doctor import MIB, Check, Diagnosis, Measured
 from edgefl.device.hands import RESERVE
-from edgefl.device.trust import believed_manifest
+from edgefl.device.trust import kept_manifest
 from edgefl.engine.contract import VariantFiles
 from edgefl.engine.probe import probe
 from edgefl.engine.runtime import available_engines
@@ -200,7 +200,7 @@ def examine_models(bundle: Bundle, examples: Examples | None) -> Iterator[tuple[
         try:
             signed = ModelState(folder).current()
             if signed is not None:
-                manifest = believed_manifest(signed, folder.name, bundle.config, 0.0)
+                manifest = kept_manifest(signed, folder.name, bundle.config)
                 measured = measure(bundle, manifest, examples)
                 yield measured, doctor.judge_model(measured, bundle.config.memory_mb)
         except PeerError as error:

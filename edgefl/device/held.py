@@ -1,22 +1,22 @@
 """One model on the device: its session in memory, its folder on disk, and the signed words that its session was told.
 
-Model: what is heard becomes an event only if it is believed (`device.trust`). The newest words are kept as they came, because
-they mean something else when the state has changed: an order that comes before its version, or a manifest while the disk is full.
-What is on disk is believed like what is heard, except that it does not expire.
+Model: what is heard becomes an event only if it is believed (`device.trust`, for manifests `device.following`). The newest words
+are kept, because they mean something else when the state has changed: an order that comes before its version, or a manifest while
+the disk is full. What is on disk was believed once and does not expire.
 
 Rule: the session and the disk agree after `recover`, whatever has failed before.
 """
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from edgefl.device.config import DeviceConfig
 from edgefl.device.events import Effect, Event, ManifestHeard, OrderHeard, Train
 from edgefl.device.job import Held, Job
 from edgefl.device.session import step
 from edgefl.device.state import Session, Step, Work
-from edgefl.device.trust import believed_manifest, believed_order
+from edgefl.device.trust import believed_order, kept_manifest, seal, signed_by
 from edgefl.errors import PeerError, StoreError
 from edgefl.store.blobs import BlobStore
 from edgefl.store.model_state import ModelState
@@ -49,8 +49,7 @@ class HeldModel:
     retry_at: float | None = None
     percent_told: int = -1
     following: str = ""
-    _newest: int = 0
-    _manifest_heard: bytes = b""
+    _manifest_heard: tuple[Manifest, bytes] | None = None
     _order_heard: bytes = b""
     _signed: dict[Manifest | RoundOrder, bytes] = field(default_factory=dict)
 
@@ -62,21 +61,22 @@ class HeldModel:
         self.session, effects = step(self.session, event, now)
         return effects
 
-    def hear_manifest(self, payload: bytes, wall: float) -> Event | None:
-        """The event of an announced manifest; None for one that is older than another believed one.
+    def hear_manifest(self, manifest: Manifest, payload: bytes) -> Event:
+        """The event of a believed manifest of the version that this device is to hold; raises StoreError.
 
-        Raises:
-            PeerError: it is not believed.
+        One of the active version that names the same files has another key for round orders: it takes the old one's place.
         """
-        manifest = believed_manifest(payload, self.name, self.config, wall)
-        if manifest.version < self._newest:
-            return None  # a replay, which must not replace the newest words, nor a version that is being repaired
-        self._newest, self._manifest_heard = manifest.version, payload
-        self._remember(manifest, payload)
+        sealed = seal(payload, self.config)
+        self._manifest_heard = (manifest, sealed)
+        self._remember(manifest, sealed)
+        active = self.session.active
+        if active is not None and active != manifest and (active.version, active.files) == (manifest.version, manifest.files):
+            self.disk.activate(sealed, keep=True)
+            self.session = replace(self.session, active=manifest)
         return ManifestHeard(manifest)
 
-    def hear_order(self, payload: bytes, wall: float) -> Event | None:
-        """The event of an announced order; None as long as it means nothing here.
+    def hear_order(self, payload: bytes, wall: float, online_key: bytes) -> Event | None:
+        """The event of an announced order; None as long as it means nothing here. `online_key` is what the fleet's root appoints.
 
         Raises:
             PeerError: it is not believed.
@@ -85,29 +85,32 @@ class HeldModel:
         try:
             order = believed_order(payload, active, wall) if active else None
         except PeerError:
-            if self.session.installing is None:
+            new_key = active is not None and active.round_key != online_key and signed_by(payload, online_key)
+            if self.session.installing is None and not new_key:
                 raise
-            order = None  # it may be for the version that is on its way, whose key may be another
+            order = None  # for a version that is on its way, or whose manifest will name the new key: it is looked at again
         self._order_heard = payload
         if active is None or order is None or order.version != active.version:
             return None
         self._remember(order, payload)
         return OrderHeard(order)
 
-    def hear_again(self, wall: float) -> Iterator[Event]:
+    def hear_again(self, wall: float, online_key: bytes) -> Iterator[Event]:
         """The events of what is on disk and of the newest words, after the state has changed under them."""
         stored = self.stored_manifest()
         if self.session.active is None and stored is not None:
             self._remember(stored, self.disk.current() or b"")
             yield ManifestHeard(stored)
-        for hear, payload in ((self.hear_manifest, self._manifest_heard), (self.hear_order, self._order_heard)):
-            try:
-                event = hear(payload, wall) if payload else None
-            except PeerError as error:
-                log.info("%s: still not believed: %s", self.name, error)
-                continue
-            if event is not None:
-                yield event
+        if self._manifest_heard is not None:
+            self._remember(*self._manifest_heard)
+            yield ManifestHeard(self._manifest_heard[0])
+        try:
+            event = self.hear_order(self._order_heard, wall, online_key) if self._order_heard else None
+        except PeerError as error:
+            log.info("%s: still not believed: %s", self.name, error)
+            return
+        if event is not None:
+            yield event
 
     def activate(self, manifest: Manifest) -> None:
         """Make a version the active one on disk. Raises StoreError."""
@@ -123,7 +126,7 @@ class HeldModel:
         """The version that is active on disk, if it is believed."""
         payload = self.disk.current()
         try:
-            return believed_manifest(payload, self.name, self.config, 0.0) if payload is not None else None
+            return kept_manifest(payload, self.name, self.config) if payload is not None else None
         except PeerError:
             return None
 
@@ -153,7 +156,6 @@ class HeldModel:
                 log.warning("%s: what is on disk is not this device's, or damaged; starting afresh", self.name)
                 self.disk.forget()
             return
-        self._newest = max(self._newest, manifest.version)
         order = self.stored_order(manifest)
         entry = self.disk.waiting(manifest.version, manifest.variant)
         sending = Work(entry.version, entry.round, Step.SENDING, None, entry.sha256, retry_at=resend_at) if entry else None

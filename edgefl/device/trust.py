@@ -1,59 +1,101 @@
-"""Which manifests and round orders a device believes: signature, addressee, expiry, size. Everything else is refused by name.
+"""Which manifests, assignments and round orders a device believes. Everything else is refused by name.
 
-Rules: a manifest is believed if the fleet's release key signed it, for this device's profile and engine, and it has not expired;
-a round order if the key signed it that a believed manifest names, for that manifest's variant, with weights that are no larger
-than its layout. Nothing is decoded before its signature holds. An order says for which version it is: whether that is the version
-in use is not a question of belief, and the caller's to ask.
+Rules: a manifest is believed if the fleet's metadata lists its hash under this device's profile, and it has not expired; an
+assignment if the key signed it that the fleet's root appoints, for this device, with no lower counter than before; a round order
+if the key signed it that a believed manifest names, for that manifest's variant, with weights that are no larger than its layout.
+Nothing is decoded before its hash or signature holds. An order says for which version it is: whether that is the version in use
+is not a question of belief, and the caller's to ask.
+
+What a device has believed it keeps *sealed*: with a hash that covers the fleet's id, so that neither a flipped bit nor the state
+of another fleet is taken for its own. What is held does not expire.
 """
 
+import hashlib
 import time
 
 from edgefl.codec.weights import Precision, weights_length
 from edgefl.device.config import DeviceConfig
-from edgefl.errors import MessageError, SignatureError
-from edgefl.identity.signing import MANIFEST, ROUND, verify
+from edgefl.errors import FreezeError, MessageError, MixError, PeerError, RollbackError, WrongDeviceError
+from edgefl.identity.signing import ASSIGNMENT, ROUND, verify
 from edgefl.wire.blocks import check_ref
-from edgefl.wire.messages import Manifest, RoundOrder, Signed, decode
+from edgefl.wire.messages import Assignment, Manifest, RoundOrder, Signed, decode
+
+SEAL = 32
+"""Bytes before a sealed payload."""
 
 
-def believed_manifest(payload: bytes, model: str, config: DeviceConfig, now: float) -> Manifest:
+def believed_manifest(payload: bytes, path: str, sha256: bytes, config: DeviceConfig, now: float) -> Manifest:
     """The manifest in a retained announcement.
 
     Args:
         payload: what arrived.
-        model: the model that the topic names.
-        config: profile, engine, release key and room of this device.
-        now: seconds since 1970; 0 for one that was believed before: what is held does not expire.
+        path: under which the metadata lists it: `MODEL/PROFILE/VERSION`.
+        sha256: that the metadata lists.
+        config: profile, engine and room of this device.
+        now: seconds since 1970.
 
     Raises:
-        MessageError: it does not decode, contradicts itself, or is not for this device.
-        SignatureError: it is not the release key's, or has expired.
+        MixError: these are other bytes than the metadata lists.
+        WrongDeviceError: it is another profile's, or not what its path says.
+        FreezeError: it has expired.
+        MessageError: it does not decode, contradicts itself, or does not fit this device.
     """
-    manifest = decode(verify(decode(payload, Signed), MANIFEST, config.release_key_bytes), Manifest)
-    if (manifest.model, manifest.profile) != (model, config.profile):
-        raise MessageError(
-            "a manifest for somebody else",
-            expected=f"{model} for {config.profile}",
-            found=f"{manifest.model} for {manifest.profile}",
-        )
-    if manifest.engine != config.engine:
-        raise MessageError(
-            f"{model}@{manifest.version} is made for another engine",
-            expected=config.engine,
-            found=manifest.engine,
-            remedy="Provision this device again: its profile has changed",
-        )
-    _check_expiry(f"manifest of {model}@{manifest.version}", manifest.expires, now)
-    for ref in manifest.files:
-        check_ref(ref)
-    if manifest.total_bytes > config.storage_bytes:
-        raise MessageError(
-            f"{model}@{manifest.version} does not fit this device",
-            expected=f"at most {config.storage_bytes} bytes",
-            found=f"{manifest.total_bytes}",
-            remedy="Push again after correcting the profile",
-        )
+    if hashlib.sha256(payload).digest() != sha256:
+        raise MixError(f"the manifest {path} is not the one that the fleet's metadata lists", expected=sha256.hex()[:16])
+    manifest = _fitting(payload, config)
+    if f"{manifest.model}/{manifest.profile}/{manifest.version}" != path:
+        found = f"{manifest.model}/{manifest.profile}/{manifest.version}"
+        raise WrongDeviceError("a manifest of something else", expected=path, found=found)
+    _check_expiry(f"manifest of {manifest.model}@{manifest.version}", manifest.expires, now)
     return manifest
+
+
+def seal(payload: bytes, config: DeviceConfig) -> bytes:
+    """A believed manifest as it is kept on disk."""
+    return hashlib.sha256(config.fleet.encode() + payload).digest() + payload
+
+
+def kept_manifest(sealed: bytes, model: str, config: DeviceConfig) -> Manifest:
+    """The manifest that this device once believed and kept.
+
+    Raises:
+        MixError: the bytes have changed, or are another fleet's.
+        WrongDeviceError: it is another model's or another profile's: the device has been provisioned anew.
+        MessageError: it does not decode, or does not fit this device any more.
+    """
+    payload = sealed[SEAL:]
+    if seal(payload, config) != sealed:
+        raise MixError(f"what is kept of {model} is damaged, or another fleet's")
+    manifest = _fitting(payload, config)
+    if manifest.model != model:
+        raise WrongDeviceError("a manifest of another model", expected=model, found=manifest.model)
+    return manifest
+
+
+def believed_assignment(payload: bytes, key: bytes, config: DeviceConfig, counter: int, now: float) -> Assignment:
+    """The assignment in a retained announcement.
+
+    Args:
+        payload: what arrived.
+        key: 32 raw bytes of the key that the fleet's root appoints.
+        config: whose it must be.
+        counter: of the last assignment that was believed; 0 before the first.
+        now: seconds since 1970; 0 for one that was believed before.
+
+    Raises:
+        MessageError: it does not decode.
+        SignatureError: it is not that key's.
+        WrongDeviceError: it is another device's.
+        RollbackError: its counter is lower.
+        FreezeError: it has expired.
+    """
+    assignment = decode(verify(decode(payload, Signed), ASSIGNMENT, key), Assignment)
+    if assignment.device != config.id:
+        raise WrongDeviceError("an assignment for another device", expected=config.id, found=assignment.device)
+    if assignment.counter < counter:
+        raise RollbackError("an older assignment", expected=f"counter {counter} or higher", found=str(assignment.counter))
+    _check_expiry("assignment", assignment.expires, now)
+    return assignment
 
 
 def believed_order(payload: bytes, manifest: Manifest, now: float) -> RoundOrder:
@@ -62,15 +104,17 @@ def believed_order(payload: bytes, manifest: Manifest, now: float) -> RoundOrder
     Args:
         payload: what arrived.
         manifest: a believed one of the order's model and variant.
-        now: as above.
+        now: seconds since 1970; 0 for one that was believed before.
 
     Raises:
-        MessageError: it does not decode, contradicts itself, or is for another variant.
-        SignatureError: it is not that key's, or has expired.
+        MessageError: it does not decode, or contradicts itself.
+        WrongDeviceError: it is for another variant.
+        SignatureError: it is not that key's.
+        FreezeError: it has expired.
     """
     order = decode(verify(decode(payload, Signed), ROUND, manifest.round_key), RoundOrder)
     if (order.model, order.variant) != (manifest.model, manifest.variant):
-        raise MessageError(
+        raise WrongDeviceError(
             "a round order for another variant",
             expected=f"{manifest.model} {manifest.variant}",
             found=f"{order.model} {order.variant}",
@@ -90,9 +134,43 @@ def believed_order(payload: bytes, manifest: Manifest, now: float) -> RoundOrder
     return order
 
 
+def signed_by(payload: bytes, key: bytes) -> bool:
+    """Whether a round order has been signed by this key (32 raw bytes), whatever it says."""
+    try:
+        verify(decode(payload, Signed), ROUND, key)
+    except PeerError:
+        return False
+    return True
+
+
+def _fitting(payload: bytes, config: DeviceConfig) -> Manifest:
+    """A manifest that this device can hold."""
+    manifest = decode(payload, Manifest)
+    name = f"{manifest.model}@{manifest.version}"
+    if manifest.profile != config.profile:
+        raise WrongDeviceError("a manifest for another profile", expected=config.profile, found=manifest.profile)
+    if manifest.engine != config.engine:
+        raise MessageError(
+            f"{name} is made for another engine",
+            expected=config.engine,
+            found=manifest.engine,
+            remedy="Provision this device again: its profile has changed",
+        )
+    for ref in (*manifest.files, *(difference.file for difference in manifest.differences)):
+        check_ref(ref)
+    if manifest.total_bytes > config.storage_bytes:
+        raise MessageError(
+            f"{name} does not fit this device",
+            expected=f"at most {config.storage_bytes} bytes",
+            found=f"{manifest.total_bytes}",
+            remedy="Push again after correcting the profile",
+        )
+    return manifest
+
+
 def _check_expiry(what: str, expires: int, now: float) -> None:
     if expires < now:
-        raise SignatureError(
+        raise FreezeError(
             f"the {what} has expired",
             expected=f"a clock before {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime(expires))}",
             remedy="Check this device's clock, or wait for a new one",

@@ -1,8 +1,8 @@
 """Signatures over messages: Ed25519 (RFC 8032), with the purpose inside what is signed.
 
-Model: a fleet has two signing keys. The *release* key signs manifests; its public half is in every device's `device.toml`. The
-*online* key signs round orders; a manifest names it, so that it can be replaced by a push and is worth nothing beyond its
-versions. What is signed is `edgefl NUL purpose NUL payload`: a signed manifest can never be replayed as a round order, and no
+Model: the *online* key signs round orders and assignments. A manifest names it for round orders, the fleet's root metadata for
+assignments, so that it can be replaced. Manifests are believed because TUF metadata lists them (`identity.repository`).
+What is signed is `edgefl NUL purpose NUL payload`: a signed assignment can never be replayed as a round order, and no
 signature of another protocol made with the same key can be replayed here. A purpose holds no NUL, so the parts are unambiguous.
 """
 
@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from edgefl.errors import FleetError, SignatureError
 from edgefl.wire.messages import Signed
 
-MANIFEST = "manifest"
+ASSIGNMENT = "assignment"
 ROUND = "round"
 KEY_HINT = 16
 """Hex digits of the public key that a signed message carries, to word errors well; nothing is trusted because of it."""
@@ -50,6 +50,11 @@ class Signer:
         return self._key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
+
+    @property
+    def private(self) -> Ed25519PrivateKey:
+        """The key itself, for other formats of signatures."""
+        return self._key
 
     @property
     def public_key(self) -> bytes:

@@ -1,28 +1,29 @@
-"""What the server tells all devices: the manifest of every variant and the order of every round, signed and retained.
+"""What the server tells all devices: metadata, manifests and round orders; and each device its assignment. All retained.
 
 Model: the broker keeps the last announcement of each topic for devices that come later. The announcer knows what it has said on
 this connection, so it can be asked to say everything again and again, and publishes only what is new. A new connection may be to
-a broker that has lost everything: then all of it is news. Manifests are signed by the release key when they are pushed; round
-orders are signed here by the online key, whose public half stands in the manifest.
+a broker that has lost everything: then all of it is news. Manifests are believed because the metadata lists them; round orders
+and assignments are signed here by the online key.
 
-Rule: what the link had no room for has not been said.
+Rule: the timestamp is said after everything that it vouches for. What the link had no room for has not been said.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 
 import msgspec
 
-from edgefl.identity.signing import ROUND, Signer
+from edgefl.identity.repository import TIMESTAMP
+from edgefl.identity.signing import ASSIGNMENT, ROUND, Signer
 from edgefl.server.rounds import widened
 from edgefl.server.training import Training
 from edgefl.store.versions import VariantRecord
 from edgefl.wire import topics
-from edgefl.wire.messages import FileRef, RoundOrder, encode
+from edgefl.wire.messages import Assigned, Assignment, FileRef, RoundOrder, encode
 from edgefl.wire.tasks import task_of
 
 ORDER_SECONDS = 86400 * 7
-"""How long a round order is valid: an old one cannot be replayed for ever."""
+"""How long a round order or an assignment is valid: an old one cannot be replayed for ever."""
 RENEW_SECONDS = 86400
 """How long until an order is signed anew, so that a round or a final order that stands for weeks stays valid."""
 
@@ -49,10 +50,26 @@ class Announcer:
         """The broker may have lost what was said."""
         self._said.clear()
 
+    def metadata(self, documents: Mapping[str, bytes]) -> None:
+        """The fleet's TUF metadata, the timestamp last."""
+        for name, data in sorted(documents.items(), key=lambda item: item[0] == TIMESTAMP):
+            self._say("", topics.metadata(name), data, partial(bytes, data))
+
+    def assignment(self, device: str, counter: int, models: tuple[Assigned, ...]) -> None:
+        """What one device is to hold."""
+        now = int(self._wall())
+        assignment = Assignment(device, counter, now, now + ORDER_SECONDS, models)
+        news = (counter, now // RENEW_SECONDS)
+        self._say("", topics.assignment(device), news, lambda: encode(self._signer.sign(ASSIGNMENT, encode(assignment))))
+
     def manifest(self, record: VariantRecord) -> None:
-        """One variant, to the devices of its profile."""
-        model = record.manifest.model
-        self._say(model, topics.manifest(model, record.profile), record.manifest.version, lambda: record.signed)
+        """One variant, to the devices of its profile that are to hold it."""
+        model, version = record.manifest.model, record.manifest.version
+        self._say(model, topics.manifest(model, record.profile, version), record.encoded, partial(bytes, record.encoded))
+
+    def no_manifest(self, model: str, profile: str, version: int) -> None:
+        """Take back a manifest that no device is to fetch any more."""
+        self._say(model, topics.manifest(model, profile, version), b"", bytes)
 
     def round(self, training: Training) -> None:
         """The open round, or the final weights when the training has ended, to the devices of every variant."""

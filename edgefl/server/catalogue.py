@@ -4,7 +4,10 @@ Model: the command line leaves its wishes in the database (a device, a version, 
 what has changed since the last time. The newest training of each model is kept in memory, running or not, because the final
 weights of one that has ended stay announced.
 
-A training belongs to a version. When a newer version is pushed, devices leave for it as they fetch it; the training goes on for
+What each device is to hold (`server.wanted`) is written down with a counter before it is announced, so that a device can tell an
+old assignment from the newest.
+
+A training belongs to a version. When a newer version is released, devices leave for it as they fetch it; the training goes on for
 the profiles that are still announced its version, and ends as *superseded* when none is. What waits for its aggregation then is
 never counted.
 
@@ -16,15 +19,20 @@ import sqlite3
 from collections.abc import Callable
 
 from edgefl.errors import EdgeflError, StoreError
+from edgefl.identity.repository import renewed
+from edgefl.identity.signing import Signer
 from edgefl.server.training import Training, receipt
+from edgefl.server.wanted import announced, wanted
 from edgefl.store.blobs import BlobStore
-from edgefl.store.database import changes_by_others
+from edgefl.store.database import changes_by_others, transaction
+from edgefl.store.documents import documents, put_documents
 from edgefl.store.garbage import newest_parents, pushed_blobs, remove_garbage
 from edgefl.store.ledger import TrainingRecord, end_training, trainings
 from edgefl.store.registry import list_devices
+from edgefl.store.releases import assign
 from edgefl.store.updates import is_stored
-from edgefl.store.versions import VariantRecord, newest_variants, variants
-from edgefl.wire.messages import FileRef, Receipt, UpdatePart
+from edgefl.store.versions import VariantRecord, all_variants, variants
+from edgefl.wire.messages import Assigned, FileRef, Receipt, UpdatePart
 
 log = logging.getLogger("edgefl.server")
 
@@ -34,7 +42,10 @@ class Catalogue:
 
     Attributes:
         profiles: of each valid device, by its id.
-        announced: for every model and profile the newest variant.
+        announced: the variants that devices may fetch now.
+        taken_back: model, profile and version of variants that no device is to fetch any more.
+        assigned: counter and models of what each valid device is to hold, by its id.
+        documents: the fleet's TUF metadata, by name.
         trainings: the newest training of each model whose version is announced.
         ended: model and variant of round orders that nobody is to follow any more.
         broken: why a training cannot be taken up, by model.
@@ -49,6 +60,9 @@ class Catalogue:
         self._pushed: frozenset[bytes] = frozenset()
         self.profiles: dict[str, str] = {}
         self.announced: list[VariantRecord] = []
+        self.taken_back: list[tuple[str, str, int]] = []
+        self.assigned: dict[str, tuple[int, tuple[Assigned, ...]]] = {}
+        self.documents: dict[str, bytes] = {}
         self.trainings: dict[str, Training] = {}
         self.ended: list[tuple[str, str]] = []
         self.broken: dict[str, str] = {}
@@ -65,7 +79,7 @@ class Catalogue:
         """
         seen = changes_by_others(self._database)
         self.profiles = {device.id: device.profile for device in list_devices(self._database) if device.revoked is None}
-        self.announced = newest_variants(self._database)
+        self._assign()
         self._pushed = pushed_blobs(self._database)
         self.ended, self.broken = [], {}
         current = {(record.manifest.model, record.manifest.version) for record in self.announced}
@@ -76,6 +90,26 @@ class Catalogue:
                 self._end_superseded(record)
         if not self.broken:
             self._seen = seen
+
+    def renew_documents(self, signer: Signer) -> None:
+        """Make snapshot and timestamp anew when their time has come. Raises StoreError."""
+        changed = renewed(self.documents, signer, self._wall()) if self.documents else {}
+        if changed:
+            with transaction(self._database):
+                known = documents(self._database)  # a push may have come between
+                changed = renewed(known, signer, self._wall())
+                put_documents(self._database, changed)
+            self.documents = {**known, **changed}
+
+    def _assign(self) -> None:
+        """Decide what each device is to hold, write it down, and find what is to be announced for it."""
+        told = wanted(self._database)
+        with transaction(self._database):
+            self.assigned = {device: (assign(self._database, device, models), models) for device, models in told.items()}
+        self.announced = announced(self._database, told)
+        current = {(one.manifest.model, one.profile, one.manifest.version) for one in self.announced}
+        self.taken_back = [one for one in all_variants(self._database) if one not in current]
+        self.documents = documents(self._database)
 
     def examine(self, device: str, head: UpdatePart) -> Receipt | None:
         """The receipt that the head of a valid device's update alone decides; None when its content is wanted.

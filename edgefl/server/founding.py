@@ -1,8 +1,10 @@
-"""Founding a fleet: its authority, certificates and signing keys, put into a new directory in one step."""
+"""Founding a fleet: its authority, certificates, signing keys and first TUF metadata, put into a new directory in one step."""
 
+import time
 from pathlib import Path
 
 from edgefl.identity.authority import Authority, found_authority, open_authority
+from edgefl.identity.repository import found
 from edgefl.identity.signing import Signer
 from edgefl.store.atomic import store_error
 from edgefl.store.fleet import DEFAULT_PORT, Fleet, check_settings
@@ -25,6 +27,7 @@ def create_fleet(path: Path, *, name: str, host: str = "127.0.0.1", port: int = 
     settings = check_settings(name, host, port)
     authority, root = found_authority(name)
     broker, server = authority.broker((host,)), authority.server()
+    roots, release, online = Signer.generate(), Signer.generate(), Signer.generate()
     files = {
         "ca/root.crt": root.certificate,
         "ca/root.key": root.key,
@@ -34,10 +37,11 @@ def create_fleet(path: Path, *, name: str, host: str = "127.0.0.1", port: int = 
         "keys/broker.key": broker.key,
         "keys/server.crt": server.certificate,
         "keys/server.key": server.key,
-        "keys/release.key": Signer.generate().to_pem(),
-        "keys/online.key": Signer.generate().to_pem(),
+        "keys/root.key": roots.to_pem(),
+        "keys/release.key": release.to_pem(),
+        "keys/online.key": online.to_pem(),
     }
-    return Fleet.create(path, settings, files)
+    return Fleet.create(path, settings, files, found([roots], [release], online, time.time(), thresholds={}))
 
 
 def authority_of(fleet: Fleet) -> Authority:
@@ -50,16 +54,6 @@ def authority_of(fleet: Fleet) -> Authority:
     return open_authority(
         fleet.settings.name, _read(fleet.root_certificate), _read(fleet.intermediate_key), _read(fleet.intermediate_certificate)
     )
-
-
-def release_signer(fleet: Fleet) -> Signer:
-    """The key that signs manifests. Raises FleetError or StoreError."""
-    return Signer.from_pem(_read(fleet.release_key))
-
-
-def online_signer(fleet: Fleet) -> Signer:
-    """The key that signs round orders. Raises FleetError or StoreError."""
-    return Signer.from_pem(_read(fleet.online_key))
 
 
 def _read(path: Path) -> bytes:

@@ -8,11 +8,13 @@ those and says so.
 Rules: an id is given once; keys are made here and exist only in the bundle; all bundles of one call are written or none.
 """
 
+import hashlib
 import shutil
 import sqlite3
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -20,11 +22,13 @@ from pathlib import Path
 from edgefl.device.config import DeviceConfig
 from edgefl.errors import InputError, ProfileError, StoreError
 from edgefl.identity.authority import Authority
+from edgefl.identity.repository import newest_root
 from edgefl.names import check_id
 from edgefl.profile import Profile, find_profile
-from edgefl.server.founding import authority_of, release_signer
+from edgefl.server.founding import authority_of
 from edgefl.store.atomic import store_error, sync_directory, write_file
 from edgefl.store.database import open_database
+from edgefl.store.documents import documents
 from edgefl.store.fleet import Fleet
 from edgefl.store.registry import Device, add_devices
 from edgefl.strict_toml import write_toml
@@ -86,11 +90,11 @@ def provision(fleet: Fleet, ids: Sequence[str], profile: str, out: Path, *, data
             f"profile {profile!r} ({chosen.title}) cannot train", found=chosen.reason, remedy="Choose a profile of another board"
         )
     authority = authority_of(fleet)
-    release_key = release_signer(fleet).public_key.hex()
+    trust = trust_of(fleet)
     staging = _staging(out)
     try:
         devices = [
-            _write_bundle(staging / device, device_config(fleet, chosen, device, release_key, data), authority) for device in ids
+            _write_bundle(staging / device, device_config(fleet, chosen, device, trust, data), trust, authority) for device in ids
         ]
         _commit(fleet, devices, staging, out)
     finally:
@@ -98,7 +102,23 @@ def provision(fleet: Fleet, ids: Sequence[str], profile: str, out: Path, *, data
     return [Provisioned(device, out / device.id) for device in devices]
 
 
-def device_config(fleet: Fleet, profile: Profile, device: str, release_key: str, data: str) -> DeviceConfig:
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """What a device must know to believe the fleet: its id, and the root metadata in force."""
+
+    fleet: str
+    root: bytes
+
+
+def trust_of(fleet: Fleet) -> Trust:
+    """Of a fleet. Raises FleetError or StoreError."""
+    with closing(open_database(fleet.database)) as database:
+        known = documents(database)
+    number, _ = newest_root(known)
+    return Trust(hashlib.sha256(known["1.root"]).hexdigest(), known[f"{number}.root"])
+
+
+def device_config(fleet: Fleet, profile: Profile, device: str, trust: Trust, data: str) -> DeviceConfig:
     """What the bundle's `device.toml` will say. Raises ProfileError when the profile cannot train."""
     if profile.engine == "none":
         raise ProfileError(f"profile {profile.name!r} cannot train", found=profile.reason)
@@ -111,7 +131,7 @@ def device_config(fleet: Fleet, profile: Profile, device: str, release_key: str,
         storage_kib=profile.storage_kib,
         host=fleet.settings.host,
         port=fleet.settings.port,
-        release_key=release_key,
+        fleet=trust.fleet,
         data=data,
     )
 
@@ -124,13 +144,13 @@ def _staging(out: Path) -> Path:
         raise store_error("write to", out, error) from error
 
 
-def _write_bundle(directory: Path, config: DeviceConfig, authority: Authority) -> Device:
+def _write_bundle(directory: Path, config: DeviceConfig, trust: Trust, authority: Authority) -> Device:
     """Write one bundle into a new directory."""
     identity = authority.device(config.id)
     comments = {
         "id": "Written by `edgefl provision`. The limits come from the profile; the board may lower them.",
         "host": "Where the broker is.",
-        "release_key": "Public key of the fleet: only models signed with it are loaded.",
+        "fleet": "Which fleet this is: SHA-256 of its first root metadata.",
         "data": "Where the examples come from; they never leave the board.",
         "state": "Models and unsent updates; systemd's StateDirectory wins over it.",
     }
@@ -143,6 +163,7 @@ def _write_bundle(directory: Path, config: DeviceConfig, authority: Authority) -
     write_file(directory / "device.key", identity.key, 0o600)
     write_file(directory / "device.crt", identity.certificate)
     write_file(directory / "ca.crt", authority.root)
+    write_file(directory / "root.json", trust.root)
     write_file(directory / "device.toml", write_toml(config, comments).encode())
     write_file(directory / "edgefl-device.service", unit.encode())
     for script in ("install.sh", "trim.sh"):

@@ -8,6 +8,8 @@ Rules:
   that the next garbage collection removes.
 * The number of the version is taken inside that transaction, so two pushes at the same time get two numbers.
 * Every manifest is decoded as a device would before it is recorded.
+* Rows, the metadata that lists the manifests, and the release belong to one transaction: a version is there for devices or it is
+  not.
 """
 
 import sqlite3
@@ -18,28 +20,32 @@ from pathlib import Path
 
 import msgspec
 
-from edgefl.errors import FleetError, MessageError, ModelError, ProfileError, StoreError
+from edgefl.errors import FleetError, MessageError, ModelError, ProfileError
 from edgefl.examples import Examples
 from edgefl.export.models import ModelSource, load_factory
 from edgefl.export.tensors import layout_of, vector_of
 from edgefl.export.weights import load_weights
-from edgefl.identity.signing import MANIFEST, Signer
+from edgefl.identity.repository import with_targets
 from edgefl.layout import Layout
 from edgefl.names import check_id
 from edgefl.profile import Profile
 from edgefl.recipe import PLAIN, Recipe
-from edgefl.server.founding import online_signer, release_signer
+from edgefl.server.keys import signers
 from edgefl.server.pushed import PushedVariant
 from edgefl.server.variants import store_parent
 from edgefl.server.workshop import Made, Workshop
 from edgefl.store.blobs import BlobStore
-from edgefl.store.database import open_database
+from edgefl.store.database import open_database, transaction
+from edgefl.store.documents import documents, put_documents
 from edgefl.store.fleet import Fleet
 from edgefl.store.garbage import keeping_new_blobs
 from edgefl.store.registry import list_devices
-from edgefl.wire.messages import Manifest, decode, encode
+from edgefl.store.releases import release
+from edgefl.store.versions import listed_manifests
+from edgefl.wire.messages import Health, Manifest, decode, encode
 
 MAX_BATCH = 65536
+LENIENT = Health()
 LIFETIME = 365 * 86400
 """Seconds after which a manifest is no longer valid, unless the request says otherwise."""
 
@@ -58,6 +64,10 @@ class PushRequest:
         lifetime: seconds until the manifests expire.
         recipe: loss and optimiser.
         freeze, personal: patterns of the names of tensors that are not trained, and of those that stay on each device.
+        hold: whether devices get the version by a rollout only, instead of all at once.
+        health: when the version may stay on a device.
+        sources: where else the files may be had, see `Manifest.sources`.
+        keys: directories with release keys beside the fleet's own.
     """
 
     model: str
@@ -70,6 +80,10 @@ class PushRequest:
     recipe: Recipe = PLAIN
     freeze: tuple[str, ...] = ()
     personal: tuple[str, ...] = ()
+    hold: bool = False
+    health: Health = LENIENT
+    sources: tuple[str, ...] = ()
+    keys: tuple[Path, ...] = ()
 
 
 def profiles_in_use(fleet: Fleet) -> tuple[Profile, ...]:
@@ -173,25 +187,21 @@ class _Version:
 
 
 def _record(fleet: Fleet, shared: _Version, made: Iterable[Made]) -> int:
-    """Sign the manifests and insert all rows in one transaction; the version's number."""
-    release, round_key = release_signer(fleet), online_signer(fleet).public_key
-    model, layout = shared.request.model, msgspec.msgpack.encode(shared.layout)
-    with closing(open_database(fleet.database)) as database:
-        try:
-            with database:
-                database.execute("BEGIN IMMEDIATE")
-                (last,) = database.execute("SELECT MAX(version) FROM versions WHERE model=?", (model,)).fetchone()
-                number = int(last or 0) + 1
-                row = (model, number, shared.created, layout, shared.weights)
-                database.execute("INSERT INTO versions (model, version, created, layout, weights) VALUES (?, ?, ?, ?, ?)", row)
-                for one in made:
-                    _insert(database, one, number, _signed(release, _manifest(shared, one, number, round_key)), model)
-        except sqlite3.Error as error:
-            raise StoreError(
-                f"the fleet database {fleet.database} cannot be written",
-                found=str(error),
-                remedy="Check the disk; then push again",
-            ) from error
+    """Insert all rows, list the manifests and release the version, in one transaction; the version's number."""
+    request, layout = shared.request, msgspec.msgpack.encode(shared.layout)
+    with closing(open_database(fleet.database)) as database, transaction(database):
+        known = documents(database)
+        online = signers(fleet, known, "online")[0]
+        release_keys = signers(fleet, known, "release", request.keys)
+        (last,) = database.execute("SELECT MAX(version) FROM versions WHERE model=?", (request.model,)).fetchone()
+        number = int(last or 0) + 1
+        row = (request.model, number, shared.created, layout, shared.weights)
+        database.execute("INSERT INTO versions (model, version, created, layout, weights) VALUES (?, ?, ?, ?, ?)", row)
+        for one in made:
+            _insert(database, one, number, _encoded(_manifest(shared, one, number, online.public_key)), request.model)
+        put_documents(database, with_targets(known, listed_manifests(database), release_keys, online, shared.created))
+        if not request.hold:
+            release(database, request.model, number, shared.created)
     return number
 
 
@@ -211,15 +221,16 @@ def _manifest(shared: _Version, one: Made, number: int, round_key: bytes) -> Man
         created=shared.created,
         expires=shared.created + shared.request.lifetime,
         recipe=shared.request.recipe,
+        health=shared.request.health,
+        sources=shared.request.sources,
     )
 
 
-def _signed(release: Signer, manifest: Manifest) -> bytes:
-    """The message to announce, as a device will accept it."""
+def _encoded(manifest: Manifest) -> bytes:
+    """The manifest as it is announced, which a device can decode."""
     try:
-        payload = encode(manifest)
-        decode(payload, Manifest)
-        return encode(release.sign(MANIFEST, payload))
+        encoded = encode(manifest)
+        decode(encoded, Manifest)
     except MessageError as error:
         raise ModelError(
             f"variant {manifest.variant} cannot be described in one message: {error.problem}",
@@ -227,14 +238,15 @@ def _signed(release: Signer, manifest: Manifest) -> bytes:
             found=error.found,
             remedy="Use a model with fewer tensors or parameters",
         ) from error
+    return encoded
 
 
-def _insert(database: sqlite3.Connection, one: Made, number: int, signed: bytes, model: str) -> None:
+def _insert(database: sqlite3.Connection, one: Made, number: int, encoded: bytes, model: str) -> None:
     c, p = one.candidate, one.profile
     database.execute(
         """INSERT INTO variants (model, version, profile, variant, precision, parameters, bytes, budget, accuracy, manifest)
            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
-        (model, number, p.name, c.name, c.precision.value, c.layout.size, c.file_bytes, p.storage_bytes, one.accuracy, signed),
+        (model, number, p.name, c.name, c.precision.value, c.layout.size, c.file_bytes, p.storage_bytes, one.accuracy, encoded),
     )
 
 

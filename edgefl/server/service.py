@@ -74,6 +74,7 @@ class Service:
         self._complaints = Complaints()
         self._inbox = Inbox()
         self._blocks = BlockServer(blobs, self._publish_block, self._room)
+        self._signer = signer
         self._announcer = Announcer(self._publish, signer, wall)
         self._online = False
         self._look_at = clock()
@@ -99,6 +100,7 @@ class Service:
     def _look(self) -> None:
         """Do what time and the command line ask for."""
         self._guarded(self._take_up_changes)
+        self._guarded(lambda: self._catalogue.renew_documents(self._signer))
         for model in tuple(self._catalogue.trainings):
             self._guarded(partial(self._advance, model))
         self._announce()
@@ -201,10 +203,15 @@ class Service:
         """Say what is new since the connection was made."""
         for record in self._catalogue.announced:
             self._announcer.manifest(record)
+        self._announcer.metadata(self._catalogue.documents)
+        for device, (counter, models) in self._catalogue.assigned.items():
+            self._announcer.assignment(device, counter, models)
         for training in self._catalogue.trainings.values():
             self._announcer.round(training)
         for model, variant in self._catalogue.ended:
             self._announcer.nothing(model, variant)
+        for gone in self._catalogue.taken_back:
+            self._announcer.no_manifest(*gone)
 
     def _publish(self, model: str, topic: str, payload: bytes) -> bool:
         return self._online and self._send(model, topic, payload, retain=True)

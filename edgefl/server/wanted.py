@@ -5,9 +5,11 @@ need not have a variant for every profile.
 """
 
 import sqlite3
+from collections.abc import Mapping
 
 from edgefl.store.registry import list_devices
 from edgefl.store.releases import releases
+from edgefl.store.versions import VariantRecord, all_variants, get_variant
 from edgefl.wire.messages import Assigned
 
 
@@ -23,11 +25,26 @@ def wanted(database: sqlite3.Connection) -> dict[str, tuple[Assigned, ...]]:
     return result
 
 
+def announced(database: sqlite3.Connection, told: Mapping[str, tuple[Assigned, ...]]) -> list[VariantRecord]:
+    """The variants that devices may fetch now: what some device is `told` to hold, and the release for every profile.
+
+    Ordered by model, profile and version. Raises StoreError.
+    """
+    made, profiles = _variants(database), {device.id: device.profile for device in list_devices(database)}
+    needed = {(one.model, profiles[device], one.version) for device, models in told.items() for one in models}
+    current = releases(database)
+    for model, profile in made:
+        version = current.get(model)
+        if version is not None and (fitting := _fitting(made, model, profile, version)):
+            needed.add((model, profile, fitting))
+    return [get_variant(database, *one) for one in sorted(needed)]
+
+
 def _variants(database: sqlite3.Connection) -> dict[tuple[str, str], list[int]]:
     """The versions of each model that have a variant for a profile, ascending."""
     found: dict[tuple[str, str], list[int]] = {}
-    for row in database.execute("SELECT model, profile, version FROM variants ORDER BY version"):
-        found.setdefault((row["model"], row["profile"]), []).append(row["version"])
+    for model, profile, version in all_variants(database):
+        found.setdefault((model, profile), []).append(version)
     return found
 
 

@@ -53,7 +53,7 @@ MIGRATIONS = (
         bytes       INTEGER NOT NULL,         -- of all files together
         budget      INTEGER NOT NULL,
         accuracy    REAL,                     -- on the hold-out set at push, NULL without one
-        manifest    BLOB NOT NULL,            -- encoded wire Signed
+        manifest    BLOB NOT NULL,            -- encoded wire Manifest
         PRIMARY KEY (model, version, profile)
     ) STRICT;
     CREATE TABLE trainings (
@@ -138,6 +138,10 @@ MIGRATIONS = (
         device      TEXT PRIMARY KEY,
         counter     INTEGER NOT NULL,
         models      BLOB NOT NULL             -- encoded wire Assigned, all of them
+    ) STRICT;
+    CREATE TABLE documents (                  -- TUF metadata; every root, and the newest of the other roles
+        name        TEXT PRIMARY KEY,         -- timestamp, snapshot, targets, N.root
+        data        BLOB NOT NULL
     ) STRICT;
     """,
     """

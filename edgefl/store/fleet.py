@@ -2,7 +2,8 @@
 
     fleet.toml      name, and where devices reach the broker
     ca/             root.crt, intermediate.crt, intermediate.key; root.key, which belongs offline
-    keys/           broker.* and server.* (certificates), release.key and online.key (Ed25519)
+    keys/           broker.* and server.* (certificates); online*.key, release*.key and root*.key (Ed25519, see `server.keys`),
+                    of which root*.key belongs offline
     broker/         the broker's generated configuration and what it keeps
     profiles/       the fleet's own device profiles
     blobs/          graphs and weights, by content
@@ -15,6 +16,7 @@ Rules: the directory appears complete or not at all; it is readable by its owner
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +27,8 @@ from edgefl.errors import FleetError, InputError
 from edgefl.names import check_id
 from edgefl.profile import Profile, read_directory, shipped_profiles
 from edgefl.store.atomic import store_error, sync_directory, write_file
-from edgefl.store.database import open_database
+from edgefl.store.database import open_database, transaction
+from edgefl.store.documents import put_documents
 from edgefl.strict_toml import read_toml, write_toml
 
 DIRECTORIES = ("ca", "keys", "broker", "profiles", "blobs")
@@ -39,8 +42,6 @@ REQUIRED = (
     "keys/broker.key",
     "keys/server.crt",
     "keys/server.key",
-    "keys/release.key",
-    "keys/online.key",
     "broker",
     "blobs",
 )
@@ -119,14 +120,9 @@ class Fleet:
         return self.path / "keys" / "server.key"
 
     @property
-    def release_key(self) -> Path:
-        """Ed25519 key that signs manifests."""
-        return self.path / "keys" / "release.key"
-
-    @property
-    def online_key(self) -> Path:
-        """Ed25519 key that signs round orders."""
-        return self.path / "keys" / "online.key"
+    def keys(self) -> Path:
+        """Where the signing keys are."""
+        return self.path / "keys"
 
     def profiles(self) -> dict[str, Profile]:
         """Shipped profiles and the fleet's own, which win. Raises ProfileError when one is malformed."""
@@ -157,8 +153,10 @@ class Fleet:
         return cls(path, settings)
 
     @classmethod
-    def create(cls, path: Path, settings: FleetSettings, files: Mapping[str, bytes]) -> "Fleet":
-        """A new fleet directory with these certificates and keys, by their name below it.
+    def create(
+        cls, path: Path, settings: FleetSettings, files: Mapping[str, bytes], metadata: Mapping[str, bytes] | None = None
+    ) -> "Fleet":
+        """A new fleet directory with these certificates and keys, by their name below it, and this TUF metadata in its database.
 
         Raises:
             FleetError: the path is in use, or a required file was not given.
@@ -172,7 +170,7 @@ class Fleet:
         except OSError as error:
             raise store_error("create", path, error) from error
         try:
-            _fill(staging, settings, files)
+            _fill(staging, settings, files, metadata or {})
             staging.replace(path)
             sync_directory(path.parent)
         except OSError as error:
@@ -195,7 +193,7 @@ def check_settings(name: str, host: str, port: int) -> FleetSettings:
         raise InputError("a fleet cannot have this address", expected=str(error), found=f"{host}:{port}") from None
 
 
-def _fill(staging: Path, settings: FleetSettings, files: Mapping[str, bytes]) -> None:
+def _fill(staging: Path, settings: FleetSettings, files: Mapping[str, bytes], metadata: Mapping[str, bytes]) -> None:
     """Write everything into an empty directory of mode 0700."""
     for name in DIRECTORIES:
         (staging / name).mkdir()
@@ -206,7 +204,8 @@ def _fill(staging: Path, settings: FleetSettings, files: Mapping[str, bytes]) ->
         "host": "Where devices reach the broker. A new host also needs a broker certificate that names it.",
     }
     write_file(staging / "fleet.toml", write_toml(settings, comments).encode())
-    open_database(staging / "fleet.sqlite").close()
+    with closing(open_database(staging / "fleet.sqlite")) as database, transaction(database):
+        put_documents(database, metadata)
     (staging / "fleet.sqlite").chmod(0o600)
     missing = [name for name in REQUIRED if not (staging / name).exists()]
     if missing:

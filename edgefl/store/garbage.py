@@ -22,7 +22,7 @@ from contextlib import AbstractContextManager
 from edgefl.store.atomic import remove_leftovers
 from edgefl.store.blobs import BlobStore
 from edgefl.store.lock import file_lock
-from edgefl.wire.messages import Manifest, Signed, decode
+from edgefl.wire.messages import Manifest, decode
 
 
 def keeping_new_blobs(blobs: BlobStore) -> AbstractContextManager[bool]:
@@ -34,7 +34,7 @@ def pushed_blobs(database: sqlite3.Connection) -> frozenset[bytes]:
     """Every blob that a push has named, of any version."""
     found = {bytes(row["weights"]) for row in database.execute("SELECT weights FROM versions")}
     for row in database.execute("SELECT manifest FROM variants"):
-        found.update(ref.sha256 for ref in decode(decode(row["manifest"], Signed).payload, Manifest).files)
+        found.update(ref.sha256 for ref in decode(row["manifest"], Manifest).files)
     return frozenset(found)
 
 

@@ -1,15 +1,15 @@
 """What a device keeps of one model across power cuts: a folder of small files beside the blob store.
 
-    current    the signed manifest of the active version
+    current    the manifest of the active version, sealed (see `device.trust`)
     order      the signed round order whose weights are the newest that the device holds
     outbox     update and residual of a round that waits for its receipt (see `store.outbox`)
     settled    the same file after its receipt; its residual goes into the next round
     personal   values of personal tensors (see `store.personal`)
 
 Rules: every file is replaced atomically; at an activation `current` is replaced first and the others are cleared away after it,
-because each of them names its version: what a cut leaves behind is known for what it is. Signed files are handed out as they are:
-whoever reads them checks the signature again, so that neither a flipped bit nor another fleet's state is believed. A file that
-cannot be read is as good as absent. The folder appears with the first activation.
+because each of them names its version: what a cut leaves behind is known for what it is. Sealed and signed files are handed out
+as they are: whoever reads them checks seal or signature again, so that neither a flipped bit nor another fleet's state is
+believed. A file that cannot be read is as good as absent. The folder appears with the first activation.
 """
 
 import contextlib

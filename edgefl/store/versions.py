@@ -7,7 +7,10 @@ import msgspec
 
 from edgefl.errors import FleetError
 from edgefl.layout import Layout
-from edgefl.wire.messages import Manifest, Signed, decode
+from edgefl.wire.messages import Manifest, decode
+
+LISTED = 4
+"""Newest versions for each profile that devices may hold; a rollback may go back as far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +25,12 @@ class VersionRecord:
 
 @dataclass(frozen=True, slots=True)
 class VariantRecord:
-    """A variant of a version as made for one profile; `signed` is the manifest as it is announced."""
+    """A variant of a version as made for one profile; `encoded` is the manifest as it is announced and listed."""
 
     profile: str
     precision: str
     manifest: Manifest
-    signed: bytes
+    encoded: bytes
 
 
 def latest_version(database: sqlite3.Connection, model: str) -> VersionRecord:
@@ -39,6 +42,22 @@ def latest_version(database: sqlite3.Connection, model: str) -> VersionRecord:
     row = database.execute("SELECT * FROM versions WHERE model=? ORDER BY version DESC LIMIT 1", (model,)).fetchone()
     if row is None:
         raise FleetError(f"the fleet has no model {model!r}", remedy=f"Push it first: edgefl push {model}")
+    return _version(row)
+
+
+def released_version(database: sqlite3.Connection, model: str) -> VersionRecord:
+    """The version of a model that is its release (`edgefl.store.releases`).
+
+    Raises:
+        FleetError: it has never been pushed, or every push of it was held back.
+    """
+    row = database.execute(
+        "SELECT v.* FROM versions v JOIN releases r ON r.model=v.model AND r.version=v.version WHERE v.model=?", (model,)
+    ).fetchone()
+    if row is None:
+        newest = latest_version(database, model)
+        name = f"{model}@{newest.version}"
+        raise FleetError(f"no version of {model} is released", found=f"{name}, held back", remedy=f"edgefl rollout start {name}")
     return _version(row)
 
 
@@ -72,17 +91,50 @@ def budgets(database: sqlite3.Connection, model: str, version: int) -> dict[str,
     return {row["profile"]: row["budget"] for row in rows}
 
 
-def newest_variants(database: sqlite3.Connection) -> list[VariantRecord]:
-    """For every model and profile the newest variant: what is to be announced."""
+def all_variants(database: sqlite3.Connection) -> list[tuple[str, str, int]]:
+    """Model, profile and version of every variant, the oldest first."""
+    rows = database.execute("SELECT model, profile, version FROM variants ORDER BY model, profile, version")
+    return [(row["model"], row["profile"], row["version"]) for row in rows]
+
+
+def get_variant(database: sqlite3.Connection, model: str, profile: str, version: int) -> VariantRecord:
+    """One variant.
+
+    Raises:
+        FleetError: there is none.
+    """
+    row = database.execute(
+        "SELECT profile, precision, manifest FROM variants WHERE model=? AND profile=? AND version=?", (model, profile, version)
+    ).fetchone()
+    if row is None:
+        raise FleetError(f"{model}@{version} has no variant for {profile}", remedy="List what there is: edgefl status")
+    return _variant(row)
+
+
+def listed_manifests(database: sqlite3.Connection) -> dict[str, bytes]:
+    """The manifests that devices may hold, by their path in the metadata `MODEL/PROFILE/VERSION`.
+
+    Of each model and profile these are the newest `LISTED`, and what a release or a rollout that is under way still wants.
+    """
     rows = database.execute(
-        "SELECT profile, precision, manifest, MAX(version) FROM variants GROUP BY model, profile ORDER BY model, profile"
+        """SELECT v.* FROM
+               (SELECT *, ROW_NUMBER() OVER (PARTITION BY model, profile ORDER BY version DESC) AS place FROM variants) v
+           LEFT JOIN releases r ON r.model=v.model
+           WHERE place<=? OR v.version=r.version OR v.version IN
+               (SELECT version FROM rollouts o WHERE o.model=v.model AND o.state IN ('running', 'paused', 'waiting'))
+           ORDER BY v.model, v.profile, v.version""",
+        (LISTED,),
     )
-    return [_variant(row) for row in rows]
+    return {f"{row['model']}/{row['profile']}/{row['version']}": row["manifest"] for row in rows}
+
+
+def replace_manifest(database: sqlite3.Connection, path: str, encoded: bytes) -> None:
+    """Write another manifest down under a path, in the transaction that is open."""
+    database.execute("UPDATE variants SET manifest=? WHERE model || '/' || profile || '/' || version=?", (encoded, path))
 
 
 def _variant(row: sqlite3.Row) -> VariantRecord:
-    manifest = decode(decode(row["manifest"], Signed).payload, Manifest)
-    return VariantRecord(row["profile"], row["precision"], manifest, row["manifest"])
+    return VariantRecord(row["profile"], row["precision"], decode(row["manifest"], Manifest), row["manifest"])
 
 
 def able_devices(database: sqlite3.Connection, model: str, version: int) -> frozenset[str]:

@@ -53,9 +53,19 @@ def receipt(device: str) -> str:
     return f"{ROOT}/down/{device}/receipt"
 
 
-def manifest(model: str, profile: str) -> str:
-    """The newest manifest; `+` as the model subscribes to all models of a profile."""
-    return f"{ROOT}/all/manifest/{model}/{profile}"
+def assignment(device: str) -> str:
+    """Which versions a device is to hold."""
+    return f"{ROOT}/down/{device}/assignment"
+
+
+def metadata(name: str) -> str:
+    """TUF metadata: `timestamp`, `snapshot`, `targets` or `N.root`; `+` subscribes to all of it."""
+    return f"{ROOT}/all/tuf/{name}"
+
+
+def manifest(model: str, profile: str, version: int) -> str:
+    """The manifest of a version for a profile."""
+    return f"{ROOT}/all/manifest/{model}/{profile}/{version}"
 
 
 def round_order(model: str, variant: str) -> str:
@@ -81,16 +91,20 @@ def parse_up(topic: str) -> tuple[str, str]:
 
 
 def parse_down(topic: str) -> tuple[str, str]:
-    """Kind (`receipt`, `manifest`, `round`, `block`) of a topic that the server writes to, and the model's or file's name.
+    """Kind (`receipt`, `assignment`, `tuf`, `manifest`, `round`, `block`) of a topic that the server writes to, and a name.
+
+    The name is the model's (`round`), the document's (`tuf`), the path in the metadata (`manifest`) or the file's (`block`).
 
     Raises:
         MessageError: the topic is no such topic.
     """
     match topic.split("/"):
-        case ["efl", "v1", "down", device, "receipt"] if is_id(device):
-            return "receipt", ""
-        case ["efl", "v1", "all", ("manifest" | "round") as kind, model, _] if is_id(model):
-            return kind, model
-        case ["efl", "v1", "all", "block", name]:
-            return "block", name
+        case ["efl", "v1", "down", device, ("receipt" | "assignment") as kind] if is_id(device):
+            return kind, ""
+        case ["efl", "v1", "all", "round", model, _] if is_id(model):
+            return "round", model
+        case ["efl", "v1", "all", "manifest", model, profile, version] if is_id(model):
+            return "manifest", f"{model}/{profile}/{version}"
+        case ["efl", "v1", "all", ("tuf" | "block") as kind, name]:
+            return kind, name
     raise MessageError("message on a topic that the server does not write to", found=topic[:100])
