@@ -71,7 +71,7 @@ class Agent:
         self._wall = wall
         self._root = bundle.state / "models"
         rng = rng or random.Random()  # noqa: S311 - jitter is no secret
-        self._hands = Hands(bundle, link, session, clock=clock, rng=rng)
+        self._hands = Hands(bundle, link, session, clock=clock, wall=wall, rng=rng)
         self._models = self._hands.models
         self._models.update({name: self._held(name) for name in _folders(self._root)})
         self._progress_at = 0.0

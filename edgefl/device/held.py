@@ -9,19 +9,21 @@ Rule: the session and the disk agree after `recover`, whatever has failed before
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from edgefl.device.config import DeviceConfig
-from edgefl.device.events import Effect, Event, ManifestHeard, OrderHeard, Train
-from edgefl.device.job import Held, Job
+from edgefl.device.events import Damaged, Effect, Event, ManifestHeard, OrderHeard, Prepare, Train, Try
+from edgefl.device.job import Job, TrialJob
+from edgefl.device.jobs import training_job, trial_job
+from edgefl.device.recovery import find_candidate, find_rollout, find_versions
 from edgefl.device.session import step
-from edgefl.device.state import Session, Step, Work
+from edgefl.device.state import Failure, Session, Step, Work
 from edgefl.device.trust import believed_manifest, believed_order
-from edgefl.errors import PeerError, StoreError
+from edgefl.errors import PeerError
 from edgefl.store.blobs import BlobStore
-from edgefl.store.model_state import ModelState
+from edgefl.store.model_state import ModelState, TrialRecord
 from edgefl.store.outbox import OutboxEntry
-from edgefl.wire.messages import HISTORY_REACH, Manifest, RoundOrder
+from edgefl.wire.messages import Manifest, RoundOrder
 
 log = logging.getLogger("edgefl.device")
 
@@ -50,6 +52,7 @@ class HeldModel:
     percent_told: int = -1
     following: str = ""
     _newest: int = 0
+    _told: Failure | None = None
     _manifest_heard: bytes = b""
     _order_heard: bytes = b""
     _signed: dict[Manifest | RoundOrder, bytes] = field(default_factory=dict)
@@ -60,6 +63,7 @@ class HeldModel:
     def step(self, event: Event, now: float) -> tuple[Effect, ...]:
         """Let the machine make a step; what it orders."""
         self.session, effects = step(self.session, event, now)
+        self._told = self.session.told
         return effects
 
     def hear_manifest(self, payload: bytes, wall: float) -> Event | None:
@@ -96,10 +100,8 @@ class HeldModel:
 
     def hear_again(self, wall: float) -> Iterator[Event]:
         """The events of what is on disk and of the newest words, after the state has changed under them."""
-        stored = self.stored_manifest()
-        if self.session.active is None and stored is not None:
-            self._remember(stored, self.disk.current() or b"")
-            yield ManifestHeard(stored)
+        if self.session.broken:
+            yield Damaged()
         for hear, payload in ((self.hear_manifest, self._manifest_heard), (self.hear_order, self._order_heard)):
             try:
                 event = hear(payload, wall) if payload else None
@@ -109,11 +111,10 @@ class HeldModel:
             if event is not None:
                 yield event
 
-    def activate(self, manifest: Manifest) -> None:
-        """Make a version the active one on disk. Raises StoreError."""
-        before = self.stored_manifest()
-        same = before is not None and (before.version, before.variant) == (manifest.version, manifest.variant)
-        self.disk.activate(self._signed[manifest], keep=same)
+    def prepare(self, order: Prepare) -> None:
+        """Keep a candidate on disk, and that its trial begins. Raises StoreError."""
+        record = TrialRecord(order.manifest.version, order.rollout, order.starts, self.session.rollout)
+        self.disk.prepare(self._signed[order.manifest], record, self.session.failed)
 
     def adopt(self, order: RoundOrder) -> None:
         """Keep an order on disk. Raises StoreError."""
@@ -121,7 +122,9 @@ class HeldModel:
 
     def stored_manifest(self) -> Manifest | None:
         """The version that is active on disk, if it is believed."""
-        payload = self.disk.current()
+        return self._believed(self.disk.current())
+
+    def _believed(self, payload: bytes | None) -> Manifest | None:
         try:
             return believed_manifest(payload, self.name, self.config, 0.0) if payload is not None else None
         except PeerError:
@@ -129,57 +132,76 @@ class HeldModel:
 
     def stored_order(self, manifest: Manifest) -> RoundOrder | None:
         """The newest order of this version on disk, if it is believed."""
-        payload = self.disk.order()
-        try:
-            order = believed_order(payload, manifest, 0.0) if payload is not None else None
-        except PeerError:
-            return None
-        return order if order and order.version == manifest.version else None
+        for payload in self.disk.orders():
+            try:
+                order = believed_order(payload, manifest, 0.0)
+            except PeerError:
+                continue
+            if order.version == manifest.version:
+                return order
+        return None
 
     def recover(self, resend_at: float | None) -> None:
         """Set the session to what is on disk.
 
-        A version whose files are damaged is not active until they have been fetched again, but its update is still sent. What
-        is not believed (another fleet's, another profile's, flipped bits) is cleared away.
+        A version whose files are damaged is not active until they have been fetched again, but its update is still sent. See
+        `edgefl.device.recovery` for the rest.
 
         Args:
             resend_at: when to send an update that is found; None waits for the next connection.
         """
-        self.session = Session(self.config.id)
         self._signed.clear()
-        manifest = self.stored_manifest()
-        if manifest is None:
-            if self.disk.current() is not None:
-                log.warning("%s: what is on disk is not this device's, or damaged; starting afresh", self.name)
-                self.disk.forget()
-            return
+        manifest, previous = find_versions(self.disk, self._believed)
+        self.session = Session(self.config.id, failed=self.disk.failed(), told=self._told)
+        if manifest is not None:
+            self._recover_active(manifest, resend_at)
+            order = self.stored_order(previous) if previous else None
+            weights = order.weights.sha256 if order else b""
+            self.session = replace(self.session, previous=previous, previous_weights=weights)
+        install = find_candidate(self.disk, self._believed, self.session)
+        if install:
+            self.session = replace(self.session, install=install)
+            self._signed[install.manifest] = self.disk.candidate() or b""
+
+    def _recover_active(self, manifest: Manifest, resend_at: float | None) -> None:
         self._newest = max(self._newest, manifest.version)
         order = self.stored_order(manifest)
         entry = self.disk.waiting(manifest.version, manifest.variant)
         sending = Work(entry.version, entry.round, Step.SENDING, None, entry.sha256, retry_at=resend_at) if entry else None
         done = (manifest.version, self.disk.settled_round(manifest.version, manifest.variant))
-        active = manifest if self._intact(manifest) else None
+        whole = self.whole(manifest)
         adopted = order.weights.sha256 if order and self.blobs.intact(order.weights.sha256) else b""
         last = entry or self.disk.last_settled(manifest.version, manifest.variant)
         loss = last.loss_after if last else 0.0
-        self.session = Session(self.config.id, active=active, work=sending, done=done, adopted=adopted, loss=loss)
+        self.session = replace(
+            self.session,
+            active=manifest if whole else None,
+            broken=None if whole else manifest,
+            work=sending,
+            done=done,
+            adopted=adopted,
+            loss=loss,
+            rollout=find_rollout(self.disk, manifest),
+            proven=last is not None,
+        )
 
     def intact(self) -> bool:
         """Whether the files that a training needs are whole; damaged ones are deleted."""
         active, work = self.session.active, self.session.work
         weights = work is None or work.order is None or self.blobs.intact(work.order.weights.sha256)
-        return weights and active is not None and self._intact(active)
+        return weights and active is not None and self.whole(active)
 
     def needed(self) -> set[bytes]:
         """SHA-256 of every file that the session refers to, or will when a damaged version is repaired."""
         session = self.session
-        manifests = (session.active or self.stored_manifest(), session.installing)
+        manifests = (session.active, session.broken, session.previous, session.installing)
         refs = [ref for manifest in manifests if manifest for ref in manifest.files]
         if session.work and session.work.order:
             refs.append(session.work.order.weights)
             refs += [session.work.difference.file] if session.work.difference else []
         earlier = self._earlier()
-        return {ref.sha256 for ref in refs} | {session.adopted} | ({earlier.weights} if earlier else set())
+        newest = {session.adopted, session.previous_weights}
+        return {ref.sha256 for ref in refs} | newest | ({earlier.weights} if earlier else set())
 
     def _earlier(self) -> OutboxEntry | None:
         """The settled update, if the weights that it was trained from may still lie here: the next one is coded with them.
@@ -196,43 +218,14 @@ class HeldModel:
 
     def job(self, train: Train) -> Job:
         """The trainer's job for an order."""
-        manifest, order = train.manifest, train.order
-        if order.task is None:
-            raise StoreError("an order without a task cannot be trained")
-        return Job(
-            device=self.config.id,
-            version=manifest.version,
-            variant=manifest.variant,
-            round=order.round,
-            engine=manifest.engine,
-            layout=manifest.layout,
-            input_shape=manifest.input_shape,
-            classes=manifest.classes,
-            batch=manifest.batch,
-            graphs={ref.role: str(self.blobs.path(ref.sha256)) for ref in manifest.files if ref.role != "weights"},
-            weights=str(self.blobs.path(order.weights.sha256)),
-            source=self.config.data,
-            task=order.task,
-            outbox=str(self.disk.outbox),
-            settled=str(self.disk.settled),
-            recipe=manifest.recipe,
-            personal=str(self.disk.personal),
-            weights_sha256=order.weights.sha256,
-            start=next((self._held(ref.sha256, 0) for ref in manifest.files if ref.role == "weights"), None),
-            before=self._before(order),
-        )
+        return training_job(train, self._earlier(), self.config, self.disk, self.blobs)
 
-    def _before(self, order: RoundOrder) -> Held | None:
-        """The weights that the settled update was trained from, if they are here and the server has them still."""
-        entry = self._earlier()
-        if entry is None or not 0 < order.round - entry.round <= HISTORY_REACH or not self.blobs.intact(entry.weights):
-            return None
-        return self._held(entry.weights, entry.round)
+    def trial(self, order: Try) -> TrialJob:
+        """The trainer's job for a trial."""
+        return trial_job(order, self.session.adopted, self.config, self.disk, self.blobs)
 
-    def _held(self, sha256: bytes, number: int) -> Held:
-        return Held(path=str(self.blobs.path(sha256)), sha256=sha256, round=number)
-
-    def _intact(self, manifest: Manifest) -> bool:
+    def whole(self, manifest: Manifest) -> bool:
+        """Whether all files of a version are there and undamaged; damaged ones are deleted."""
         found = [self.blobs.intact(ref.sha256) for ref in manifest.files]  # all of them: each damaged one is deleted
         return all(found)
 
