@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from edgefl.device.conditions import conditions
 from edgefl.device.config import Bundle
-from edgefl.device.defer import may_download, may_install
+from edgefl.device.defer import REASONS, may_download, may_install
 from edgefl.device.events import (
     Abandon,
     Activate,
@@ -140,6 +140,8 @@ class Hands:
             case Settle(stored, reason):
                 self._settle(model, reason, stored=stored)
             case Announce(step, version, number, error, code):
+                if step == "deferred":
+                    log.info("%s@%d has to wait: %s", model.name, version, REASONS[code])
                 self.voice.report(model.name, version, number, step, error=error, code=code)
 
     def _install(self, model: HeldModel, effect: Prepare | Activate | Abandon | Refuse | Revert | Repaired) -> None:
@@ -149,14 +151,17 @@ class Hands:
                 model.prepare(effect)
             case Abandon():
                 model.disk.abandon()
+                model.verdict = None
                 self.tidy()
             case Refuse():
                 model.disk.refuse(model.session.failed)
+                model.verdict = None
                 model.retry_at = self._clock()
                 self.tidy()
             case Activate(manifest) | Repaired(manifest):
                 if isinstance(effect, Activate):
                     model.disk.activate()
+                    model.verdict = None
                 log.info("%s@%d is active", model.name, manifest.version)
                 self._activated(model)
             case Revert():
@@ -175,7 +180,9 @@ class Hands:
         self.happen(model, Checked(may_download(self._policy, now), may_install(self._policy, now)))
 
     def _try(self, model: HeldModel, order: Try) -> None:
-        if model.whole(order.manifest):
+        if model.verdict and model.verdict.version == order.manifest.version:
+            self.happen(model, model.verdict)  # what follows from it could not be written
+        elif model.whole(order.manifest):
             log.info("%s@%d is tried", model.name, order.manifest.version)
             self.trainings.put(model, model.trial(order))
         else:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from edgefl.device.config import DeviceConfig
-from edgefl.device.events import Damaged, Effect, Event, ManifestHeard, OrderHeard, Prepare, Train, Try
+from edgefl.device.events import Damaged, Effect, Event, ManifestHeard, OrderHeard, Prepare, Train, Tried, Try
 from edgefl.device.job import Job, TrialJob
 from edgefl.device.jobs import training_job, trial_job
 from edgefl.device.recovery import find_candidate, find_rollout, find_versions
@@ -41,6 +41,7 @@ class HeldModel:
         retry_at: when to look at the newest words again (`hear_again`); None while there is no need.
         percent_told: progress of the installation as it was reported last.
         following: topic of the orders that the agent has subscribed to.
+        verdict: of the last trial, as long as what follows from it is not on disk.
     """
 
     name: str
@@ -51,6 +52,7 @@ class HeldModel:
     retry_at: float | None = None
     percent_told: int = -1
     following: str = ""
+    verdict: Tried | None = None
     _newest: int = 0
     _told: Failure | None = None
     _manifest_heard: bytes = b""
@@ -62,6 +64,8 @@ class HeldModel:
 
     def step(self, event: Event, now: float) -> tuple[Effect, ...]:
         """Let the machine make a step; what it orders."""
+        if isinstance(event, Tried) and self.session.trying == event.version:
+            self.verdict = event
         self.session, effects = step(self.session, event, now)
         self._told = self.session.told
         return effects
@@ -148,7 +152,7 @@ class HeldModel:
         `edgefl.device.recovery` for the rest.
 
         Args:
-            resend_at: when to send an update that is found; None waits for the next connection.
+            resend_at: when to send an update that is found, and to go on with a candidate; None: at the next connection, and now.
         """
         self._signed.clear()
         manifest, previous = find_versions(self.disk, self._believed)
@@ -160,7 +164,9 @@ class HeldModel:
             self.session = replace(self.session, previous=previous, previous_weights=weights)
         install = find_candidate(self.disk, self._believed, self.session)
         if install:
-            self.session = replace(self.session, install=install)
+            ended = self.verdict and self.verdict.version == install.manifest.version
+            starts = 0 if ended else install.starts  # it was the disk that ended the installation
+            self.session = replace(self.session, install=replace(install, starts=starts, check_at=resend_at or 0.0))
             self._signed[install.manifest] = self.disk.candidate() or b""
 
     def _recover_active(self, manifest: Manifest, resend_at: float | None) -> None:

@@ -18,7 +18,7 @@ Rules:
 
 from dataclasses import replace
 
-from edgefl.device.defer import DISK, REASONS
+from edgefl.device.defer import DISK
 from edgefl.device.events import (
     Abandon,
     Activate,
@@ -124,7 +124,7 @@ def _deferred(state: Session, install: Install, reason: str) -> Outcome:
     state = replace(state, install=replace(install, told=reason))
     if install.told == reason:
         return state, ()
-    return state, (Announce("deferred", install.manifest.version, 0, REASONS.get(reason, reason), reason),)
+    return state, (Announce("deferred", install.manifest.version, 0, code=reason),)
 
 
 def _try(state: Session, install: Install) -> Outcome:
@@ -135,8 +135,11 @@ def _try(state: Session, install: Install) -> Outcome:
     kept = tuple(failure for failure in state.failed if failure.version != manifest.version)
     against = state.active if state.active and state.active.version < manifest.version else None
     prepare = Prepare(manifest, install.rollout, install.starts)
+    stop: tuple[Effect, ...] = ()
+    if state.work and state.work.step is Step.TRAINING:
+        state, stop = replace(state, work=None), (StopTraining(),)  # trained again if the trial fails
     state = replace(state, install=install, failed=kept)
-    return state, (prepare, Announce("trial", manifest.version, 0), Try(manifest, against))
+    return state, (*stop, prepare, Announce("trial", manifest.version, 0), Try(manifest, against))
 
 
 def fetched(state: Session, sha256: bytes, now: float) -> Outcome:

@@ -58,7 +58,8 @@ def _step(state: Session, event: Event, now: float) -> Outcome:  # noqa: PLR0911
         case Checked():
             return installing.checked(state, event, now)
         case Tried():
-            return _onwards(state, *installing.tried(state, event))
+            state, effects = installing.tried(state, event)
+            return _and_work(state, effects)
         case OrderHeard(order):
             return rounds.ordered(state, order, now)
         case Fetched(sha256):
@@ -81,10 +82,8 @@ def wake_at(state: Session) -> float | None:
     return min((at for at in times if at is not None), default=None)
 
 
-def _onwards(before: Session, state: Session, effects: tuple[Effect, ...]) -> Outcome:
-    """If another version is active now, its work begins."""
-    if state.active is before.active:
-        return state, effects
+def _and_work(state: Session, effects: tuple[Effect, ...]) -> Outcome:
+    """The work of the version that is active now, after these effects."""
     state, more = rounds.next_work(state)
     return state, effects + more
 
@@ -93,7 +92,7 @@ def _fetched(state: Session, sha256: bytes, now: float) -> Outcome:
     before = state
     state, installed = installing.fetched(state, sha256, now)
     if state.active is not before.active:
-        return _onwards(before, state, installed)
+        return _and_work(state, installed)
     state, worked = rounds.fetched(state, sha256, now)
     return state, worked + installed  # a question whether the installation may go on is asked last
 

@@ -132,6 +132,11 @@ class Session:
         return self.install.manifest if self.install else None
 
     @property
+    def trying(self) -> int:
+        """Number of the version that is being tried; 0 for none."""
+        return self.install.manifest.version if self.install and self.install.phase is Phase.TRIAL else 0
+
+    @property
     def busy(self) -> bool:
         """Whether a round is being trained, or its update waits for the receipt."""
         return self.work is not None and self.work.step is not Step.FETCHING
