@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgefl.codec.weights import Precision, encode_weights
-from edgefl.device import hands, session
+from edgefl.device import hands, rounds
 from edgefl.identity.repository import appointed
 from edgefl.identity.signing import Signer
 from edgefl.layout import Layout, Tensor
@@ -59,7 +59,7 @@ def test_a_round_goes_from_order_to_receipt(board):
     """A version is announced, fetched and activated; the round's update arrives once and its residual is kept."""
     board.office.manifest()
     trained(board.start(), 1)
-    assert [s for s in board.office.steps() if s != "fetching"] == ["activated", "training", "trained"]
+    assert [s for s in board.office.steps() if s != "fetching"] == ["trial", "activated", "training", "trained"]
     (sent,) = board.office.sent(1)
     np.testing.assert_allclose(sent + board.residual(), toy.delta_of(1), atol=1e-5)
     assert board.office.states[-1].models[0].version == 1
@@ -74,7 +74,8 @@ def test_orders_heard_before_the_version_are_not_lost(board):
 
 
 def test_a_new_version_stops_the_training_of_the_old(board):
-    """The old version's training is ended, its update never sent, and the new version's round is trained."""
+    """The old version's training is ended, its update never sent, and the new version's round is trained, if the owner allows it."""
+    board.config = msgspec.structs.replace(board.config, install_while_training=True)
     board.office.manifest()
     board.start().run(board.active)
     trainer(board).patience = 10**6
@@ -96,11 +97,11 @@ def test_a_failed_training_is_tried_again_and_the_agent_lives(board):
     data.unlink()
     board.office.manifest()
     board.office.order(1)
-    board.start().run(lambda: len(board.office.errors()) == session.GIVE_UP_AFTER)
+    board.start().run(lambda: len(board.office.errors()) == rounds.GIVE_UP_AFTER)
     assert "data.npz" in board.office.errors()[0]
     data.write_bytes(b"PK\x03\x04 not an archive")
     board.office.order(2)
-    board.run(lambda: len(board.office.errors()) > session.GIVE_UP_AFTER)
+    board.run(lambda: len(board.office.errors()) > rounds.GIVE_UP_AFTER)
     assert "numpy archive" in board.office.errors()[-1]
     data.write_bytes(kept)
     board.run(lambda: board.office.updates[2])
@@ -472,7 +473,7 @@ def full_disk(monkeypatch):
     return texts
 
 
-@pytest.mark.parametrize("place", ["current", ".part", "order", "outbox"])
+@pytest.mark.parametrize("place", ["candidate", "previous", ".part", "order", "outbox"])
 def test_a_full_disk_delays_and_loses_nothing(board, full_disk, place):
     """Whichever write fails: it is told, the old version serves, and everything is caught up when there is room again."""
     board.office.manifest()
@@ -480,9 +481,9 @@ def test_a_full_disk_delays_and_loses_nothing(board, full_disk, place):
     full_disk.append(place)
     board.office.manifest(2)
     board.turns(100, seconds=1.0)
-    if place in {"current", ".part"}:
+    if place in {"candidate", "previous", ".part"}:
         assert board.active() == 1
-        trained_while_full = place == "current"
+        trained_while_full = place != ".part"
     else:
         board.run(lambda: board.active() == 2)
         trained_while_full = False

@@ -20,7 +20,8 @@ from edgefl.device.events import (
     Trained,
     TrainingFailed,
 )
-from edgefl.device.session import RETRY_AFTER, step
+from edgefl.device.rounds import RETRY_AFTER
+from edgefl.device.session import step
 from edgefl.device.shortcut import shortest
 from edgefl.device.state import Session
 from edgefl.layout import Layout, Tensor

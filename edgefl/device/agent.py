@@ -72,7 +72,7 @@ class Agent:
         self._wall = wall
         self._root = bundle.state / "models"
         rng = rng or random.Random()  # noqa: S311 - jitter is no secret
-        self._hands = Hands(bundle, link, session, clock=clock, rng=rng)
+        self._hands = Hands(bundle, link, session, clock=clock, wall=wall, rng=rng)
         self._models = self._hands.models
         self._following = Following(bundle, link, clock=clock, wall=wall)
         self._models.update({name: self._held(name) for name in _folders(self._root)})
@@ -165,7 +165,7 @@ class Agent:
             for manifest, payload in self._following.advance():
                 name = manifest.model
                 model = self._models[name] = self._models.get(name) or self._held(name)
-                self._hands.happen(model, model.hear_manifest(manifest, payload))
+                self._hands.happen(model, model.hear_manifest(manifest, payload, self._following.rollout(name)))
         except (PeerError, StoreError) as error:
             self._not_believed(error)
 

@@ -12,11 +12,13 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from edgefl.device.defer import Policy, parse_hours
 from edgefl.errors import ConfigError, InputError
 from edgefl.names import check_id
 from edgefl.strict_toml import read_toml
 
 FileName = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+HoursText = Annotated[str, msgspec.Meta(pattern=r"^(([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d)?\Z")]
 STATE_VARIABLE = "STATE_DIRECTORY"
 """Set by systemd for a unit with `StateDirectory=`."""
 
@@ -37,6 +39,10 @@ class DeviceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         state: directory for models, updates and residuals; systemd's `STATE_DIRECTORY` wins over it.
         ca, certificate, key: TLS files.
         root: the fleet's TUF root metadata, where trust in manifests begins.
+        download_hours, install_hours: of the local day in which versions are fetched and installed, `22:00-06:00`; empty: always.
+        battery_floor: percent below which a board that runs on its battery does neither; 0 for no floor.
+        install_while_training: whether a version may be installed in the middle of a round.
+        install_patience_hours: how long a round in progress holds an installation up at most.
     """
 
     id: str
@@ -54,6 +60,22 @@ class DeviceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     certificate: FileName = "device.crt"
     key: FileName = "device.key"
     root: FileName = "root.json"
+    download_hours: HoursText = ""
+    install_hours: HoursText = ""
+    battery_floor: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
+    install_while_training: bool = False
+    install_patience_hours: Annotated[float, msgspec.Meta(ge=0.0, le=720.0)] = 6.0
+
+    @property
+    def policy(self) -> Policy:
+        """When versions may be fetched and installed."""
+        return Policy(
+            download=parse_hours(self.download_hours),
+            install=parse_hours(self.install_hours),
+            battery=self.battery_floor,
+            while_training=self.install_while_training,
+            patience=self.install_patience_hours * 3600.0,
+        )
 
     @property
     def storage_bytes(self) -> int:

@@ -5,6 +5,7 @@ Events are facts in the past tense, effects are orders in the imperative. Both a
 
 from dataclasses import dataclass
 
+from edgefl.device.state import Failure
 from edgefl.wire.messages import Difference, FileRef, Manifest, Receipt, RoundOrder
 
 
@@ -15,9 +16,15 @@ class Connected:
 
 @dataclass(frozen=True, slots=True)
 class ManifestHeard:
-    """A manifest whose signature, profile and expiry have been checked."""
+    """The believed manifest of the version that the device is to hold; `rollout` is the number under which it was assigned."""
 
     manifest: Manifest
+    rollout: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """A file of the active version was found damaged, and deleted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +59,28 @@ class Trained:
 
 @dataclass(frozen=True, slots=True)
 class TrainingFailed:
-    """The trainer could not make an update."""
+    """The trainer could not make an update; `code` is the error's, or `load`, `crash`, `memory` or `time`."""
 
     round: int
     reason: str
+    code: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """The answer to `Check`: why a download and an installation have to wait, as in `edgefl.device.defer`; empty for go on."""
+
+    download: str = ""
+    install: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A trial has ended: passed, or failed with a code such as `trial-golden`."""
+
+    version: int
+    code: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +95,20 @@ class Tick:
     """Time has passed."""
 
 
-Event = Connected | ManifestHeard | OrderHeard | Fetched | NotRebuilt | Trained | TrainingFailed | ReceiptHeard | Tick
+Event = (
+    Connected
+    | ManifestHeard
+    | Damaged
+    | OrderHeard
+    | Fetched
+    | NotRebuilt
+    | Trained
+    | TrainingFailed
+    | ReceiptHeard
+    | Checked
+    | Tried
+    | Tick
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +127,67 @@ class Rebuild:
 
 
 @dataclass(frozen=True, slots=True)
+class Check:
+    """Look whether a download and an installation may go on now, and report `Checked`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Keep this version on disk as the candidate, and that its trial is begun for the given time: `starts` counts from 1."""
+
+    manifest: Manifest
+    rollout: int
+    starts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """Try the candidate in the trainer and report `Tried`.
+
+    `against` is the version whose newest weights it must not fall behind on the device's own data; None leaves that out.
+    """
+
+    manifest: Manifest
+    against: Manifest | None
+
+
+@dataclass(frozen=True, slots=True)
+class StopTrial:
+    """The trial in progress is not wanted any more."""
+
+
+@dataclass(frozen=True, slots=True)
 class Activate:
-    """Make this the active version on disk, atomically; update, residual and order of another version are dropped."""
+    """Make the candidate the active version on disk, atomically, and the active one the previous.
+
+    Update and residual of the version that was active are dropped.
+    """
+
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    """There is no candidate any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Keep on disk that this version has failed here; there is no candidate any more."""
+
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Revert:
+    """Make the previous version the active one again, atomically; keep on disk that the active one has failed, if it has."""
+
+    failure: Failure | None
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """The files of the active version are whole again."""
 
     manifest: Manifest
 
@@ -130,12 +227,31 @@ class Settle:
 
 @dataclass(frozen=True, slots=True)
 class Announce:
-    """Tell the server: `fetching`, `activated`, `training`, `trained`, `adopted`, `failed`."""
+    """Tell the server: `step` and `code` as in a wire `Report`."""
 
     step: str
     version: int
     round: int
     error: str = ""
+    code: str = ""
 
 
-Effect = Fetch | Rebuild | Activate | Adopt | Train | StopTraining | Send | Settle | Announce
+Effect = (
+    Fetch
+    | Rebuild
+    | Check
+    | Prepare
+    | Try
+    | StopTrial
+    | Activate
+    | Abandon
+    | Refuse
+    | Revert
+    | Repaired
+    | Adopt
+    | Train
+    | StopTraining
+    | Send
+    | Settle
+    | Announce
+)

@@ -27,6 +27,7 @@ from edgefl.device import doctor
 from edgefl.device.config import Bundle, load_bundle
 from edgefl.device.doctor import MIB, Check, Diagnosis, Measured
 from edgefl.device.hands import RESERVE
+from edgefl.device.job import graphs_of
 from edgefl.device.trust import kept_manifest
 from edgefl.engine.contract import VariantFiles
 from edgefl.engine.probe import probe
@@ -224,7 +225,7 @@ def measure(bundle: Bundle, manifest: Manifest, examples: Examples | None) -> Me
         y = np.zeros((manifest.batch, classes), np.float32) if loss == "mse" else np.zeros(manifest.batch, np.int64)
         examples = Examples(np.random.default_rng(0).standard_normal((manifest.batch, *shape)).astype(np.float32), y)
     trial = examples.take(np.arange(manifest.batch) % len(examples)).shaped(shape, classes, loss)
-    paths = {ref.role: blobs.path(ref.sha256) for ref in manifest.files if ref.role != "weights"}
+    paths = {role: Path(path) for role, path in graphs_of(manifest.files, lambda sha256: str(blobs.path(sha256))).items()}
     files = VariantFiles(manifest.engine, manifest.layout, shape, classes, manifest.batch, paths, manifest.recipe)
     answer = probe(files, weights, [trial], RATE)
     return Measured(

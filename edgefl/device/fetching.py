@@ -11,7 +11,7 @@ written, by `PartialFile.finish` before the file gets its name. A file that is t
 
 import contextlib
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,6 +133,16 @@ class Fetcher:
             elif ref.sha256 in self._active:
                 there += ref.length * self._active[ref.sha256].state.percent // 100
         return 100 * there // total if total else 100
+
+    def fetched(self, files: Iterable[FileRef]) -> int:
+        """Bytes of these files that are there, those of incomplete files included."""
+        there = 0
+        for ref in files:
+            if ref.sha256 in self._active:
+                there += ref.length * self._active[ref.sha256].state.percent // 100
+            elif self._blobs.has(ref.sha256):
+                there += ref.length
+        return there
 
     def arrived(self, payload: bytes) -> None:
         """A block has come. Raises MessageError when it does not decode."""

@@ -26,7 +26,7 @@ from edgefl.identity.repository import target_path
 from edgefl.link.contract import Link
 from edgefl.store.atomic import store_error, write_file
 from edgefl.wire import topics
-from edgefl.wire.messages import Assignment, Manifest
+from edgefl.wire.messages import Assigned, Assignment, Manifest
 
 PATIENCE = 10.0
 """Seconds for which what belongs together may come apart."""
@@ -58,7 +58,7 @@ class Following:
         self._assignment = self._kept()
         self._heard_assignment = b""
         self._heard: dict[str, bytes] = {}
-        self._wanted: dict[str, str] = {}
+        self._wanted: dict[str, Assigned] = {}
         self._news = False
         self._waiting_since: float | None = None
         self._told = ""
@@ -165,16 +165,15 @@ class Following:
     def _want(self) -> None:
         """Subscribe to the manifests that the assignment names, and to no others."""
         models = self._assignment.models if self._assignment else ()
-        wanted = {}
-        for one in models:
-            path = target_path(one.model, self._config.profile, one.version)
-            wanted[path] = topics.manifest(one.model, self._config.profile, one.version)
-        for path in self._wanted.keys() - wanted.keys():
-            self._link.unsubscribe(self._wanted[path])
+        profile = self._config.profile
+        wanted = {target_path(one.model, profile, one.version): one for one in models}
+        for path in [path for path, one in self._wanted.items() if wanted.get(path) != one]:
+            gone = self._wanted.pop(path)
+            self._link.unsubscribe(topics.manifest(gone.model, profile, gone.version))
             self._heard.pop(path, None)
-        for path in wanted.keys() - self._wanted.keys():
-            self._link.subscribe(wanted[path])
-        self._wanted = wanted
+        for path in wanted.keys() - self._wanted.keys():  # also of the same version under another rollout: it is handed out again
+            one = self._wanted[path] = wanted[path]
+            self._link.subscribe(topics.manifest(one.model, profile, one.version))
 
     def _kept(self) -> Assignment | None:
         """The assignment on disk, if the key that counts now has signed it."""

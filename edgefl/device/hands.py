@@ -7,37 +7,48 @@ Rule: when the disk fails in the middle of the effects of an event, the rest of 
 is on disk, and the newest words are looked at again after a pause. The session thereby meets the same situation once more.
 """
 
-import hashlib
 import logging
 import random
-import shutil
+import time
 from collections.abc import Callable
 
-from edgefl.codec.difference import apply_difference
+from edgefl.device.conditions import conditions
 from edgefl.device.config import Bundle
+from edgefl.device.defer import REASONS, may_download, may_install
 from edgefl.device.events import (
+    Abandon,
     Activate,
     Adopt,
     Announce,
+    Check,
+    Checked,
     Effect,
     Event,
     Fetch,
     Fetched,
     NotRebuilt,
+    Prepare,
     Rebuild,
+    Refuse,
+    Repaired,
+    Revert,
     Send,
     Settle,
     StopTraining,
+    StopTrial,
     Train,
+    Try,
 )
 from edgefl.device.fetching import Fetcher
 from edgefl.device.held import HeldModel
+from edgefl.device.job import Job, TrialJob
+from edgefl.device.rebuilding import rebuild
 from edgefl.device.resources import peak_rss
 from edgefl.device.sending import UpdateSender
 from edgefl.device.training import TrainerProcess
 from edgefl.device.training_queue import TrainingQueue
 from edgefl.device.voice import Voice
-from edgefl.errors import StoreError, UpdateError
+from edgefl.errors import BlockError, StoreError, UpdateError
 from edgefl.link.contract import Link
 from edgefl.store.blobs import BlobStore
 from edgefl.wire import topics
@@ -59,6 +70,7 @@ class Hands:
         link: to the broker.
         session: number of this start.
         clock: monotonic seconds.
+        wall: seconds since 1970.
         rng: of pauses.
 
     Attributes:
@@ -68,8 +80,19 @@ class Hands:
         StoreError: the state directory cannot be used.
     """
 
-    def __init__(self, bundle: Bundle, link: Link, session: int, *, clock: Callable[[], float], rng: random.Random) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        link: Link,
+        session: int,
+        *,
+        clock: Callable[[], float],
+        wall: Callable[[], float] = time.time,
+        rng: random.Random,
+    ) -> None:
         config = bundle.config
+        self._policy = config.policy
+        self._wall = wall
         self.models: dict[str, HeldModel] = {}
         self.blobs = BlobStore(bundle.state / "blobs")
         self.fetcher = Fetcher(config.id, link, self.blobs, bundle.state / "partial", reserve=RESERVE, clock=clock, rng=rng)
@@ -78,6 +101,7 @@ class Hands:
         self.voice = Voice(config, link, session, memory=lambda: peak_rss() + self.trainings.peak_rss, clock=clock)
         self._link = link
         self._clock = clock
+        self._partial = bundle.state / "partial"
 
     def happen(self, model: HeldModel, event: Event) -> None:
         """Let something happen to a model, and do what its machine orders."""
@@ -86,33 +110,86 @@ class Hands:
             for effect in effects:
                 self._perform(model, effect)
         except StoreError as error:
-            self.voice.trouble(model.name, str(error))
+            self.voice.trouble(model.name, str(error), code=error.code)
             self._start_over(model, DISK_PAUSE)
 
-    def _perform(self, model: HeldModel, effect: Effect) -> None:  # noqa: C901 - one case per kind of effect
+    def _perform(self, model: HeldModel, effect: Effect) -> None:  # noqa: C901, PLR0912 - one case per kind of effect
         match effect:
             case Fetch(files):
                 self.fetcher.need(model.name, files)
             case Rebuild(difference, weights):
                 self._rebuild(model, difference, weights)
-            case Activate(manifest):
-                model.activate(manifest)
-                log.info("%s@%d is active", model.name, manifest.version)
-                self._activated(model)
+            case Check():
+                self._check(model)
+            case Try():
+                self._try(model, effect)
+            case StopTrial():
+                self.trainings.drop(model, TrialJob)
+            case Prepare() | Activate() | Abandon() | Refuse() | Revert() | Repaired():
+                self._install(model, effect)
             case Adopt(order):
                 model.adopt(order)
                 self.tidy()
             case Train():
                 self._train(model, effect)
             case StopTraining():
-                self.trainings.drop(model)
+                self.trainings.drop(model, Job)
             case Send():
                 if model.session.work:
                     self.sender.send(model.name, model.disk.outbox, model.session.work.sha256)
             case Settle(stored, reason):
                 self._settle(model, reason, stored=stored)
-            case Announce(step, version, number, error):
-                self.voice.report(model.name, version, number, step, error=error)
+            case Announce(step, version, number, error, code):
+                if step == "deferred":
+                    log.info("%s@%d has to wait: %s", model.name, version, REASONS[code])
+                self.voice.report(model.name, version, number, step, error=error, code=code)
+
+    def _install(self, model: HeldModel, effect: Prepare | Activate | Abandon | Refuse | Revert | Repaired) -> None:
+        """What an installation writes to disk, and what follows from it."""
+        match effect:
+            case Prepare():
+                model.prepare(effect)
+            case Abandon():
+                model.disk.abandon()
+                model.verdict = None
+                self.tidy()
+            case Refuse():
+                model.disk.refuse(model.session.failed)
+                model.verdict = None
+                model.retry_at = self._clock()
+                self.tidy()
+            case Activate(manifest) | Repaired(manifest):
+                if isinstance(effect, Activate):
+                    model.disk.activate()
+                    model.verdict = None
+                log.info("%s@%d is active", model.name, manifest.version)
+                self._activated(model)
+            case Revert():
+                model.disk.revert(model.session.failed)
+                self._start_over(model, 0.0)
+                self._activated(model)
+
+    def _check(self, model: HeldModel) -> None:
+        """Look whether an installation may go on."""
+        install = model.session.install
+        if install is None:
+            return
+        now = conditions(
+            model.session, self._policy, self.blobs, self._partial, clock=self._clock(), wall=self._wall(), reserve=RESERVE
+        )
+        self.happen(model, Checked(may_download(self._policy, now), may_install(self._policy, now)))
+
+    def _try(self, model: HeldModel, order: Try) -> None:
+        if model.verdict and model.verdict.version == order.manifest.version:
+            self.happen(model, model.verdict)  # what follows from it could not be written
+        elif model.whole(order.manifest):
+            log.info("%s@%d is tried", model.name, order.manifest.version)
+            self.trainings.put(model, model.trial(order))
+        else:
+            self.voice.trouble(
+                model.name, "files of a new version were damaged on disk; fetching them again", code=BlockError.code
+            )
+            self._start_over(model, 0.0)
 
     def _activated(self, model: HeldModel) -> None:
         if model.session.work is None:
@@ -127,23 +204,12 @@ class Hands:
         try:
             if model.session.active is None:
                 raise StoreError("no version is active")
-            base, way = self.blobs.get(difference.base), self.blobs.get(difference.file.sha256)
-            made = apply_difference(base, way, model.session.active.layout)
-            if hashlib.sha256(made).digest() != weights.sha256:
-                raise UpdateError("a difference has made other weights than it should", expected=weights.sha256.hex()[:16])
-            self._check_room(len(made))
-            self.blobs.put(made)
+            rebuild(difference, weights, model.session.active.layout, self.blobs, RESERVE)
         except (StoreError, UpdateError) as error:
             log.warning("%s: fetching whole weights: %s", model.name, error)
             self.happen(model, NotRebuilt(weights.sha256))
         else:
             self.happen(model, Fetched(weights.sha256))
-
-    def _check_room(self, length: int) -> None:
-        """Raises StoreError when so many bytes would eat into the reserve."""
-        free = shutil.disk_usage(self.blobs.root).free
-        if free < length + RESERVE:
-            raise StoreError("not enough disk space for new weights", expected=f"{length + RESERVE} bytes free", found=f"{free}")
 
     def _train(self, model: HeldModel, train: Train) -> None:
         if model.intact():
@@ -190,7 +256,8 @@ class Hands:
             installing, percent = model.session.installing, self.fetcher.percent(model.name)
             if installing and self._link.connected and percent != model.percent_told:
                 model.percent_told = percent
-                self.voice.report(model.name, installing.version, 0, "fetching", percent=percent)
+                fetched = self.fetcher.fetched(installing.files)
+                self.voice.report(model.name, installing.version, 0, "fetching", percent=percent, fetched=fetched)
 
     def tidy(self) -> None:
         """Remove blobs and partial files that nothing needs, as far as the disk lets us."""

@@ -12,16 +12,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from edgefl.device.config import DeviceConfig
-from edgefl.device.events import Effect, Event, ManifestHeard, OrderHeard, Train
-from edgefl.device.job import Held, Job
+from edgefl.device.events import Damaged, Effect, Event, ManifestHeard, OrderHeard, Prepare, Train, Tried, Try
+from edgefl.device.job import Job, TrialJob
+from edgefl.device.jobs import training_job, trial_job
+from edgefl.device.recovery import find_candidate, find_rollout, find_versions
 from edgefl.device.session import step
-from edgefl.device.state import Session, Step, Work
+from edgefl.device.state import Failure, Session, Step, Work
 from edgefl.device.trust import believed_order, kept_manifest, seal, signed_by
-from edgefl.errors import PeerError, StoreError
+from edgefl.errors import PeerError
 from edgefl.store.blobs import BlobStore
-from edgefl.store.model_state import ModelState
+from edgefl.store.model_state import ModelState, TrialRecord
 from edgefl.store.outbox import OutboxEntry
-from edgefl.wire.messages import HISTORY_REACH, Manifest, RoundOrder
+from edgefl.wire.messages import Manifest, RoundOrder
 
 log = logging.getLogger("edgefl.device")
 
@@ -39,6 +41,7 @@ class HeldModel:
         retry_at: when to look at the newest words again (`hear_again`); None while there is no need.
         percent_told: progress of the installation as it was reported last.
         following: topic of the orders that the agent has subscribed to.
+        verdict: of the last trial, as long as what follows from it is not on disk.
     """
 
     name: str
@@ -49,7 +52,9 @@ class HeldModel:
     retry_at: float | None = None
     percent_told: int = -1
     following: str = ""
-    _manifest_heard: tuple[Manifest, bytes] | None = None
+    verdict: Tried | None = None
+    _told: Failure | None = None
+    _manifest_heard: tuple[Manifest, int, bytes] | None = None
     _order_heard: bytes = b""
     _signed: dict[Manifest | RoundOrder, bytes] = field(default_factory=dict)
 
@@ -58,22 +63,25 @@ class HeldModel:
 
     def step(self, event: Event, now: float) -> tuple[Effect, ...]:
         """Let the machine make a step; what it orders."""
+        if isinstance(event, Tried) and self.session.trying == event.version:
+            self.verdict = event
         self.session, effects = step(self.session, event, now)
+        self._told = self.session.told
         return effects
 
-    def hear_manifest(self, manifest: Manifest, payload: bytes) -> Event:
-        """The event of a believed manifest of the version that this device is to hold; raises StoreError.
+    def hear_manifest(self, manifest: Manifest, payload: bytes, rollout: int) -> Event:
+        """The event of a believed manifest of the version that a rollout (0: none) wants here; raises StoreError.
 
         One of the active version that names the same files has another key for round orders: it takes the old one's place.
         """
         sealed = seal(payload, self.config)
-        self._manifest_heard = (manifest, sealed)
+        self._manifest_heard = (manifest, rollout, sealed)
         self._remember(manifest, sealed)
         active = self.session.active
         if active is not None and active != manifest and (active.version, active.files) == (manifest.version, manifest.files):
-            self.disk.activate(sealed, keep=True)
+            self.disk.replace_current(sealed)
             self.session = replace(self.session, active=manifest)
-        return ManifestHeard(manifest)
+        return ManifestHeard(manifest, rollout)
 
     def hear_order(self, payload: bytes, wall: float, online_key: bytes) -> Event | None:
         """The event of an announced order; None as long as it means nothing here. `online_key` is what the fleet's root appoints.
@@ -97,13 +105,12 @@ class HeldModel:
 
     def hear_again(self, wall: float, online_key: bytes) -> Iterator[Event]:
         """The events of what is on disk and of the newest words, after the state has changed under them."""
-        stored = self.stored_manifest()
-        if self.session.active is None and stored is not None:
-            self._remember(stored, self.disk.current() or b"")
-            yield ManifestHeard(stored)
+        if self.session.broken:
+            yield Damaged()
         if self._manifest_heard is not None:
-            self._remember(*self._manifest_heard)
-            yield ManifestHeard(self._manifest_heard[0])
+            manifest, rollout, sealed = self._manifest_heard
+            self._remember(manifest, sealed)
+            yield ManifestHeard(manifest, rollout)
         try:
             event = self.hear_order(self._order_heard, wall, online_key) if self._order_heard else None
         except PeerError as error:
@@ -112,11 +119,10 @@ class HeldModel:
         if event is not None:
             yield event
 
-    def activate(self, manifest: Manifest) -> None:
-        """Make a version the active one on disk. Raises StoreError."""
-        before = self.stored_manifest()
-        same = before is not None and (before.version, before.variant) == (manifest.version, manifest.variant)
-        self.disk.activate(self._signed[manifest], keep=same)
+    def prepare(self, order: Prepare) -> None:
+        """Keep a candidate on disk, and that its trial begins. Raises StoreError."""
+        record = TrialRecord(order.manifest.version, order.rollout, order.starts, self.session.rollout)
+        self.disk.prepare(self._signed[order.manifest], record, self.session.failed)
 
     def adopt(self, order: RoundOrder) -> None:
         """Keep an order on disk. Raises StoreError."""
@@ -124,7 +130,9 @@ class HeldModel:
 
     def stored_manifest(self) -> Manifest | None:
         """The version that is active on disk, if it is believed."""
-        payload = self.disk.current()
+        return self._believed(self.disk.current())
+
+    def _believed(self, payload: bytes | None) -> Manifest | None:
         try:
             return kept_manifest(payload, self.name, self.config) if payload is not None else None
         except PeerError:
@@ -132,56 +140,77 @@ class HeldModel:
 
     def stored_order(self, manifest: Manifest) -> RoundOrder | None:
         """The newest order of this version on disk, if it is believed."""
-        payload = self.disk.order()
-        try:
-            order = believed_order(payload, manifest, 0.0) if payload is not None else None
-        except PeerError:
-            return None
-        return order if order and order.version == manifest.version else None
+        for payload in self.disk.orders():
+            try:
+                order = believed_order(payload, manifest, 0.0)
+            except PeerError:
+                continue
+            if order.version == manifest.version:
+                return order
+        return None
 
     def recover(self, resend_at: float | None) -> None:
         """Set the session to what is on disk.
 
-        A version whose files are damaged is not active until they have been fetched again, but its update is still sent. What
-        is not believed (another fleet's, another profile's, flipped bits) is cleared away.
+        A version whose files are damaged is not active until they have been fetched again, but its update is still sent. See
+        `edgefl.device.recovery` for the rest.
 
         Args:
-            resend_at: when to send an update that is found; None waits for the next connection.
+            resend_at: when to send an update that is found, and to go on with a candidate; None: at the next connection, and now.
         """
-        self.session = Session(self.config.id)
         self._signed.clear()
-        manifest = self.stored_manifest()
-        if manifest is None:
-            if self.disk.current() is not None:
-                log.warning("%s: what is on disk is not this device's, or damaged; starting afresh", self.name)
-                self.disk.forget()
-            return
+        manifest, previous = find_versions(self.disk, self._believed)
+        self.session = Session(self.config.id, failed=self.disk.failed(), told=self._told)
+        if manifest is not None:
+            self._recover_active(manifest, resend_at)
+            order = self.stored_order(previous) if previous else None
+            weights = order.weights.sha256 if order else b""
+            self.session = replace(self.session, previous=previous, previous_weights=weights)
+        install = find_candidate(self.disk, self._believed, self.session)
+        if install:
+            ended = self.verdict and self.verdict.version == install.manifest.version
+            starts = 0 if ended else install.starts  # it was the disk that ended the installation
+            self.session = replace(self.session, install=replace(install, starts=starts, check_at=resend_at or 0.0))
+            self._signed[install.manifest] = self.disk.candidate() or b""
+
+    def _recover_active(self, manifest: Manifest, resend_at: float | None) -> None:
         order = self.stored_order(manifest)
         entry = self.disk.waiting(manifest.version, manifest.variant)
         sending = Work(entry.version, entry.round, Step.SENDING, None, entry.sha256, retry_at=resend_at) if entry else None
         done = (manifest.version, self.disk.settled_round(manifest.version, manifest.variant))
-        active = manifest if self._intact(manifest) else None
+        whole = self.whole(manifest)
         adopted = order.weights.sha256 if order and self.blobs.intact(order.weights.sha256) else b""
         last = entry or self.disk.last_settled(manifest.version, manifest.variant)
         loss = last.loss_after if last else 0.0
-        self.session = Session(self.config.id, active=active, work=sending, done=done, adopted=adopted, loss=loss)
+        self.session = replace(
+            self.session,
+            active=manifest if whole else None,
+            broken=None if whole else manifest,
+            work=sending,
+            done=done,
+            adopted=adopted,
+            loss=loss,
+            rollout=find_rollout(self.disk, manifest),
+            proven=last is not None,
+        )
 
     def intact(self) -> bool:
         """Whether the files that a training needs are whole; damaged ones are deleted."""
         active, work = self.session.active, self.session.work
         weights = work is None or work.order is None or self.blobs.intact(work.order.weights.sha256)
-        return weights and active is not None and self._intact(active)
+        return weights and active is not None and self.whole(active)
 
     def needed(self) -> set[bytes]:
         """SHA-256 of every file that the session refers to, or will when a damaged version is repaired."""
         session = self.session
-        manifests = (session.active or self.stored_manifest(), session.installing)
+        manifests = (session.active, session.broken, session.previous, session.installing)
         refs = [ref for manifest in manifests if manifest for ref in manifest.files]
         if session.work and session.work.order:
             refs.append(session.work.order.weights)
             refs += [session.work.difference.file] if session.work.difference else []
         earlier = self._earlier()
-        return {ref.sha256 for ref in refs} | {session.adopted} | ({earlier.weights} if earlier else set())
+        newest = {session.adopted, session.previous_weights}
+        return {ref.sha256 for ref in refs} | newest | ({earlier.weights} if earlier else set())
 
     def _earlier(self) -> OutboxEntry | None:
         """The settled update, if the weights that it was trained from may still lie here: the next one is coded with them.
@@ -198,43 +227,14 @@ class HeldModel:
 
     def job(self, train: Train) -> Job:
         """The trainer's job for an order."""
-        manifest, order = train.manifest, train.order
-        if order.task is None:
-            raise StoreError("an order without a task cannot be trained")
-        return Job(
-            device=self.config.id,
-            version=manifest.version,
-            variant=manifest.variant,
-            round=order.round,
-            engine=manifest.engine,
-            layout=manifest.layout,
-            input_shape=manifest.input_shape,
-            classes=manifest.classes,
-            batch=manifest.batch,
-            graphs={ref.role: str(self.blobs.path(ref.sha256)) for ref in manifest.files if ref.role != "weights"},
-            weights=str(self.blobs.path(order.weights.sha256)),
-            source=self.config.data,
-            task=order.task,
-            outbox=str(self.disk.outbox),
-            settled=str(self.disk.settled),
-            recipe=manifest.recipe,
-            personal=str(self.disk.personal),
-            weights_sha256=order.weights.sha256,
-            start=next((self._held(ref.sha256, 0) for ref in manifest.files if ref.role == "weights"), None),
-            before=self._before(order),
-        )
+        return training_job(train, self._earlier(), self.config, self.disk, self.blobs)
 
-    def _before(self, order: RoundOrder) -> Held | None:
-        """The weights that the settled update was trained from, if they are here and the server has them still."""
-        entry = self._earlier()
-        if entry is None or not 0 < order.round - entry.round <= HISTORY_REACH or not self.blobs.intact(entry.weights):
-            return None
-        return self._held(entry.weights, entry.round)
+    def trial(self, order: Try) -> TrialJob:
+        """The trainer's job for a trial."""
+        return trial_job(order, self.session.adopted, self.config, self.disk, self.blobs)
 
-    def _held(self, sha256: bytes, number: int) -> Held:
-        return Held(path=str(self.blobs.path(sha256)), sha256=sha256, round=number)
-
-    def _intact(self, manifest: Manifest) -> bool:
+    def whole(self, manifest: Manifest) -> bool:
+        """Whether all files of a version are there and undamaged; damaged ones are deleted."""
         found = [self.blobs.intact(ref.sha256) for ref in manifest.files]  # all of them: each damaged one is deleted
         return all(found)
 

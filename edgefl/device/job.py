@@ -4,12 +4,14 @@ The agent never loads ONNX Runtime; the trainer never talks to the network. Betw
 numbers, so that either may die at any time: the files are whole or not there.
 """
 
+from collections.abc import Callable, Iterable
+
 import msgspec
 
 from edgefl.errors import Fault
 from edgefl.layout import Layout
 from edgefl.recipe import Recipe
-from edgefl.wire.messages import Task
+from edgefl.wire.messages import FileRef, Health, Task
 
 AGENT_VARIABLE = "EDGEFL_AGENT"
 """Environment variable that tells the trainer its agent's process id."""
@@ -63,6 +65,61 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     before: Held | None = None
 
 
+class Side(msgspec.Struct, frozen=True, kw_only=True):
+    """A version as a trial needs it: `graphs` and `weights` are paths; the rest is as in its manifest."""
+
+    version: int
+    engine: str
+    layout: Layout
+    input_shape: tuple[int, ...]
+    classes: int
+    batch: int
+    graphs: dict[str, str]
+    weights: str
+    recipe: Recipe = Recipe()
+
+
+class TrialJob(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Try a version.
+
+    Attributes:
+        candidate: what is tried.
+        before: what it must not fall behind; None leaves that out.
+        golden: path of its golden file; empty if it has none.
+        source: where the device's own examples come from.
+        health: what it has to meet.
+        personal: where the values of personal tensors of `before` are kept.
+    """
+
+    candidate: Side
+    before: Side | None
+    golden: str
+    source: str
+    health: Health
+    personal: str = ""
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """What a trial came to.
+
+    Attributes:
+        version: that was tried.
+        code: empty if it has passed; otherwise why not, for example `trial-golden`.
+        reason: the same as a sentence.
+        accuracy, before: of the candidate and of the version before on the device's own data; None if not measured.
+        seconds: that the trial took.
+        peak_rss: of the trainer, in bytes.
+    """
+
+    version: int
+    code: str = ""
+    reason: str = ""
+    accuracy: float | None = None
+    before: float | None = None
+    seconds: float = 0.0
+    peak_rss: int = 0
+
+
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The outbox is written. `peak_rss` is the trainer's, in bytes."""
 
@@ -73,27 +130,38 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """No update was made. `fault` is the family of the error: `input`, `peer`, `machine`, or `edgefl` for a bug."""
+    """No update was made.
+
+    Attributes:
+        fault: the family of the error: `input`, `peer`, `machine`, or `edgefl` for a bug.
+        code: the error's, or `load` (the graphs), `crash`, `memory` or `time`.
+    """
 
     round: int
     reason: str
     fault: Fault
     peak_rss: int
+    code: str = ""
 
 
-Answer = Done | Failed
+Answer = Done | Failed | Verdict
 
 
-def encode_line(message: Job | Answer) -> bytes:
+def graphs_of(files: Iterable[FileRef], path: Callable[[bytes], str]) -> dict[str, str]:
+    """Path of each graph of a version by role; `path` gives that of a file with this SHA-256."""
+    return {ref.role: path(ref.sha256) for ref in files if ref.role not in ("weights", "golden")}
+
+
+def encode_line(message: Job | TrialJob | Answer) -> bytes:
     """One line, newline included."""
     return msgspec.json.encode(message) + b"\n"
 
 
-def decode_job(line: bytes) -> Job:
+def decode_job(line: bytes) -> Job | TrialJob:
     """The job in a line. Raises msgspec.MsgspecError when it is none: only a bug writes such a line."""
-    return msgspec.json.decode(line, type=Job)
+    return msgspec.json.decode(line, type=Job | TrialJob)
 
 
 def decode_answer(line: bytes) -> Answer:
     """The answer in a line. Raises msgspec.MsgspecError when it is none."""
-    return msgspec.json.decode(line, type=Done | Failed)
+    return msgspec.json.decode(line, type=Done | Failed | Verdict)

@@ -1,9 +1,9 @@
-"""The trainer: a child process of the agent that loads ONNX Runtime, trains a round, and writes the outbox.
+"""The trainer: a child process of the agent that loads ONNX Runtime, trains a round and writes the outbox, or tries a version.
 
-Model: it reads a `Job` per line, answers each with `Done` or `Failed`, and ends when its input ends. The engine is kept from one
-job to the next while the variant stays the same; the examples are read anew, so that new ones are seen. It lowers its priority
-before it loads anything heavy and dies with the agent; the agent ends it when it takes more memory than the profile allows, so
-that a model that eats the board's memory takes this process down and not the device.
+Model: it reads a `Job` or a `TrialJob` per line, answers each with `Done`, `Failed` or a `Verdict`, and ends when its input ends.
+The engine is kept from one job to the next while the variant stays the same; the examples are read anew, so that new ones are
+seen. It lowers its priority before it loads anything heavy and dies with the agent; the agent ends it when it takes more memory
+than the profile allows, so that a model that eats the board's memory takes this process down and not the device.
 
 Rules: standard output carries answers only; what libraries print goes to standard error. An answer `Done` is given after the
 outbox is on disk. The same job gives the same bytes: shuffling and rounding are seeded by task, round and device.
@@ -17,18 +17,20 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from edgefl.codec.weights import decode_weights
 from edgefl.device.coding import Learnt, carried, last_loss, write_update
-from edgefl.device.job import AGENT_VARIABLE, Answer, Done, Failed, Job, decode_job, encode_line
+from edgefl.device.job import AGENT_VARIABLE, Answer, Done, Failed, Job, TrialJob, Verdict, decode_job, encode_line
 from edgefl.device.resources import peak_rss
+from edgefl.device.trial import try_out
 from edgefl.engine.contract import Engine, VariantFiles
 from edgefl.engine.curvature import curvature
 from edgefl.engine.open import open_engine
-from edgefl.errors import EdgeflError, EngineError, Fault
+from edgefl.errors import EdgeflError, EngineError, Fault, StoreError
 from edgefl.examples import Examples
 from edgefl.layout import Float32
 from edgefl.rates import rate_by_curvature, rate_by_loss
@@ -46,6 +48,8 @@ class Trainer:
     def __init__(self, threads: int) -> None:
         self._threads = threads
         self._engine: tuple[VariantFiles, Engine] | None = None
+        self.opening = False
+        """Whether the engine was being opened when the last job ended."""
 
     def run(self, job: Job) -> Done:
         """Train, encode, and write the outbox.
@@ -80,8 +84,15 @@ class Trainer:
         files = VariantFiles(job.engine, job.layout, job.input_shape, job.classes, job.batch, paths, job.recipe)
         if self._engine is None or self._engine[0] != files:
             self._engine = None  # the old engine's memory goes before the new one's comes
+            self.opening = True
             self._engine = (files, open_engine(files, threads=self._threads))
+        self.opening = False
         return self._engine[1]
+
+    def try_out(self, job: TrialJob) -> Verdict:
+        """Try a version; `edgefl.device.trial`."""
+        self.forget()
+        return try_out(job, partial(open_engine, threads=self._threads))
 
     def forget(self) -> None:
         """Let go of the engine: after a failure its state is not to be trusted, and its memory may be what is missing."""
@@ -105,19 +116,23 @@ def _rate(job: Job, engine: Engine, examples: Examples, base: Float32) -> float:
     return task.learning_rate
 
 
-def answer(trainer: Trainer, job: Job) -> Answer:
+def answer(trainer: Trainer, job: Job | TrialJob) -> Answer:
     """Run a job; whatever goes wrong becomes an answer."""
+    if isinstance(job, TrialJob):
+        return trainer.try_out(job)
     fault: Fault
     try:
         return trainer.run(job)
     except EdgeflError as error:
-        reason, fault = str(error), error.fault
+        reason, fault, code = str(error), error.fault, "load" if trainer.opening else error.code
     except MemoryError:
         reason, fault = "training needs more memory than the profile allows. Push a narrower variant.", "machine"
+        code = "memory"
     except OSError as error:
         reason, fault = f"reading or writing failed: {error}.", "machine"
+        code = StoreError.code
     trainer.forget()
-    return Failed(round=job.round, reason=reason, fault=fault, peak_rss=peak_rss())
+    return Failed(round=job.round, reason=reason, fault=fault, peak_rss=peak_rss(), code=code)
 
 
 def yield_to_others() -> None:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from edgefl.device.job import AGENT_VARIABLE, Answer, Failed, Job, decode_answer, encode_line
+from edgefl.device.job import AGENT_VARIABLE, Answer, Done, Failed, Job, TrialJob, Verdict, decode_answer, encode_line
 from edgefl.device.resources import cpu_seconds, resident
 
 IDLE_SECONDS = 60.0
@@ -51,7 +51,7 @@ class TrainerProcess:
         self._memory = memory_mb * 1024 * 1024
         self._clock = clock
         self._child: subprocess.Popen[bytes] | None = None
-        self._job: Job | None = None
+        self._job: Job | TrialJob | None = None
         self._since = 0.0
         self._cpu = (0.0, 0.0)  # seconds the child has used, and when that was new
         self._line = b""
@@ -69,7 +69,7 @@ class TrainerProcess:
         """File descriptors that become readable when there may be an answer."""
         return (self._child.stdout.fileno(),) if self._job and self._child and self._child.stdout else ()
 
-    def start(self, job: Job) -> None:
+    def start(self, job: Job | TrialJob) -> None:
         """Give the child a job, starting one if there is none. The caller has seen that it is not busy."""
         now = self._clock()
         self._job, self._since, self._cpu, self._trouble = job, now, (0.0, now), ""
@@ -126,10 +126,10 @@ class TrainerProcess:
         if stream is None or stream.write(line) != len(line):
             raise OSError(f"a job of {len(line)} bytes does not fit the pipe")
 
-    def _read(self, job: Job) -> Answer | None:
+    def _read(self, job: Job | TrialJob) -> Answer | None:
         child = self._child
         if child is None or child.stdout is None:
-            return self._failed(job, f"the trainer process could not be started: {self._trouble or 'it is gone'}")
+            return _failed(job, "crash", f"the trainer process could not be started: {self._trouble or 'it is gone'}")
         chunk = child.stdout.read(LONGEST_ANSWER)
         self._line += chunk or b""
         if self._line.endswith(b"\n") or len(self._line) > LONGEST_ANSWER:
@@ -139,42 +139,65 @@ class TrainerProcess:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(REAP_SECONDS)  # its output has ended, so it is ending
         self.kill()
-        return self._failed(job, f"the trainer process died ({_cause(child.returncode)}); the log says more")
+        return _failed(job, "crash", f"the trainer process died ({_cause(child.returncode)}); the log says more")
 
-    def _decoded(self, job: Job) -> Answer:
+    def _decoded(self, job: Job | TrialJob) -> Answer:
         try:
             answer = decode_answer(self._line)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             self.kill()
-            return self._failed(job, f"the trainer answered nonsense: {error}")
-        if answer.round == job.round:
+            return _failed(job, "crash", f"the trainer answered nonsense: {error}")
+        if _belongs(answer, job):
             return answer
         self.kill()
-        return self._failed(job, f"the trainer answered nonsense: round {answer.round} instead of {job.round}")
+        return _failed(job, "crash", f"the trainer answered nonsense: {_place(answer)} instead of {_place(job)}")
 
-    def _overdrawn(self, job: Job) -> Failed | None:
+    def _overdrawn(self, job: Job | TrialJob) -> Answer | None:
         """Ends a child that has taken more time or memory than it may, or does nothing."""
         now, pid = self._clock(), self._child.pid if self._child else 0
         used, cpu = resident(pid), cpu_seconds(pid)
         if cpu != self._cpu[0]:
             self._cpu = (cpu, now)
+        what, limit = ("the trial", job.health.seconds) if isinstance(job, TrialJob) else ("training", JOB_SECONDS)
+        code = "time"
         if used > self._memory:
+            code = "memory"
             reason = (
-                f"training needs more memory than this device's profile allows: expected at most {self._memory >> 20} MiB, "
+                f"{what} needs more memory than this device's profile allows: expected at most {self._memory >> 20} MiB, "
                 f"found {used >> 20} MiB. Push a narrower variant, or use fewer examples"
             )
-        elif now - self._since > JOB_SECONDS:
-            reason = f"training took longer than {JOB_SECONDS / 3600:.0f} hours"
+        elif now - self._since > limit:
+            reason = (
+                f"{what} took longer than {limit / 3600:g} hours" if limit >= 3600 else f"{what} took longer than {limit:g} s"
+            )
         elif now - self._cpu[1] > STILL_SECONDS:
             reason = f"the trainer process stood still for {STILL_SECONDS:.0f} seconds"
         else:
             return None
         self.kill()
-        return self._failed(job, reason, used)
+        return _failed(job, code, reason, used)
 
-    @staticmethod
-    def _failed(job: Job, reason: str, peak_rss: int = 0) -> Failed:
-        return Failed(round=job.round, reason=reason, fault="machine", peak_rss=peak_rss)
+
+def _failed(job: Job | TrialJob, code: str, reason: str, peak_rss: int = 0) -> Answer:
+    if isinstance(job, TrialJob):
+        code = "trial-deadline" if code == "time" else f"trial-{code}"
+        return Verdict(version=job.candidate.version, code=code, reason=reason, peak_rss=peak_rss)
+    return Failed(round=job.round, reason=reason, fault="machine", peak_rss=peak_rss, code=code)
+
+
+def _belongs(answer: Answer, job: Job | TrialJob) -> bool:
+    return isinstance(answer, Verdict) == isinstance(job, TrialJob) and _place(answer) == _place(job)
+
+
+def _place(one: Job | TrialJob | Answer) -> str:
+    """Which round or trial a job or an answer is about."""
+    match one:
+        case Job() | Done() | Failed():
+            return f"round {one.round}"
+        case Verdict():
+            return f"trial of version {one.version}"
+        case TrialJob():
+            return f"trial of version {one.candidate.version}"
 
 
 def _cause(code: int | None) -> str:

@@ -1,16 +1,16 @@
-"""The models of a device take turns at its one trainer.
+"""The models of a device take turns at its one trainer, for rounds and for trials.
 
-Model: a queue of jobs in front of a `TrainerProcess`. What comes out are events for the sessions. Nothing is believed of the
-trainer but what is on disk: an update counts as trained if the outbox holds it.
+Model: a queue of jobs in front of a `TrainerProcess`, trials first. What comes out are events for the sessions. Nothing is
+believed of the trainer but what is on disk: an update counts as trained if the outbox holds it.
 """
 
 import logging
 from collections import deque
 from dataclasses import dataclass
 
-from edgefl.device.events import Trained, TrainingFailed
+from edgefl.device.events import Trained, TrainingFailed, Tried
 from edgefl.device.held import HeldModel
-from edgefl.device.job import Answer, Done, Job
+from edgefl.device.job import Answer, Done, Failed, Job, TrialJob, Verdict
 from edgefl.device.training import TrainerProcess
 
 log = logging.getLogger("edgefl.device")
@@ -19,7 +19,7 @@ log = logging.getLogger("edgefl.device")
 @dataclass(frozen=True, slots=True)
 class _Turn:
     model: HeldModel
-    job: Job
+    job: Job | TrialJob
 
 
 class TrainingQueue:
@@ -40,18 +40,25 @@ class TrainingQueue:
         """Peak resident bytes of any trainer so far."""
         return self._trainer.peak_rss
 
-    def put(self, model: HeldModel, job: Job) -> None:
+    def put(self, model: HeldModel, job: Job | TrialJob) -> None:
         """Let this job run when it is its turn."""
-        self._waiting.append(_Turn(model, job))
+        if isinstance(job, TrialJob):
+            self._waiting.appendleft(_Turn(model, job))
+        else:
+            self._waiting.append(_Turn(model, job))
 
-    def drop(self, model: HeldModel) -> None:
-        """Forget the jobs of a model; a running one is ended."""
-        self._waiting = deque(turn for turn in self._waiting if turn.model is not model)
-        if self._running and self._running.model is model:
+    def drop(self, model: HeldModel, *kinds: type[Job] | type[TrialJob]) -> None:
+        """Forget the jobs of a model, all or those of some kinds; a running one is ended."""
+
+        def meant(turn: _Turn) -> bool:
+            return turn.model is model and isinstance(turn.job, kinds or (Job, TrialJob))
+
+        self._waiting = deque(turn for turn in self._waiting if not meant(turn))
+        if self._running and meant(self._running):
             self._running = None
             self._trainer.cancel()
 
-    def advance(self) -> list[tuple[HeldModel, Trained | TrainingFailed]]:
+    def advance(self) -> list[tuple[HeldModel, Trained | TrainingFailed | Tried]]:
         """What the running job has come to, if it has ended; then the next one begins."""
         ended = []
         answer = self._trainer.poll()
@@ -70,13 +77,24 @@ class TrainingQueue:
         self._trainer.cancel()
 
 
-def _outcome(turn: _Turn, answer: Answer) -> Trained | TrainingFailed:
-    job, name = turn.job, turn.model.name
-    if not isinstance(answer, Done):
-        log.warning("%s round %d failed: %s", name, job.round, answer.reason)
-        return TrainingFailed(job.round, answer.reason)
-    entry = turn.model.disk.waiting(job.version, job.variant)
-    if entry is None or (entry.round, entry.sha256) != (job.round, answer.sha256):
-        return TrainingFailed(job.round, "the trainer was done, but its update is not in the outbox")
-    log.info("%s round %d trained in %.2f s", name, job.round, answer.seconds)
-    return Trained(job.round, answer.sha256, entry.loss_after)
+def _outcome(turn: _Turn, answer: Answer) -> Trained | TrainingFailed | Tried:
+    name = turn.model.name
+    match answer:
+        case Verdict():
+            how = f"failed ({answer.code}): {answer.reason}" if answer.code else "passed"
+            log.info("%s@%d: trial of %.2f s %s", name, answer.version, answer.seconds, how)
+            return Tried(answer.version, answer.code, answer.reason)
+        case Failed():
+            log.warning("%s round %d failed: %s", name, answer.round, answer.reason)
+            return TrainingFailed(answer.round, answer.reason, answer.code)
+        case Done():
+            return _trained(turn, answer)
+
+
+def _trained(turn: _Turn, done: Done) -> Trained | TrainingFailed:
+    job = turn.job
+    entry = turn.model.disk.waiting(job.version, job.variant) if isinstance(job, Job) else None
+    if entry is None or (entry.round, entry.sha256) != (done.round, done.sha256):
+        return TrainingFailed(done.round, "the trainer was done, but its update is not in the outbox")
+    log.info("%s round %d trained in %.2f s", turn.model.name, done.round, done.seconds)
+    return Trained(done.round, done.sha256, entry.loss_after)

@@ -4,15 +4,19 @@ Model. The parent is the model at full width. For a profile the planner (`edgefl
 graphs are exported, compared with torch and measured; if the real files are too large the planner is asked again with what is
 known now. Profiles that come to the same width, precision and engine share everything but the manifest.
 
-Rule: what is measured is what is sent: bytes of the files on disk, accuracy of the decoded weights through the exported graph.
+Rule: what is measured is what is sent: bytes of the files on disk, accuracy of the decoded weights through the exported graph,
+and the golden outputs, which every device compares its own with before it makes the version its active one.
 """
 
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from edgefl.codec.golden import encode_golden, golden_inputs, golden_length
 from edgefl.codec.weights import decode_weights, encode_weights
 from edgefl.compress.budget import WIDTHS, Candidate, candidates, choose
-from edgefl.engine.contract import VariantFiles
+from edgefl.engine.contract import Engine, VariantFiles
 from edgefl.engine.open import open_engine
 from edgefl.errors import EngineError, FitError, ModelError
 from edgefl.examples import Examples
@@ -86,6 +90,7 @@ class Workshop:
         self._known = [(profile.name, profile.storage_bytes) for profile in known if profile.engine != "none"]
         self._exports: dict[tuple[str, float], ExportedGraphs] = {}
         self._accuracies: dict[tuple[str, str], float | None] = {}
+        self._goldens: dict[tuple[str, str], bytes] = {}
         self._unfit: set[str] = set()
 
     def make(self, profile: Profile) -> Made:
@@ -93,7 +98,8 @@ class Workshop:
         engine, candidate = self._engine_and_plan(profile)
         exported = self._exports[engine, candidate.width]
         weights = encode_weights(self._slice(candidate.layout), candidate.layout, candidate.precision)
-        contents = {**exported.graphs, "weights": weights}
+        golden = self._golden(engine, candidate, exported, weights)
+        contents = {**exported.graphs, "golden": golden, "weights": weights}
         files = tuple(file_ref(role, data) for role, data in contents.items())
         for data in contents.values():
             self._blobs.put(data)
@@ -117,7 +123,8 @@ class Workshop:
     def _plan(self, profile: Profile, chosen: str) -> Candidate:
         """Choose with the sizes that are known; export what was chosen; until the choice is one whose real size is known."""
         while True:
-            sizes = {width: _total(e) for (engine, width), e in self._exports.items() if engine == chosen}
+            golden = golden_length(self._source.input_shape, self._source.classes)
+            sizes = {width: _total(e) + golden for (engine, width), e in self._exports.items() if engine == chosen}
             candidate = choose(profile.name, profile.storage_bytes, candidates(self._layouts, sizes), self._known)
             if candidate.width in sizes:
                 return candidate
@@ -132,6 +139,26 @@ class Workshop:
 
     def _slice(self, layout: Layout) -> Float32:
         return self._parent[nested_index(self._layouts[1.0], layout)]
+
+    def _golden(self, kind: str, candidate: Candidate, exported: ExportedGraphs, weights: bytes) -> bytes:
+        """A few inputs, and what the exported graph makes of them with the weights as a device decodes them."""
+        key = (kind, candidate.name)
+        if key not in self._goldens:
+            with tempfile.TemporaryDirectory(prefix="edgefl-") as directory:
+                paths = {role: Path(directory) / role for role in exported.graphs}
+                for role, path in paths.items():
+                    path.write_bytes(exported.graphs[role])
+                inputs = golden_inputs(self._source.input_shape, self._source.classes)
+                outputs = self._opened(kind, candidate, paths, weights).predict(inputs)
+            self._goldens[key] = encode_golden(inputs, outputs)
+        return self._goldens[key]
+
+    def _opened(self, kind: str, candidate: Candidate, paths: Mapping[str, Path], weights: bytes) -> Engine:
+        shape, classes = self._source.input_shape, self._source.classes
+        files = VariantFiles(kind, candidate.layout, shape, classes, self._batch, paths, self._source.recipe)
+        engine = open_engine(files, threads=1)
+        engine.set_vector(decode_weights(weights, candidate.layout))
+        return engine
 
     def _check_on_disk(self, profile: Profile, candidate: Candidate, files: Sequence[FileRef]) -> None:
         """What the planner computed is what the files take."""
@@ -151,10 +178,7 @@ class Workshop:
         if key not in self._accuracies:
             self._say(f"measuring {candidate.name} on {len(self._holdout)} examples")
             paths = {ref.role: self._blobs.path(ref.sha256) for ref in files}
-            shape, classes = self._source.input_shape, self._source.classes
-            opened = VariantFiles(kind, candidate.layout, shape, classes, self._batch, paths, self._source.recipe)
-            engine = open_engine(opened, threads=1)
-            engine.set_vector(decode_weights(self._blobs.get(files[-1].sha256), candidate.layout))
+            engine = self._opened(kind, candidate, paths, self._blobs.get(files[-1].sha256))
             self._accuracies[key] = engine.evaluate(self._holdout).accuracy
         return self._accuracies[key]
 

@@ -1,0 +1,74 @@
+"""How things are on the board when an installation asks whether it may go on: local time, battery, disk, a round in progress."""
+
+import contextlib
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from edgefl.codec.weights import Precision, weights_length
+from edgefl.device.defer import Conditions, Policy
+from edgefl.device.power import battery_percent
+from edgefl.device.state import Session
+from edgefl.errors import StoreError
+from edgefl.store.blobs import BlobStore
+from edgefl.wire.messages import FileRef, Manifest
+
+RESIDUAL_BYTES = 8
+"""Per parameter: update and residual in the outbox, and the residual that they replace."""
+
+
+def conditions(
+    session: Session, policy: Policy, blobs: BlobStore, partial: Path, *, clock: float, wall: float, reserve: int
+) -> Conditions:
+    """What `edgefl.device.defer` judges, for the version on its way.
+
+    Args:
+        session: of the model.
+        policy: what need not be looked at is not.
+        blobs: files of all models.
+        partial: directory of files that are being fetched.
+        clock: monotonic seconds.
+        wall: seconds since 1970.
+        reserve: bytes of disk to leave free.
+    """
+    local, install = time.localtime(wall), session.install
+    return Conditions(
+        minute=60 * local.tm_hour + local.tm_min,
+        battery=battery_percent() if policy.battery else None,
+        training=session.busy,
+        waited=clock - install.since if install else 0.0,
+        missing=_missing(install.manifest.files, blobs, partial) if install else 0,
+        working=working_bytes(install.manifest) if install else 0,
+        free=_free(blobs) - reserve,
+    )
+
+
+def working_bytes(manifest: Manifest) -> int:
+    """What training a version takes on disk beside its files: weights of two rounds in float32, and two residuals."""
+    return 2 * weights_length(manifest.layout, Precision.FP32) + RESIDUAL_BYTES * manifest.layout.size
+
+
+def room_for(length: int, blobs: BlobStore, reserve: int) -> None:
+    """Raises StoreError when so many bytes would eat into the reserve."""
+    if (free := _free(blobs)) < length + reserve:
+        raise StoreError("not enough disk space for new weights", expected=f"{length + reserve} bytes free", found=f"{free}")
+
+
+def _free(blobs: BlobStore) -> int:
+    try:
+        return shutil.disk_usage(blobs.root).free
+    except OSError:
+        return 0
+
+
+def _missing(files: Iterable[FileRef], blobs: BlobStore, partial: Path) -> int:
+    """Bytes that are not on disk yet; an incomplete file has its room already, but counts as missing with one byte at least."""
+    missing = 0
+    for ref in files:
+        if not blobs.has(ref.sha256):
+            taken = 0
+            with contextlib.suppress(OSError):
+                taken = (partial / f"{ref.sha256.hex()}.part").stat().st_blocks * 512
+            missing += max(1, ref.length - taken)
+    return missing
