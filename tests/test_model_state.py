@@ -61,6 +61,16 @@ def test_another_version_clears_the_old_ones_things_away_and_keeps_what_a_return
     assert names(state) == ["current", "order.previous", "previous", "trial"]
 
 
+def test_a_rollback_takes_its_own_order_along(state):
+    """The version before, activated again, has the order that it had, and the one that it replaces keeps its own."""
+    install(state, b"manifest 2", version=2)
+    state.adopt(b"order of 2")
+    state.prepare(b"manifest 1", TrialRecord(1, 0, 1), ())
+    state.activate(back=True)
+    assert (state.current(), state.previous()) == (b"manifest 1", b"manifest 2")
+    assert state.orders() == (b"order 1", b"order of 2")
+
+
 def test_a_return_is_one_rename(state):
     """The version before is the active one again, with its order; the failed one is known, and nothing of it is left."""
     install(state, b"manifest 2", version=2)

@@ -87,7 +87,7 @@ def test_every_variant_fits_its_profile_and_is_what_its_manifest_says(fleet: Fle
         on_disk = [blobs.path(ref.sha256).stat().st_size for ref in manifest.files]
         assert sum(on_disk) == manifest.total_bytes == outcome.bytes
         assert outcome.footprint <= profile.storage_bytes == outcome.budget
-        assert {ref.role for ref in manifest.files} == {"train", "eval", "infer", "weights"}
+        assert {ref.role for ref in manifest.files} == {"train", "eval", "infer", "golden", "weights"}
         for ref in manifest.files:
             assert check_ref(ref) == file_ref(ref.role, blobs.get(ref.sha256))
         assert manifest.round_key == online_signer(fleet).public_key
@@ -128,7 +128,7 @@ def test_engines_share_the_variant_but_not_the_graphs(fleet: Fleet) -> None:
         one, two = (record.manifest for record in variants(database, "digits", 1))
     assert one.file("weights") == two.file("weights")
     assert one.layout == two.layout
-    assert {ref.role for ref in one.files} == {"train", "eval", "infer", "weights", "optimizer", "checkpoint"}
+    assert {ref.role for ref in one.files} == {"train", "eval", "infer", "golden", "weights", "optimizer", "checkpoint"}
 
 
 @pytest.mark.slow

@@ -11,7 +11,6 @@ from edgefl.device.events import (
     Event,
     Fetch,
     Fetched,
-    ManifestHeard,
     NotRebuilt,
     OrderHeard,
     Rebuild,
@@ -61,7 +60,7 @@ def run(state: Session, *events: Event, now: float = 0.0) -> tuple[Session, list
 
 def active() -> Session:
     """A session with an active version and nothing else."""
-    return run(Session("cam-01"), ManifestHeard(MANIFEST), *[Fetched(ref.sha256) for ref in MANIFEST.files])[0]
+    return Session("cam-01", active=MANIFEST)
 
 
 def test_weights_are_fetched_as_a_difference_and_trained_when_they_are_whole() -> None:

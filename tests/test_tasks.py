@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from edgefl.device.session import takes_part as live_takes_part
+from edgefl.device.rounds import takes_part as live_takes_part
 from edgefl.errors import UpdateError
 from edgefl.participation import chance, takes_part
 from edgefl.plan import Plan

@@ -32,15 +32,15 @@ def conditions(
         wall: seconds since 1970.
         reserve: bytes of disk to leave free.
     """
-    local, install = time.localtime(wall), session.install
+    install = session.install
     return Conditions(
-        minute=60 * local.tm_hour + local.tm_min,
+        minute=local_minute(wall),
         battery=battery_percent() if policy.battery else None,
         training=session.busy,
         waited=clock - install.since if install else 0.0,
         missing=_missing(install.manifest.files, blobs, partial) if install else 0,
         working=working_bytes(install.manifest) if install else 0,
-        free=_free(blobs) - reserve,
+        free=free_bytes(blobs) - reserve,
     )
 
 
@@ -51,11 +51,18 @@ def working_bytes(manifest: Manifest) -> int:
 
 def room_for(length: int, blobs: BlobStore, reserve: int) -> None:
     """Raises StoreError when so many bytes would eat into the reserve."""
-    if (free := _free(blobs)) < length + reserve:
+    if (free := free_bytes(blobs)) < length + reserve:
         raise StoreError("not enough disk space for new weights", expected=f"{length + reserve} bytes free", found=f"{free}")
 
 
-def _free(blobs: BlobStore) -> int:
+def local_minute(wall: float) -> int:
+    """Minute of the local day, 0 to 1439."""
+    local = time.localtime(wall)
+    return 60 * local.tm_hour + local.tm_min
+
+
+def free_bytes(blobs: BlobStore) -> int:
+    """Of the disk that the files are on; 0 if it cannot be found out."""
     try:
         return shutil.disk_usage(blobs.root).free
     except OSError:

@@ -160,10 +160,12 @@ class StopTrial:
 class Activate:
     """Make the candidate the active version on disk, atomically, and the active one the previous.
 
-    Update and residual of the version that was active are dropped.
+    Update and residual of the version that was active are dropped. `back`: it is the previous version, whose newest weights are
+    still held.
     """
 
     manifest: Manifest
+    back: bool = False
 
 
 @dataclass(frozen=True, slots=True)

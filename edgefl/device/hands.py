@@ -160,7 +160,7 @@ class Hands:
                 self.tidy()
             case Activate(manifest) | Repaired(manifest):
                 if isinstance(effect, Activate):
-                    model.disk.activate()
+                    model.disk.activate(back=effect.back)
                     model.verdict = None
                 log.info("%s@%d is active", model.name, manifest.version)
                 self._activated(model)

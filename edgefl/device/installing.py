@@ -168,10 +168,11 @@ def tried(state: Session, event: Tried) -> Outcome:
     stop: tuple[Effect, ...] = (StopTraining(),) if state.work and state.work.step is Step.TRAINING else ()
     before = state.active or state.broken
     kept = state.adopted if state.active else b""
+    back, held = same(install.manifest, state.previous), state.previous_weights
     state = _with_active(replace(state, install=None, broken=None, done=(0, 0), loss=0.0, proven=False), install, None)
     if before:
-        state = replace(state, previous=before, previous_weights=kept)
-    return state, (*stop, Activate(install.manifest), Announce("activated", install.manifest.version, 0))
+        state = replace(state, previous=before, previous_weights=kept, adopted=held if back else b"")
+    return state, (*stop, Activate(install.manifest, back), Announce("activated", install.manifest.version, 0))
 
 
 def _with_active(state: Session, install: Install, work: Work | None) -> Session:

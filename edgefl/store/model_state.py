@@ -98,19 +98,25 @@ class ModelState:
             write_file(self.root / "candidate", signed)
         write_file(self.root / "trial", msgspec.msgpack.encode(record))
 
-    def activate(self) -> None:
+    def activate(self, *, back: bool = False) -> None:
         """Make the candidate the active version, and the active one the previous; repeated after a cut, it does the rest.
+
+        Args:
+            back: whether the candidate is the previous version, whose order then is the active one again.
 
         Raises:
             StoreError: it cannot be written; the old version is still the active one.
         """
         current, order = self.current(), self.root / "order"
+        kept = self._signed("order.previous") if back else None
         if current is not None:
             write_file(self.root / "previous", current)
         if order.exists():
             replace(order, self.root / "order.previous")
         replace(self.root / "candidate", self.root / "current")
         self._clear()
+        if kept is not None:
+            self.adopt(kept)
 
     def replace_current(self, sealed: bytes) -> None:
         """Keep another manifest of the active version: one with the same files and another key. Raises StoreError."""
