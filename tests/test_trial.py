@@ -14,7 +14,6 @@ import pytest
 
 from edgefl.codec.golden import decode_golden, encode_golden, farthest, golden_inputs, golden_length
 from edgefl.codec.weights import Precision, encode_weights
-from edgefl.device.events import ManifestHeard
 from edgefl.device.job import Done, Job, Side, TrialJob
 from edgefl.device.training import TrainerProcess
 from edgefl.device.trial import try_out
@@ -360,9 +359,7 @@ def test_another_rollout_gives_a_failed_version_another_chance(board):
     run(board, lambda: trainer.busy)
     trainer._child.kill()
     run(board, lambda: codes(board))
-    payload = board.model._manifest_heard
-    board.model._remember(manifest, payload)
-    board.agent._hands.happen(board.model, ManifestHeard(manifest, 9))
+    board.office.assign(manifest.version, rollout=9)
     run(board, lambda: board.active() == 2)
     assert board.model.disk.failed() == ()
     assert board.model.disk.trial() == TrialRecord(2, 9, 1)

@@ -6,6 +6,7 @@ No test in here. A test module loads it by its path, because test modules are no
 import hashlib
 import random
 from collections import defaultdict
+from typing import ClassVar
 
 import msgspec
 import numpy as np
@@ -79,7 +80,7 @@ class ScriptedEngine:
     """An engine whose training adds the round's delta; the round stands in the weights."""
 
     layout = LAYOUT
-    accuracies = {}
+    accuracies: ClassVar = {}
     """By the first value of the weights; 0.5 for all others."""
 
     def __init__(self, *_, **__):
