@@ -52,7 +52,8 @@ class Rules(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         minimum: devices that must be done before that share is looked at.
         at_limit: whether such a rollout pauses, or is aborted at once.
         approve: whether it waits for an operator before each next stage.
-        timeout: seconds that a device which has been told, and has been there since, may take; 0 waits for ever.
+        timeout: seconds that a device which has been told, and has been there since, may take, without the time for which it has
+            put it off; 0 waits for ever.
 
     Raises:
         ConfigError: the stages do not rise, or do not end with all devices.

@@ -235,6 +235,20 @@ def test_timeout_counts_from_when_a_device_was_there() -> None:
     assert fleet.state.devices["away"].code == "timed-out"
 
 
+def test_putting_it_off_is_not_being_slow() -> None:
+    """While a device defers the version no timeout counts; it counts anew when the device begins."""
+    fleet = Fleet(1, timeout=100.0)
+    fleet.hear(["d0000"], "deferred")
+    fleet.now = 1000.0
+    fleet.happen(Tick())
+    fleet.hear(["d0000"], "fetching")
+    fleet.happen(Tick())
+    assert fleet.at("fetching") == ["d0000"]
+    fleet.now = 1200.0
+    fleet.happen(Tick())
+    assert fleet.at("timed-out") == ["d0000"]
+
+
 def test_slow_device_that_comes_after_all_has_succeeded() -> None:
     """A device that was counted as too slow and then holds the version is counted as holding it."""
     fleet = Fleet(2, stages=(Stage(share=1.0),), timeout=10.0, minimum=9, success=0.1)

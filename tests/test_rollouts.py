@@ -2,9 +2,13 @@
 
 import importlib.util
 import time
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edgefl.errors import FleetError
 from edgefl.rollout_rules import Rules, Target, parse_stages
@@ -15,7 +19,7 @@ from edgefl.server.wanted import wanted
 from edgefl.store.database import transaction
 from edgefl.store.releases import previous_releases, release, releases
 from edgefl.store.rollouts import get_rollout, newest_rollout
-from edgefl.store.tags import tag
+from edgefl.store.tags import all_tags, tag, untag
 from edgefl.store.versions import get_version
 from edgefl.wire import topics
 from edgefl.wire.messages import Installed, Report, State, encode
@@ -294,6 +298,22 @@ def test_rollback_of_a_finished_rollout_says_so(fleet):
     assert get_rollout(fleet.database, 1).state.phase == "rolled back"
 
 
+def test_trying_again_does_not_stand_in_the_way_of_a_rollback(fleet):
+    """A rollout that tries the release again on one device, running or finished, is not what a rollback undoes."""
+    server = fleet.serve()
+    start(fleet, rules=ALL)
+    report(fleet, NAMES[1:])
+    report(fleet, NAMES[:1], "failed")
+    server.turns()
+    assert holding(fleet, 1) == NAMES[:1]
+    start(fleet, rules=ALL, devices=NAMES[:1])
+    report(fleet, NAMES[:1])
+    server.turns()
+    assert holding(fleet, 2) == NAMES
+    assert back(fleet).version == 1
+    assert holding(fleet, 1) == NAMES
+
+
 def test_rollout_for_a_tag_is_for_those_devices_only(fleet):
     """Its version becomes theirs, of newcomers with the tag too, and not the release; a rollback takes it from them."""
     server = fleet.serve()
@@ -463,3 +483,111 @@ def test_look_at_two_thousand_devices_is_quick(tmp_path):
     assert one < 0.15
     assert many < 0.5
     assert told < 0.3
+
+
+ACTS = st.one_of(
+    st.tuples(
+        st.just("start"), st.integers(1, 4), st.sampled_from(["", "lab"]), st.sampled_from(["1,100%", "100%", "1,50%,100%"])
+    ),
+    st.tuples(st.just("order"), st.sampled_from(["pause", "resume", "promote", "abort"])),
+    st.tuples(st.just("rollback")),
+    st.tuples(st.just("push")),
+    st.tuples(
+        st.just("report"), st.sampled_from(["activated", "activated", "failed", "reverted", "fetching"]), st.integers(1, 5)
+    ),
+    st.tuples(st.just("tag"), st.integers(0, 5)),
+    st.tuples(st.just("revoke"), st.integers(0, 5)),
+    st.tuples(st.just("later"), st.sampled_from([1.0, 100.0])),
+    st.tuples(st.just("restart")),
+)
+
+
+class Player:
+    """A small fleet in which anything may happen in any order."""
+
+    def __init__(self, root):
+        self.fleet = toy.ToyFleet(root)
+        self.fleet.provision(**{name: "small" if name == "d05" else "big" for name in NAMES[:6]})
+        push(self.fleet)
+        for profiles in (("big",), (), ("big", "small")):
+            self.fleet.push(*profiles, seed=len(profiles))
+        self.rollouts = Rollouts(self.fleet.database, self.fleet.clock.wall)
+
+    def play(self, act, *more):
+        """Do it, or be told why it cannot be done."""
+        with suppress(FleetError):
+            getattr(self, act)(*more)
+        self.fleet.clock.now += 6.0
+        self.rollouts.look()
+
+    def start(self, version, tagged, stages):
+        """Start a rollout."""
+        rules = Rules(stages=parse_stages(stages), timeout=50.0, approve=version == 3)
+        start(self.fleet, version, rules, **({"tags": [tagged]} if tagged else {}))
+
+    def order(self, word):
+        """An operator's order."""
+        say(self.fleet, word)
+
+    def rollback(self):
+        """An operator's rollback."""
+        back(self.fleet)
+
+    def push(self):
+        """A version that is the release at once."""
+        push(self.fleet)
+
+    def report(self, step, count):
+        """The first devices report on what they are to hold."""
+        for device, models in list(wanted(self.fleet.database).items())[:count]:
+            for one in models:
+                self.rollouts.report(device, Report(one.model, one.version, 0, step))
+
+    def tag(self, number):
+        """A device comes into the group, or leaves it."""
+        with transaction(self.fleet.database):
+            (untag if NAMES[number] in all_tags(self.fleet.database) else tag)(self.fleet.database, NAMES[number], ["lab"])
+
+    def revoke(self, number):
+        """A device leaves the fleet, or comes back."""
+        with self.fleet.database as database:
+            database.execute("UPDATE devices SET revoked=CASE WHEN revoked IS NULL THEN 1 END WHERE id=?", (NAMES[number],))
+
+    def later(self, seconds):
+        """Time passes."""
+        self.fleet.clock.now += seconds
+
+    def restart(self):
+        """The server is another process."""
+        self.rollouts = Rollouts(self.fleet.database, self.fleet.clock.wall)
+
+
+@settings(max_examples=40, deadline=None)
+@given(acts=st.lists(ACTS, max_size=25))
+def test_every_device_always_has_a_version_that_it_can_hold(acts):
+    """Whatever is ordered, pushed, tagged, revoked, reported and restarted, the rows stay sound and nobody is told too much."""
+    with TemporaryDirectory() as root:
+        player = Player(Path(root))
+        database = player.fleet.database
+        for act in acts:
+            player.play(*act)
+            states = rollout_statuses(database, ended=True)
+            assert sum(one.is_open for one in states) <= 1
+            valid = [name for (name,) in player.fleet.rows("SELECT id FROM devices WHERE revoked IS NULL ORDER BY id")]
+            held = wanted(database)
+            assert list(held) == valid
+            assert wanted(database) == held
+            for name, models in held.items():
+                (one,) = models
+                made = "SELECT 1 FROM variants WHERE version=? AND profile=?"
+                assert player.fleet.rows(made, one.version, player.fleet.profiles[name])
+                if one.rollout:
+                    said = get_rollout(database, one.rollout)
+                    assert said.version == one.version
+                    assert not (device := said.state.devices.get(name)) or not device.failed
+            for one in states:
+                if one.is_open:
+                    told = {name for name, models in held.items() if models[0].rollout == one.id}
+                    state = get_rollout(database, one.id).state
+                    assert told <= {name for name, device in state.devices.items() if device.step != "waiting"}
+        player.rollouts._database.close()

@@ -126,7 +126,8 @@ def _after(device: Device, said: Reported, now: float) -> Device:
     after = risen(device, said.step, now)
     if after is device and (RANK[device.step] >= DONE_AT or not (said.code or said.error)):
         return device
-    after = replace(after, since=now if after.since is None else after.since, changed=now)
+    waited = device.step == "deferred" and after.step != "deferred"  # what it put off does not count as slow
+    after = replace(after, since=now if waited or after.since is None else after.since, changed=now)
     if after.step == said.step and after.step != "activated":
         after = replace(after, percent=said.percent, fetched=max(said.fetched, after.fetched))
     if said.code or said.error:
@@ -135,14 +136,14 @@ def _after(device: Device, said: Reported, now: float) -> Device:
 
 
 def _timed_out(state: Rollout, now: float) -> Rollout:
-    """Let those fail that have taken too long."""
+    """Let those fail that have taken too long, but for those that have said that they will do it later."""
     limit = state.rules.timeout
     if not limit or state.phase not in OPEN:
         return state
     late = {
         name: replace(risen(device, "timed-out", now), code="timed-out", error=f"not there {limit:g} s after it was told")
         for name, device in state.devices.items()
-        if device.since is not None and RANK[device.step] < DONE_AT and now - device.since >= limit
+        if device.since is not None and now - device.since >= limit and device.step != "deferred" and RANK[device.step] < DONE_AT
     }
     return replace(state, devices={**state.devices, **late}) if late else state
 

@@ -98,7 +98,7 @@ def roll_back(database: sqlite3.Connection, model: str, now: float, to: int | No
         current = releases(database).get(model)
         said = [number for number, (_, _, phase) in heeded(database, model).items() if phase != "superseded"]
         records = [get_rollout(database, number) for number in said]
-        undone = [one for one in records if one.is_open or one.target]
+        undone = [one for one in records if one.version != current and (one.is_open or one.target)]
         version = to or (current if undone else next((one for one in history if one != current), None))
         if version is None:
             raise FleetError(

@@ -36,7 +36,7 @@ class Device:
         percent: of the step.
         fetched: bytes of the version that it has.
         code, error: of its last trouble; the code is one of `edgefl.errors`, or `timed-out`.
-        since: when it had been told and was there, from which on a timeout counts; None until then.
+        since: when it had been told and was there, or began after putting it off: a timeout counts from then; None until then.
         aside: it has failed, and an operator has gone on without it.
         changed: when any of this changed. All times are seconds since 1970.
     """
