@@ -19,7 +19,7 @@ class RolloutDevice(msgspec.Struct, frozen=True, kw_only=True):
         stage: in which it was told, from 1; None while it waits.
         step: `waiting`, `told`, `fetching`, `deferred`, `trial`, `activated`, `timed-out`, `failed`, `reverted`.
         percent: of the step.
-        fetched_bytes, total_bytes: of the version's files for its profile.
+        fetched_bytes, total_bytes: of the version's files for its profile; by the percent if the device does not say bytes.
         code, error: of its last trouble. Text of the device's own: escape it before a terminal sees it.
         aside: it has failed, and an operator has gone on without it.
         online, seen: as the server last heard of it; `seen` in seconds since 1970, None if never.
@@ -119,9 +119,10 @@ def _status(
     def device(name: str, one: Device) -> RolloutDevice:
         heard, profile = known.get(name), profiles.get(name, "")
         total = sizes.get(profile, 0)
+        fetched = one.fetched or (total * one.percent // 100 if one.step == "fetching" else 0)
         return RolloutDevice(
             id=name, profile=profile, tags=tags.get(name, ()), stage=None if one.stage is None else one.stage + 1, step=one.step,
-            percent=one.percent, fetched_bytes=total if one.step == "activated" else one.fetched, total_bytes=total,
+            percent=one.percent, fetched_bytes=total if one.step == "activated" else fetched, total_bytes=total,
             code=one.code, error=one.error, aside=one.aside, online=heard is not None and heard.online,
             seen=heard.seen if heard else None, changed=one.changed,
         )  # fmt: skip
