@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from edgefl.cli.options import fleet_option, json_option
+from edgefl.cli.tags import list_tags, tag_device, untag_device
 from edgefl.errors import InputError
 from edgefl.names import is_id
 from edgefl.store.registry import Device
@@ -54,6 +55,10 @@ def provision(device: str, profile: str, out: Path, count: int, data: str, fleet
 @click.group()
 def devices() -> None:
     """List, show, exclude and reinstate the fleet's devices."""
+
+
+for _command in (tag_device, untag_device, list_tags):
+    devices.add_command(_command)
 
 
 @devices.command("ls")

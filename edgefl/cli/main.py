@@ -25,6 +25,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "devices": ("edgefl.cli.fleet:devices", "List and show the fleet's devices."),
     "broker": ("edgefl.cli.broker:broker", "Run the fleet's broker in the foreground."),
     "push": ("edgefl.cli.push:push", "Compress a model for every profile and announce it."),
+    "rollout": ("edgefl.cli.rollout:rollout", "Bring a version to the fleet stage by stage."),
+    "rollback": ("edgefl.cli.rollout:rollback", "Bring every device back to the version before."),
     "serve": ("edgefl.cli.serve:serve", "Run the server: deliver models, run rounds."),
     "train": ("edgefl.cli.train:train", "Start, stop and follow the training of a model."),
     "keys": ("edgefl.cli.keys:keys", "List and replace the keys that sign the fleet's metadata."),

@@ -27,6 +27,7 @@ from edgefl.server.blocks import BlockServer
 from edgefl.server.catalogue import Catalogue
 from edgefl.server.complaints import Complaints
 from edgefl.server.inbox import Inbox
+from edgefl.server.rollouts import Rollouts
 from edgefl.server.traffic import TrafficBook
 from edgefl.store.blobs import BlobStore
 from edgefl.store.database import transaction
@@ -71,6 +72,7 @@ class Service:
         self._catalogue = Catalogue(database, blobs, wall)
         self._traffic = TrafficBook()
         self._presence = PresenceBook()
+        self._rollouts = Rollouts(database, wall)
         self._complaints = Complaints()
         self._inbox = Inbox()
         self._blocks = BlockServer(blobs, self._publish_block, self._room)
@@ -100,6 +102,7 @@ class Service:
     def _look(self) -> None:
         """Do what time and the command line ask for."""
         self._guarded(self._take_up_changes)
+        self._guarded(self._advance_rollouts)
         self._guarded(lambda: self._catalogue.renew_documents(self._signer))
         for model in tuple(self._catalogue.trainings):
             self._guarded(partial(self._advance, model))
@@ -107,14 +110,21 @@ class Service:
         self._guarded(self._write_books)
 
     def _take_up_changes(self) -> None:
-        if not self._catalogue.changed():
-            return
+        if self._catalogue.changed():
+            self._refresh()
+
+    def _refresh(self) -> None:
+        """Read anew what is to be served."""
         self._write_books()  # what was counted until now belongs to the rounds that were open until now
         self._catalogue.refresh()
         for model, why in self._catalogue.broken.items():
             self._complain(logging.ERROR, f"the training of {model} cannot be taken up: {why}")
         self._blocks.offer(self._catalogue.files())
         self._catalogue.remove_garbage()
+
+    def _advance_rollouts(self) -> None:
+        if self._rollouts.look():
+            self._refresh()
 
     def _advance(self, model: str) -> None:
         """Close the model's round if it is due."""
@@ -165,6 +175,7 @@ class Service:
             return ""  # a retained state that was cleared
         state = decode(payload, State)
         self._presence.state(device, state, self._wall())
+        self._rollouts.state(device, state)
         return state.models[0].model if state.models else ""
 
     def _on_want(self, device: str, payload: bytes) -> str:
@@ -173,6 +184,7 @@ class Service:
     def _on_report(self, device: str, payload: bytes) -> str:
         report = decode(payload, Report)
         self._presence.report(device, report, self._wall())
+        self._rollouts.report(device, report)
         if report.error:
             self._complain(logging.WARNING, f"{device}: {report.model} failed: {report.error}")
         return report.model

@@ -149,31 +149,44 @@ MIGRATIONS = (
         id          INTEGER PRIMARY KEY,
         model       TEXT NOT NULL,
         version     INTEGER NOT NULL,
-        previous    INTEGER,                  -- the release when it started; NULL for a first version
+        previous    INTEGER,                  -- what a device that fails goes back to; NULL for a first version
         rules       BLOB NOT NULL,            -- msgpack of Rules
+        target      BLOB NOT NULL,            -- msgpack of Target
         state       TEXT NOT NULL,            -- running, paused, waiting, finished, aborted, superseded, rolled back
         stage       INTEGER NOT NULL,         -- index of the stage that is open
         reason      TEXT NOT NULL DEFAULT '', -- why it is in this state
         started     REAL NOT NULL,
-        changed     REAL NOT NULL             -- when state or stage last changed
+        changed     REAL NOT NULL,            -- when state or stage last changed
+        kept        INTEGER NOT NULL DEFAULT 0  -- it has ended, and devices are still to hold what it says
     ) STRICT;
     CREATE TABLE rollout_devices (
         rollout     INTEGER NOT NULL,
         device      TEXT NOT NULL,
-        stage       INTEGER NOT NULL,
-        step        TEXT NOT NULL,            -- waiting, or as in a wire Report
+        stage       INTEGER,                  -- in which it was told; NULL until then
+        step        TEXT NOT NULL,            -- waiting, told, timed-out, or as in a wire Report
         percent     INTEGER NOT NULL DEFAULT 0,
         fetched     INTEGER NOT NULL DEFAULT 0,
         code        TEXT NOT NULL DEFAULT '', -- of the last error
         error       TEXT NOT NULL DEFAULT '',
+        since       REAL,                     -- when it had been told and was there; NULL until then
+        aside       INTEGER NOT NULL DEFAULT 0, -- it has failed, and an operator has gone on without it
         changed     REAL NOT NULL,
         PRIMARY KEY (rollout, device)
     ) STRICT;
+    CREATE INDEX rollout_devices_step ON rollout_devices (step);
     CREATE TABLE tags (
         device      TEXT NOT NULL,
         tag         TEXT NOT NULL,
         PRIMARY KEY (device, tag)
     ) STRICT;
+    CREATE TABLE released (                   -- the releases of each model, one upon the other; a rollback takes off the top
+        id          INTEGER PRIMARY KEY,
+        model       TEXT NOT NULL,
+        version     INTEGER NOT NULL,
+        since       REAL NOT NULL
+    ) STRICT;
+    -- Until now every version was the release when it was pushed.
+    INSERT INTO released (model, version, since) SELECT model, version, created FROM versions ORDER BY model, version;
     """,
     """
     CREATE TABLE claims (                     -- a board that may still ask for its first certificate

@@ -10,7 +10,7 @@ from edgefl.layout import Layout
 from edgefl.wire.messages import Manifest, decode
 
 LISTED = 4
-"""Newest versions for each profile that devices may hold; a rollback may go back as far."""
+"""Newest versions for each profile, and newest releases of each model, that devices may hold; a rollback may go back as far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,16 +114,17 @@ def get_variant(database: sqlite3.Connection, model: str, profile: str, version:
 def listed_manifests(database: sqlite3.Connection) -> dict[str, bytes]:
     """The manifests that devices may hold, by their path in the metadata `MODEL/PROFILE/VERSION`.
 
-    Of each model and profile these are the newest `LISTED`, and what a release or a rollout that is under way still wants.
+    Of each model and profile these are the newest `LISTED`, the last `LISTED` releases that were not rolled back, and what a rollout
+    that is under way wants.
     """
     rows = database.execute(
         """SELECT v.* FROM
                (SELECT *, ROW_NUMBER() OVER (PARTITION BY model, profile ORDER BY version DESC) AS place FROM variants) v
-           LEFT JOIN releases r ON r.model=v.model
-           WHERE place<=? OR v.version=r.version OR v.version IN
-               (SELECT version FROM rollouts o WHERE o.model=v.model AND o.state IN ('running', 'paused', 'waiting'))
-           ORDER BY v.model, v.profile, v.version""",
-        (LISTED,),
+           WHERE place<=:most
+           OR version IN (SELECT version FROM rollouts o WHERE o.model=v.model AND o.state IN ('running', 'paused', 'waiting'))
+           OR version IN (SELECT version FROM released r WHERE r.model=v.model ORDER BY r.id DESC LIMIT :most)
+           ORDER BY model, profile, version""",
+        {"most": LISTED},
     )
     return {f"{row['model']}/{row['profile']}/{row['version']}": row["manifest"] for row in rows}
 
