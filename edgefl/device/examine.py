@@ -204,15 +204,15 @@ def examine_models(bundle: Bundle, examples: Examples | None) -> Iterator[tuple[
                 manifest = believed_manifest(signed, folder.name, bundle.config, 0.0)
                 measured = measure(bundle, manifest, examples)
                 yield measured, doctor.judge_model(measured, bundle.config.memory_mb)
-            for failure in ModelState(folder).failed():
-                text = f"Version {failure.version} has failed on this device: {failure.code}."
-                yield None, Check(name=name, state="warning", text=text, remedy="Push a corrected version, or roll it out again")
         except PeerError as error:
             text = f"What is stored is not believed: {said(error)}."
             yield None, Check(name=name, state="warning", text=text, remedy="The agent fetches the model again by itself")
         except (EdgeflError, OSError) as error:
             remedy = error.remedy if isinstance(error, EdgeflError) else "Check the disk"
             yield None, Check(name=name, state="failed", text=f"{said(error)}.", remedy=remedy)
+        for failure in ModelState(folder).failed():
+            text = f"Version {failure.version} has failed on this device: {failure.code}."
+            yield None, Check(name=name, state="warning", text=text, remedy="Push a corrected version, or roll it out again")
 
 
 def measure(bundle: Bundle, manifest: Manifest, examples: Examples | None) -> Measured:

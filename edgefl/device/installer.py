@@ -115,8 +115,8 @@ class Installer:
     def _check(self, model: HeldModel, reserve: int) -> None:
         if model.session.install is None:
             return
-        times = {"clock": self._clock(), "wall": self._wall()}
-        now = conditions(model.session, self._policy, self._blobs, self._partial, reserve=reserve, **times)
+        clock, wall = self._clock(), self._wall()
+        now = conditions(model.session, self._policy, self._blobs, self._partial, clock=clock, wall=wall, reserve=reserve)
         self._happen(model, Checked(may_download(self._policy, now), may_install(self._policy, now)))
 
     def _try(self, model: HeldModel, order: Try) -> Then:
