@@ -8,7 +8,9 @@ import msgspec
 import pytest
 
 from edgefl.device import hands
+from edgefl.device.config import Bundle
 from edgefl.device.events import ManifestHeard
+from edgefl.device.examine import examine_models
 from edgefl.device.job import Failed, Job
 from edgefl.device.state import Failure
 from edgefl.wire.messages import Health
@@ -119,6 +121,7 @@ def test_the_active_version_ends_what_is_on_its_way(board):
     assert board.session.install is None
     board.turns(3)
     assert (board.active(), held(board)) == (1, names(board.first[0]))
+    assert not list((board.state / "partial").iterdir())
 
 
 def test_a_version_that_crashes_in_its_first_round_gives_way(board):
@@ -217,6 +220,18 @@ def test_a_superseded_version_is_dropped_in_its_trial(board):
     board.run(lambda: board.active() == 3)
     assert board.agent._hands.trainings._trainer.cancelled == 1
     assert board.session.previous == board.first[0]
+
+
+def test_the_doctor_tells_of_versions_that_have_failed(board):
+    """Somebody who looks at the board finds out why it does not follow."""
+    version(board, 2, health=Health(starts=1))
+    board.agent._hands.trainings._trainer.patience = 10**6
+    board.run(lambda: board.session.trying == 2)
+    board.lose()
+    board.start().run(board.model.disk.failed)
+    checks = [check for _, check in examine_models(Bundle(board.root, board.config), None)]
+    (told,) = (check for check in checks if "has failed on this device" in check.text)
+    assert (told.state, "trial-starts" in told.text) == ("warning", True)
 
 
 def test_progress_counts_bytes(board):

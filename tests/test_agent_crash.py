@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgefl.codec.golden import encode_golden, golden_inputs
 from edgefl.device import hands
+from edgefl.device.job import Failed
 from edgefl.store.blobs import BlobStore
 
 _SPEC = importlib.util.spec_from_file_location("toyboard", Path(__file__).with_name("toyboard.py"))
@@ -162,3 +164,43 @@ def test_a_refusal_interrupted_by_death_leaves_the_residual_before(tmp_path, fus
             survive(board, lambda b=board, n=number: b.office.updates[n] and settled(b))
         sent = board.office.sent(1)[0] + board.office.sent(3)[0]
         np.testing.assert_allclose(sent + board.residual(), toy.delta_of(1) + toy.delta_of(3), atol=1e-3)
+
+
+def versions(root, monkeypatch):
+    """A version; one that fails its trial; one that is taken and then dies in its rounds; a round of the first; the board."""
+    board = toy.Board(root)
+    run = toy.InlineTrainer.run
+    died = Failed(round=1, reason="it died", fault="machine", peak_rss=0, code="crash")
+    monkeypatch.setattr(toy.InlineTrainer, "run", lambda self, job: died if getattr(job, "version", 0) == 3 else run(self, job))
+    files = {number: {role: b"%s of %d" % (role.encode(), number) for role in ("train", "eval", "infer")} for number in (1, 2, 3)}
+    wrong = encode_golden(golden_inputs((5,), 3), np.ones((4, 3), np.float32))
+    board.office.manifest(1, graphs=files[1])
+    survive(board, board.active)
+    board.office.manifest(2, graphs={**files[2], "golden": wrong})
+    survive(board, lambda: [one.code for one in board.model.disk.failed()] == ["trial-golden"] and not board.session.install)
+    board.office.manifest(3, graphs=files[3])
+    survive(board, lambda: board.active() == 3)
+    board.office.order(1, version=3)
+    survive(board, lambda: board.active() == 1)
+    board.office.order(2)
+    survive(board, lambda: board.office.updates[2] and settled(board))
+    return board
+
+
+@pytest.mark.slow
+def test_death_at_any_boundary_of_a_trial_or_a_return_leaves_old_or_new(tmp_path, fuse, monkeypatch):
+    """Killed at each boundary in turn: what failed stays failed, what served serves, and nothing else is left on disk."""
+    end = versions(tmp_path / "undisturbed", monkeypatch)
+    count = fuse.passed
+    assert count > 100
+    for place in range(1, count + 1):
+        fuse.left = place
+        with monkeypatch.context() as patch:
+            board = versions(tmp_path / str(place), patch)
+        assert fuse.left <= 0
+        assert [(one.version, one.code) for one in board.model.disk.failed()] == [(2, "trial-golden"), (3, "trial-crash")]
+        assert board.session.active.version == 1
+        assert {path.name for path in (board.state / "blobs").iterdir()} == {
+            path.name for path in (end.state / "blobs").iterdir()
+        }, place
+        board.agent._hands.close()

@@ -49,6 +49,7 @@ FLOORS = {
     "edgefl.device.fetching": 5,
     "edgefl.device.following": 5,
     "edgefl.device.held": 5,
+    "edgefl.device.installer": 5,
     "edgefl.device.jobs": 5,
     "edgefl.device.rebuilding": 5,
     "edgefl.device.recovery": 5,

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import signal
+import sys
 import tempfile
 import time
 from functools import partial
@@ -106,6 +107,19 @@ def test_a_good_version_passes_and_is_measured(tmp_path):
     verdict = judge(trial(tmp_path, before=-START, drop=0.05))
     assert (verdict.code, verdict.version, verdict.accuracy) == ("", 2, 1.0)
     assert verdict.before < 0.5
+
+
+def test_the_native_engine_is_tried_alike(tmp_path, monkeypatch):
+    """A variant of the training build passes and fails as a portable one does."""
+    pytest.importorskip("onnxruntime.training")
+    native = load("make_graphs", HERE / "golden" / "make_graphs.py").read("variant-dense-native")
+    monkeypatch.setattr(sys.modules[__name__], "VARIANT", native)
+    start = np.frombuffer(native.start, dtype=np.float32)
+    (tmp_path / "good").mkdir()
+    verdict = judge(trial(tmp_path / "good", vector=start, before=start, drop=0.5))
+    assert (verdict.code, verdict.accuracy) == ("", verdict.before)
+    (tmp_path / "bad").mkdir()
+    assert judge(trial(tmp_path / "bad", "golden", vector=start)).code == "trial-golden"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ Model. A candidate is a width and a precision. Its `footprint` is what the board
     + weights                       of the next round, which arrive beside the current ones, because the switch is atomic
     + 2 * 4 bytes per parameter     the residual in the outbox and the one it replaces, float32 at any precision
 
-While a new version is fetched, its files come on top: a board holds the old version until the new one is complete.
+While a new version is fetched and tried, its files come on top, and those of the version before the active one stay: a board can
+go back. Its golden file counts as one of the graphs.
 
 The board trains in float32 at any precision, so precision changes the file, not the arithmetic. Width comes first because width
 costs accuracy and the precision of weights hardly does: with one scale per channel int8 stays close to float32 without any

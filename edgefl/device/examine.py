@@ -210,6 +210,9 @@ def examine_models(bundle: Bundle, examples: Examples | None) -> Iterator[tuple[
         except (EdgeflError, OSError) as error:
             remedy = error.remedy if isinstance(error, EdgeflError) else "Check the disk"
             yield None, Check(name=name, state="failed", text=f"{said(error)}.", remedy=remedy)
+        for failure in ModelState(folder).failed():
+            text = f"Version {failure.version} has failed on this device: {failure.code}."
+            yield None, Check(name=name, state="warning", text=text, remedy="Push a corrected version, or roll it out again")
 
 
 def measure(bundle: Bundle, manifest: Manifest, examples: Examples | None) -> Measured:

@@ -12,39 +12,30 @@ import random
 import time
 from collections.abc import Callable
 
-from edgefl.device.conditions import conditions
 from edgefl.device.config import Bundle
-from edgefl.device.defer import REASONS, may_download, may_install
+from edgefl.device.defer import REASONS
 from edgefl.device.events import (
-    Abandon,
-    Activate,
     Adopt,
     Announce,
-    Check,
-    Checked,
     Effect,
     Event,
     Fetch,
     Fetched,
     NotRebuilt,
-    Prepare,
     Rebuild,
-    Refuse,
-    Repaired,
-    Revert,
     Send,
     Settle,
     StopTraining,
-    StopTrial,
     Train,
-    Try,
 )
 from edgefl.device.fetching import Fetcher
 from edgefl.device.held import HeldModel
-from edgefl.device.job import Job, TrialJob
+from edgefl.device.installer import Installer, Then
+from edgefl.device.job import Job
 from edgefl.device.rebuilding import rebuild
 from edgefl.device.resources import peak_rss
 from edgefl.device.sending import UpdateSender
+from edgefl.device.state import Phase
 from edgefl.device.training import TrainerProcess
 from edgefl.device.training_queue import TrainingQueue
 from edgefl.device.voice import Voice
@@ -91,17 +82,18 @@ class Hands:
         rng: random.Random,
     ) -> None:
         config = bundle.config
-        self._policy = config.policy
-        self._wall = wall
         self.models: dict[str, HeldModel] = {}
         self.blobs = BlobStore(bundle.state / "blobs")
-        self.fetcher = Fetcher(config.id, link, self.blobs, bundle.state / "partial", reserve=RESERVE, clock=clock, rng=rng)
+        partial = bundle.state / "partial"
+        self.fetcher = Fetcher(config.id, link, self.blobs, partial, reserve=RESERVE, clock=clock, rng=rng)
         self.sender = UpdateSender(config.id, link)
         self.trainings = TrainingQueue(TrainerProcess(config.threads, config.memory_mb, clock=clock))
         self.voice = Voice(config, link, session, memory=lambda: peak_rss() + self.trainings.peak_rss, clock=clock)
+        self._installer = Installer(
+            config.policy, self.blobs, partial, self.trainings, happen=self.happen, clock=clock, wall=wall
+        )
         self._link = link
         self._clock = clock
-        self._partial = bundle.state / "partial"
 
     def happen(self, model: HeldModel, event: Event) -> None:
         """Let something happen to a model, and do what its machine orders."""
@@ -113,20 +105,12 @@ class Hands:
             self.voice.trouble(model.name, str(error), code=error.code)
             self._start_over(model, DISK_PAUSE)
 
-    def _perform(self, model: HeldModel, effect: Effect) -> None:  # noqa: C901, PLR0912 - one case per kind of effect
+    def _perform(self, model: HeldModel, effect: Effect) -> None:  # noqa: C901 - one case per kind of effect
         match effect:
             case Fetch(files):
                 self.fetcher.need(model.name, files)
             case Rebuild(difference, weights):
                 self._rebuild(model, difference, weights)
-            case Check():
-                self._check(model)
-            case Try():
-                self._try(model, effect)
-            case StopTrial():
-                self.trainings.drop(model, TrialJob)
-            case Prepare() | Activate() | Abandon() | Refuse() | Revert() | Repaired():
-                self._install(model, effect)
             case Adopt(order):
                 model.adopt(order)
                 self.tidy()
@@ -143,53 +127,22 @@ class Hands:
                 if step == "deferred":
                     log.info("%s@%d has to wait: %s", model.name, version, REASONS[code])
                 self.voice.report(model.name, version, number, step, error=error, code=code)
+            case _:
+                self._follow_up(model, self._installer.perform(model, effect, RESERVE))
 
-    def _install(self, model: HeldModel, effect: Prepare | Activate | Abandon | Refuse | Revert | Repaired) -> None:
-        """What an installation writes to disk, and what follows from it."""
-        match effect:
-            case Prepare():
-                model.prepare(effect)
-            case Abandon():
-                model.disk.abandon()
-                model.verdict = None
-                self.tidy()
-            case Refuse():
-                model.disk.refuse(model.session.failed)
-                model.verdict = None
-                model.retry_at = self._clock()
-                self.tidy()
-            case Activate(manifest) | Repaired(manifest):
-                if isinstance(effect, Activate):
-                    model.disk.activate(back=effect.back)
-                    model.verdict = None
-                log.info("%s@%d is active", model.name, manifest.version)
-                self._activated(model)
-            case Revert():
-                model.disk.revert(model.session.failed)
-                self._start_over(model, 0.0)
-                self._activated(model)
-
-    def _check(self, model: HeldModel) -> None:
-        """Look whether an installation may go on."""
-        install = model.session.install
-        if install is None:
-            return
-        now = conditions(
-            model.session, self._policy, self.blobs, self._partial, clock=self._clock(), wall=self._wall(), reserve=RESERVE
-        )
-        self.happen(model, Checked(may_download(self._policy, now), may_install(self._policy, now)))
-
-    def _try(self, model: HeldModel, order: Try) -> None:
-        if model.verdict and model.verdict.version == order.manifest.version:
-            self.happen(model, model.verdict)  # what follows from it could not be written
-        elif model.whole(order.manifest):
-            log.info("%s@%d is tried", model.name, order.manifest.version)
-            self.trainings.put(model, model.trial(order))
-        else:
+    def _follow_up(self, model: HeldModel, then: Then) -> None:
+        """What an installation has made necessary."""
+        if then is Then.DAMAGED:
             self.voice.trouble(
                 model.name, "files of a new version were damaged on disk; fetching them again", code=BlockError.code
             )
             self._start_over(model, 0.0)
+        if then is Then.REVERTED:
+            self._start_over(model, 0.0)
+        if then in (Then.ACTIVATED, Then.REVERTED):
+            self._activated(model)
+        if then is Then.TIDY:
+            self.tidy()
 
     def _activated(self, model: HeldModel) -> None:
         if model.session.work is None:
@@ -253,11 +206,12 @@ class Hands:
     def report_progress(self) -> None:
         """Tell how far each installation is, if that is news."""
         for model in self.models.values():
-            installing, percent = model.session.installing, self.fetcher.percent(model.name)
-            if installing and self._link.connected and percent != model.percent_told:
+            install, percent = model.session.install, self.fetcher.percent(model.name)
+            fetching = install is not None and install.phase is Phase.FETCHING
+            if install and fetching and self._link.connected and percent != model.percent_told:
                 model.percent_told = percent
-                fetched = self.fetcher.fetched(installing.files)
-                self.voice.report(model.name, installing.version, 0, "fetching", percent=percent, fetched=fetched)
+                fetched = self.fetcher.fetched(install.manifest.files)
+                self.voice.report(model.name, install.manifest.version, 0, "fetching", percent=percent, fetched=fetched)
 
     def tidy(self) -> None:
         """Remove blobs and partial files that nothing needs, as far as the disk lets us."""

@@ -89,7 +89,7 @@ def _abandoned(state: Session) -> Outcome:
         return state, ()
     state = replace(state, install=None)
     stop: tuple[Effect, ...] = (StopTrial(),) if install.phase is Phase.TRIAL else ()
-    return state, (*stop, Abandon(), Fetch(state.wanted()))
+    return state, (*stop, Fetch(state.wanted()), Abandon())
 
 
 def _given_up(state: Session, failure: Failure, reason: str) -> Announce:

@@ -6,7 +6,7 @@ training step. Then, if there is a floor, the version before is evaluated on the
 
 Rules: NaN fails wherever it appears. What cannot be asked is no fault of the version: without a golden file or without examples
 that look is left out, and so is the comparison if the version before cannot be evaluated. At most `EXAMPLES` examples are looked
-at, always the same, so that a board with much data does not evaluate for hours.
+at, always the same, so that a board with much data does not evaluate for hours; without a comparison `FEW` are enough.
 """
 
 import math
@@ -27,6 +27,7 @@ from edgefl.sources.parse import open_source
 from edgefl.store.personal import with_personal
 
 EXAMPLES = 512
+FEW = 64
 RATE = 1e-4
 """Learning rate of the training step: small, because its outcome does not matter."""
 LOAD, GOLDEN, METRIC, MEMORY = "trial-load", "trial-golden", "trial-metric", "trial-memory"
@@ -67,6 +68,7 @@ class _Trial:
         self._job = job
         self._side = job.candidate
         self._opened = opened
+        self._compares = job.before is not None and job.health.drop < 1.0
         self._examples = self._own()
 
     def golden(self) -> str:
@@ -114,7 +116,7 @@ class _Trial:
         """Some of the device's examples, shaped for the candidate; None if there are none that fit."""
         try:
             loaded, side = open_source(self._job.source).load(), self._side
-            chosen = np.random.default_rng(0).permutation(len(loaded))[:EXAMPLES]
+            chosen = np.random.default_rng(0).permutation(len(loaded))[: EXAMPLES if self._compares else FEW]
             return loaded.take(np.sort(chosen)).shaped(side.input_shape, side.classes, side.recipe.loss)
         except DataError:
             return None
@@ -122,7 +124,7 @@ class _Trial:
     def _before(self) -> float | None:
         """Accuracy of the version before, if it is asked for and can be had."""
         side = self._job.before
-        if side is None or self._job.health.drop >= 1.0 or self._examples is None:
+        if side is None or not self._compares or self._examples is None:
             return None
         try:
             return self._engine(side, Path(self._job.personal)).evaluate(self._examples).accuracy
