@@ -62,6 +62,7 @@ FLOORS = {
     "edgefl.server.evaluate": 5,
     "edgefl.server.provision": 5,
     "edgefl.server.push": 5,
+    "edgefl.server.revoke": 5,
     "edgefl.server.service": 5,
     "edgefl.server.status": 5,
     "edgefl.server.traffic": 5,

@@ -10,6 +10,7 @@ import asyncio
 import ssl
 from collections.abc import ItemsView, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import cast
 
 from amqtt.adapters import ReaderAdapter, StreamReaderAdapter, StreamWriterAdapter
@@ -94,17 +95,28 @@ class SteadyDict(dict[str, list[tuple[Session, int]]]):
 class GatedBroker(Broker):  # type: ignore[misc] # amqtt ships no type information
     """amqtt with the gate in front and one access rule behind it."""
 
-    def __init__(self, config: BrokerConfig) -> None:
+    def __init__(self, config: BrokerConfig, crl: Path | None = None) -> None:
         super().__init__(config)
         self._subscriptions = SteadyDict()
+        self._crl = crl
+        self._context: ssl.SSLContext | None = None
 
-    @staticmethod
-    def _create_ssl_context(listener: ListenerConfig) -> ssl.SSLContext:
-        """Demand the client certificate in the handshake, where amqtt only asks for it."""
+    def _create_ssl_context(self, listener: ListenerConfig) -> ssl.SSLContext:
+        """Demand the client certificate in the handshake, where amqtt only asks for it, and one that is not revoked."""
         context: ssl.SSLContext = Broker._create_ssl_context(listener)  # noqa: SLF001 - see the module's docstring
         context.verify_mode = ssl.CERT_REQUIRED
         context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if self._crl is not None:
+            context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
+            context.load_verify_locations(self._crl)
+        self._context = context
         return context
+
+    def reload(self) -> None:
+        """Read the list of revoked certificates again, for the connections to come."""
+        if self._context is not None and self._crl is not None:
+            with suppress(OSError):  # the list that was read before goes on holding
+                self._context.load_verify_locations(self._crl)
 
     async def stream_connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, listener_name: str) -> None:
         """Look at the first packet before amqtt does, and refuse a client that claims another's id or will."""

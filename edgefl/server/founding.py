@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
-from edgefl.identity.authority import Authority, found_authority, open_authority
+from edgefl.errors import FleetError
+from edgefl.identity.authority import Authority, Identity, found_authority, open_authority
 from edgefl.identity.signing import Signer
-from edgefl.store.atomic import store_error
+from edgefl.store.atomic import store_error, write_file
 from edgefl.store.fleet import DEFAULT_PORT, Fleet, check_settings
 
+ROOT_KEY = "root.key"
 
-def create_fleet(path: Path, *, name: str, host: str = "127.0.0.1", port: int = DEFAULT_PORT) -> Fleet:
+
+def create_fleet(path: Path, *, name: str, host: str = "127.0.0.1", port: int = DEFAULT_PORT, root: Path | None = None) -> Fleet:
     """A new fleet directory.
 
     Args:
@@ -16,18 +19,18 @@ def create_fleet(path: Path, *, name: str, host: str = "127.0.0.1", port: int = 
         name: of the fleet, as in `edgefl.names`.
         host: name or address under which devices reach the broker; the broker's certificate is made for it.
         port: of the broker.
+        root: directory that receives the root's key instead of `ca/`, so that the fleet directory never holds it.
 
     Raises:
         InputError: the name, host or port cannot be used.
-        FleetError: the path is in use.
+        FleetError: the path is in use, or `root` holds a root's key already or is no directory.
         StoreError: it cannot be written; nothing is left behind.
     """
     settings = check_settings(name, host, port)
-    authority, root = found_authority(name)
+    authority, founder = found_authority(name)
     broker, server = authority.broker((host,)), authority.server()
     files = {
-        "ca/root.crt": root.certificate,
-        "ca/root.key": root.key,
+        "ca/root.crt": founder.certificate,
         "ca/intermediate.crt": authority.intermediate.certificate,
         "ca/intermediate.key": authority.intermediate.key,
         "keys/broker.crt": broker.certificate,
@@ -37,7 +40,29 @@ def create_fleet(path: Path, *, name: str, host: str = "127.0.0.1", port: int = 
         "keys/release.key": Signer.generate().to_pem(),
         "keys/online.key": Signer.generate().to_pem(),
     }
-    return Fleet.create(path, settings, files)
+    if root is None:
+        return Fleet.create(path, settings, {**files, f"ca/{ROOT_KEY}": founder.key})
+    apart = _put_apart(root, path, founder)
+    try:
+        return Fleet.create(path, settings, files)
+    except BaseException:
+        for file in apart:
+            file.unlink(missing_ok=True)
+        raise
+
+
+def _put_apart(root: Path, fleet: Path, founder: Identity) -> tuple[Path, Path]:
+    """Write the root's key and certificate into a directory of their own, before a fleet exists that depends on them."""
+    if not root.is_dir():
+        raise FleetError(f"there is no directory {root} for the root's key", remedy="Mount or create it, then run this again")
+    if root.resolve().is_relative_to(fleet.resolve()):
+        raise FleetError(f"{root} is inside the fleet directory", remedy="Give a directory elsewhere, best on another medium")
+    key, certificate = root / ROOT_KEY, root / "root.crt"
+    if key.exists() or certificate.exists():
+        raise FleetError(f"{root} holds another root's key or certificate", remedy="Give an empty directory")
+    write_file(key, founder.key, 0o600)
+    write_file(certificate, founder.certificate)
+    return key, certificate
 
 
 def authority_of(fleet: Fleet) -> Authority:
