@@ -25,6 +25,7 @@ class Probe:
         accepted: whether the broker has accepted it.
         reason: why not, in words; empty when it has.
         heard: every message that has arrived, the oldest first.
+        oversized: how many have arrived that are too large for the protocol, and were thrown away.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Probe:
             LinkError: the files of `address` cannot be used.
         """
         self.heard: list[Arrived] = []
+        self.oversized = 0
         self.accepted = False
         self.reason = ""
         self._acknowledged: set[int] = set()
@@ -125,6 +127,8 @@ class Probe:
     def _note(self) -> None:
         self.heard += self._client.arrived
         self._client.arrived.clear()
+        self.oversized += self._client.dropped
+        self._client.dropped = 0
         self._acknowledged.update(self._client.done)
         self._client.done.clear()
 
