@@ -14,7 +14,7 @@ from edgefl.link.address import SILENT_REFUSAL, BrokerAddress, explain, refusal,
 from edgefl.link.contract import Arrived, Message
 from edgefl.link.leash import LeashedClient
 
-ANSWER_SECONDS = 5.0
+ANSWER_SECONDS = 3.0
 KEEPALIVE = 30
 
 

@@ -32,6 +32,7 @@ STRANGERS: tuple[tuple[str, Callable[[Scene], Finding]], ...] = (
     ("revoked certificate", check_revoked),
 )
 MEMBERS: tuple[tuple[str, Callable[[Cast], Finding]], ...] = (
+    ("kept messages", check_kept_messages),
     ("client id", check_client_id),
     ("foreign publish", check_foreign_publish),
     ("server's topics", check_server_topics),
@@ -40,7 +41,6 @@ MEMBERS: tuple[tuple[str, Callable[[Cast], Finding]], ...] = (
     ("foreign will", check_foreign_will),
     ("$SYS", check_system_topics),
     ("packet limit", check_packet_limit),
-    ("kept messages", check_kept_messages),
 )
 
 

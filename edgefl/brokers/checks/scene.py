@@ -81,9 +81,20 @@ class Cast:
         self.scene = scene
         self._numbers = itertools.count()
         self._devices: dict[str, Probe] = {}
-        self.observer = scene.connect(OBSERVER)
+        self._observer = self._watch()
+
+    @property
+    def observer(self) -> Probe:
+        """The observer, connected again if a broker has thrown it out for what it did."""
+        if self._observer.accepted and not self._observer.alive:
+            self._observer = self._watch()
+        return self._observer
+
+    def _watch(self) -> Probe:
+        probe = self.scene.connect(OBSERVER)
         for prefix in OBSERVED:
-            self.observer.subscribe(f"{prefix}/#")
+            probe.subscribe(f"{prefix}/#")
+        return probe
 
     def device(self, name: str) -> Probe:
         """This device, connected; a broker may have thrown it out for what it tried."""
