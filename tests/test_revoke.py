@@ -226,7 +226,26 @@ def test_a_broker_that_does_not_read_the_list_is_not_believed(fleet: Fleet, caps
     assert [(step["name"], step["done"]) for step in report["steps"]] == [
         ("registry", True), ("list", True), ("broker", False), ("session", False)
     ]  # fmt: skip
-    assert "SIGHUP" in report["steps"][2]["remedy"]
+    assert "--reload" in report["steps"][2]["remedy"]
+
+
+@needs_mosquitto
+@pytest.mark.broker
+@pytest.mark.parametrize("command", ["kill -HUP {pid}", "false", "/nonexistent"])
+def test_a_broker_of_somebody_else_reloads_by_a_command(fleet: Fleet, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    """A Mosquitto that runs as a service is told by the command that the operator gives; one that fails proves nothing."""
+    assert run(["broker", "configure", "--bind", "127.0.0.1", "--fleet", str(fleet.path)]) == 0
+    with subprocess.Popen(
+        [str(find_mosquitto()), "-c", str(fleet.broker / "mosquitto.conf")], stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            assert eventually(lambda: is_admitted(fleet, "cam-02"))
+            arguments = ["--reload", command.format(pid=process.pid), "--fleet", str(fleet.path)]
+            assert run(["devices", "revoke", "cam-01", *arguments]) == (0 if "pid" in command else 4)
+            assert is_admitted(fleet, "cam-01") == ("pid" not in command)
+        finally:
+            process.terminate()
+    assert ("could not be told" in capsys.readouterr().out) == ("pid" not in command)
 
 
 def test_without_a_broker_the_rest_is_done_and_said(fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """`edgefl devices revoke`: one command, and a table that says what is proved."""
 
+import shlex
 from contextlib import closing
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import msgspec
 
 from edgefl.cli.options import fleet_option, json_option
 from edgefl.cli.text import printable
+from edgefl.errors import InputError
 
 EXIT_OPEN = 4
 """Something is left to do on this or another machine."""
@@ -16,10 +18,11 @@ EXIT_OPEN = 4
 @click.command("revoke")
 @click.argument("device", metavar="ID")
 @click.option("--reason", default="", metavar="TEXT", help="Why, for the audit.")
+@click.option("--reload", default="", metavar="COMMAND", help="Makes a broker reload that `edgefl broker` does not run.")
 @json_option
 @fleet_option
 @click.pass_context
-def revoke(context: click.Context, device: str, reason: str, as_json: bool, fleet_path: Path) -> None:
+def revoke(context: click.Context, device: str, reason: str, reload: str, as_json: bool, fleet_path: Path) -> None:
     """Shut a device out at once and for ever: registry, list of revoked certificates, broker, running session.
 
     Run it again to prove again. Exit code 4 when a step is left open; the table says what to do.
@@ -29,8 +32,12 @@ def revoke(context: click.Context, device: str, reason: str, as_json: bool, flee
     from edgefl.store.fleet import Fleet
 
     fleet = Fleet.open(fleet_path)
+    try:
+        command = shlex.split(reload)
+    except ValueError as error:
+        raise InputError("--reload is no command", found=str(error), remedy="Close its quotes") from None
     with closing(open_database(fleet.database)) as database:
-        result = revoke_device(fleet, database, device, reason)
+        result = revoke_device(fleet, database, device, reason, reload=command)
     if as_json:
         click.echo(msgspec.json.encode(result).decode())
     else:

@@ -13,8 +13,9 @@ docs/adr/0011-revocation.md.
 """
 
 import sqlite3
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import msgspec
@@ -34,6 +35,7 @@ from edgefl.wire.topics import state
 
 RELOAD_SECONDS = 10.0
 """How long a broker may take to read its files again."""
+COMMAND_SECONDS = 60.0
 HOLD_SECONDS = 1.5
 """How long the device's place is kept; a client that reconnects at once is back within it."""
 
@@ -58,7 +60,13 @@ class Revocation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def revoke_device(
-    fleet: Fleet, database: sqlite3.Connection, device: str, reason: str = "", *, wall: Callable[[], float] = time.time
+    fleet: Fleet,
+    database: sqlite3.Connection,
+    device: str,
+    reason: str = "",
+    *,
+    reload: Sequence[str] = (),
+    wall: Callable[[], float] = time.time,
 ) -> Revocation:
     """Revoke a device and prove it; for one that is revoked already, do again what can be done again.
 
@@ -67,6 +75,7 @@ def revoke_device(
         database: of the fleet.
         device: its id.
         reason: for the audit.
+        reload: command that brings `FLEET/broker/crl.pem` and `acl` to a broker that is not ours and lets it read them.
         wall: seconds since 1970.
 
     Raises:
@@ -82,7 +91,7 @@ def revoke_device(
     steps = [
         Step(name="registry", done=True, text="the server hears it no more" if first else "was revoked before"),
         Step(name="list", done=not missing, text=f"list {crl.number} names {len(crl.serials)} certificates"),
-        *_at_broker(fleet, revoked_devices(database), device, listed, hidden),
+        *_at_broker(fleet, revoked_devices(database), device, (listed, hidden), reload),
     ]
     with transaction(database):
         for step in steps[1:]:
@@ -90,26 +99,30 @@ def revoke_device(
     return Revocation(device=device, complete=all(step.done for step in steps), steps=tuple(steps))
 
 
-def _at_broker(fleet: Fleet, revoked: tuple[str, ...], device: str, listed: Identity, hidden: Identity) -> tuple[Step, Step]:
-    """The steps `broker` and `session`."""
+def _at_broker(
+    fleet: Fleet, revoked: tuple[str, ...], device: str, identities: tuple[Identity, Identity], reload: Sequence[str]
+) -> tuple[Step, Step]:
+    """The steps `broker` and `session`; the first identity is in the new list, the second is not."""
+    listed, hidden = identities
     running = running_broker(fleet.broker)
     host, port = (running.host, running.port) if running else (fleet.settings.host, fleet.settings.port)
-    trouble = _reload(running)
+    trouble = _reload(running, reload)
     with Wallet(host, port, fleet.root_certificate) as wallet:
-        refused, words = _is_refused(wallet, device, listed, RELOAD_SECONDS if running else 0.0)
+        refused, words = _is_refused(wallet, device, listed, 0.0 if trouble else RELOAD_SECONDS)
         with Probe(wallet.address(hidden), device) as place:
             if not place.accepted:
                 write_access(fleet.broker, revoked)
                 return _unreachable(fleet, f"{host}:{port}", place.reason)
             cleared = place.publish(state(device), b"", retain=True)
             write_access(fleet.broker, revoked)  # only now: it forbids this device, and so us, to clear its state
-            trouble = _reload(running) or trouble
+            _reload(running, reload)
             lost = place.wait(HOLD_SECONDS, lambda: not place.alive)
+    remedy = "" if refused else _remedy(running, reload)
     broker = Step(
         name="broker",
         done=refused,
         text=f"refuses a certificate of the new list ({words})" if refused else trouble or words,
-        remedy="" if refused else _remedy(fleet, running),
+        remedy=remedy,
     )
     if lost:
         text = "its place was taken from us: the broker still admits it"
@@ -117,17 +130,20 @@ def _at_broker(fleet: Fleet, revoked: tuple[str, ...], device: str, listed: Iden
         text = "ended, but it may come back until the broker has read the list"
     else:
         text = "ended, and nobody took its place back" + ("; its retained state is cleared" if cleared else "")
-    return broker, Step(name="session", done=refused and not lost, text=text, remedy="" if refused else broker.remedy)
+    return broker, Step(name="session", done=refused and not lost, text=text, remedy=remedy)
 
 
-def _reload(running: RunningBroker | None) -> str:
-    """Tell the broker to read its files again; why that is impossible, or nothing."""
-    if running is None:
-        return "no broker of this fleet directory runs on this machine"
+def _reload(running: RunningBroker | None, command: Sequence[str]) -> str:
+    """Let the broker read its files again; why that is impossible, or nothing."""
     try:
-        running.reload()
-    except BrokerError as error:
-        return str(error)
+        if command:
+            subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=COMMAND_SECONDS)
+        elif running is not None:
+            running.reload()
+        else:
+            return "no `edgefl broker` of this fleet directory runs on this machine"
+    except (OSError, subprocess.SubprocessError, BrokerError) as error:
+        return f"the broker could not be told to reload ({error})"
     return ""
 
 
@@ -152,8 +168,10 @@ def _unreachable(fleet: Fleet, address: str, reason: str) -> tuple[Step, Step]:
     )
 
 
-def _remedy(fleet: Fleet, running: RunningBroker | None) -> str:
-    if running is not None:
+def _remedy(running: RunningBroker | None, command: Sequence[str]) -> str:
+    if running is not None and not command:
         return "Restart `edgefl broker`, which reads the list when it starts; then run this again"
-    names = f"{fleet.broker / 'crl.pem'} and {fleet.broker / 'acl'}"
-    return f"Copy {names} to the broker, let it reload (SIGHUP for Mosquitto); then run this again"
+    return (
+        "Run this again with --reload and a command that brings crl.pem and acl of FLEET/broker to the broker "
+        "and sends it SIGHUP, for example --reload 'systemctl reload mosquitto'; see broker/README.md"
+    )
