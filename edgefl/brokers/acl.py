@@ -36,9 +36,9 @@ def mosquitto_acl(revoked: Iterable[str] = ()) -> str:
 
 def may_publish(user: str, topic: str) -> bool:
     """Whether this user may publish (or leave a will) on a topic."""
-    if user in (SERVER, OBSERVER):
-        return may_read(user, topic)
-    return is_id(user) and _below(topic, (*_ROOT, "up", user))
+    if user == SERVER:
+        return _below(topic, _ROOT)
+    return is_id(user) and (_below(topic, (*_ROOT, "up", user)) or _observes(user, topic))
 
 
 def may_read(user: str, topic: str) -> bool:
@@ -48,9 +48,12 @@ def may_read(user: str, topic: str) -> bool:
     """
     if user == SERVER:
         return _below(topic, _ROOT)
-    if user == OBSERVER and any(_below(topic, tuple(prefix.split("/"))) for prefix in OBSERVED):
-        return True
-    return is_id(user) and (_below(topic, (*_ROOT, "down", user)) or _below(topic, (*_ROOT, "all")))
+    own = _below(topic, (*_ROOT, "down", user)) or _below(topic, (*_ROOT, "all"))
+    return is_id(user) and (own or _observes(user, topic))
+
+
+def _observes(user: str, topic: str) -> bool:
+    return user == OBSERVER and any(_below(topic, tuple(prefix.split("/"))) for prefix in OBSERVED)
 
 
 def _below(topic: str, prefix: tuple[str, ...]) -> bool:
