@@ -26,10 +26,11 @@ from edgefl.link.address import BrokerAddress
 from edgefl.link.probe import Probe
 from edgefl.server.founding import authority_of, create_fleet
 from edgefl.server.provision import provision
-from edgefl.server.revoke import revoke_device
+from edgefl.server.revoke import LOCK, refresh_list, revoke_device
 from edgefl.store.audit import events, record
 from edgefl.store.database import open_database
 from edgefl.store.fleet import Fleet
+from edgefl.store.lock import file_lock
 from edgefl.store.registry import get_device
 from edgefl.store.revocations import revoke, revoked_devices, revoked_serials
 
@@ -381,6 +382,59 @@ def test_a_running_broker_signs_anew_in_time(fleet: Fleet) -> None:
             assert is_admitted(fleet, "cam-01")
         finally:
             process.terminate()
+
+
+def test_two_signers_take_turns(fleet: Fleet) -> None:
+    """While one signs, another waits and only then looks at the registry, so that no list forgets whom a later one names."""
+    found: list[frozenset[int]] = []
+
+    def sign() -> None:
+        with closing(open_database(fleet.database)) as database:
+            found.append(refresh_list(fleet, database, authority_of(fleet), time.time()).serials)
+
+    with closing(open_database(fleet.database)) as database:
+        with file_lock(fleet.broker / LOCK):
+            waiting = threading.Thread(target=sign)
+            waiting.start()
+            time.sleep(0.3)
+            assert found == []
+            revoke(database, "cam-01", "", 1.0)
+        waiting.join(10)
+        assert int(get_device(database, "cam-01").certificate, 16) in found[0]
+
+
+@needs_mosquitto
+@pytest.mark.slow
+@pytest.mark.broker
+def test_a_real_agent_is_shut_out_and_its_neighbour_works_on(
+    fleet: Fleet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Broker, server and two agents as processes: one is revoked, says why it is offline, and the other never notices."""
+    provision(fleet, ["cam-03", "cam-04"], "rpi-zero-2w", tmp_path / "agents", data="npz:/nonexistent.npz")
+    edgefl = [sys.executable, "-m", "edgefl"]
+    place, logs = ["--fleet", str(fleet.path)], {name: tmp_path / f"{name}.log" for name in ("serve", "cam-03", "cam-04")}
+    commands = {"serve": [*edgefl, "serve", *place]}
+    commands |= {name: [*edgefl, "device", "run", str(tmp_path / "agents" / name)] for name in ("cam-03", "cam-04")}
+
+    def states() -> dict[str, dict[str, object]]:
+        assert run(["status", "--json", *place]) == 0
+        return {device["id"]: device for device in json.loads(capsys.readouterr().out)["devices"]}
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(broker(fleet))
+        for name, command in commands.items():
+            log = stack.enter_context(logs[name].open("w"))
+            process = stack.enter_context(subprocess.Popen(command, stdout=log, stderr=log))
+            stack.callback(process.kill)
+        assert eventually(lambda: states()["cam-03"]["online"] and states()["cam-04"]["online"], 30)
+        assert run(["devices", "revoke", "cam-03", "--json", *place]) == 0
+        capsys.readouterr()
+        assert eventually(lambda: "no connection" in logs["cam-03"].read_text(), 30)
+        after = states()
+    assert (after["cam-03"]["revoked"], after["cam-03"]["online"]) == (True, False)
+    assert (after["cam-04"]["revoked"], after["cam-04"]["online"]) == (False, True)
+    assert logs["cam-04"].read_text().count("INFO connected") == 1
+    assert "no connection" not in logs["cam-04"].read_text()
 
 
 def test_the_process_file_is_believed_only_while_it_is_held(fleet: Fleet) -> None:

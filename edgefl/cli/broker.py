@@ -13,14 +13,16 @@ import click
 from edgefl.brokers.embedded import serve
 from edgefl.brokers.listener import Listener
 from edgefl.brokers.mosquitto import Mosquitto, find_mosquitto, write_configuration
-from edgefl.brokers.revoked import RENEW_SECONDS, crl_path, write_list
+from edgefl.brokers.revoked import RENEW_SECONDS, crl_path
 from edgefl.brokers.running import announce_process, only_broker
 from edgefl.cli.check import check
 from edgefl.cli.options import fleet_option
+from edgefl.errors import EdgeflError
 from edgefl.server.founding import authority_of
+from edgefl.server.revoke import refresh_access, refresh_list
 from edgefl.store.database import open_database
 from edgefl.store.fleet import Fleet
-from edgefl.store.revocations import revoked_devices, revoked_serials
+from edgefl.store.revocations import revoked_devices
 
 
 def listener_of(fleet: Fleet, *, port: int | None = None, bind: str = "127.0.0.1") -> Listener:
@@ -31,8 +33,8 @@ def listener_of(fleet: Fleet, *, port: int | None = None, bind: str = "127.0.0.1
         StoreError: the database cannot be read, or the list cannot be written.
     """
     with closing(open_database(fleet.database)) as database:
-        serials, revoked = revoked_serials(database), revoked_devices(database)
-    write_list(fleet.broker, authority_of(fleet), serials, time.time())
+        refresh_list(fleet, database, authority_of(fleet), time.time())
+        revoked = revoked_devices(database)
     return Listener(
         fleet.broker,
         fleet.root_certificate,
@@ -103,11 +105,22 @@ def _run_mosquitto(fleet: Fleet, listener: Listener) -> None:
         with Mosquitto(listener) as mosquitto:
             _announce(listener, "mosquitto", mosquitto.process.pid)
             while not mosquitto.wait(RENEW_SECONDS):
-                write_configuration(listener_of(fleet, port=listener.port, bind=listener.bind))
-                mosquitto.reload()
+                _renew(fleet, mosquitto)
             mosquitto.check()
     except _Stopped:
         return
+
+
+def _renew(fleet: Fleet, mosquitto: Mosquitto) -> None:
+    """Give the broker a list with a new date; what fails is said and tried again tomorrow, for the old list holds long enough."""
+    try:
+        with closing(open_database(fleet.database)) as database:
+            refresh_list(fleet, database, authority_of(fleet), time.time())
+            refresh_access(fleet, database)
+    except EdgeflError as error:
+        click.echo(f"warning: the list of revoked certificates is not signed anew: {error}", err=True)
+        return
+    mosquitto.reload()
 
 
 async def _run_embedded(listener: Listener) -> None:

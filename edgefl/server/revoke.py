@@ -15,7 +15,7 @@ docs/adr/0011-revocation.md.
 import sqlite3
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import msgspec
@@ -24,18 +24,21 @@ from edgefl.brokers.revoked import write_access, write_list
 from edgefl.brokers.running import RunningBroker, running_broker
 from edgefl.brokers.wallet import Wallet
 from edgefl.errors import BrokerError
-from edgefl.identity.authority import Identity
+from edgefl.identity.authority import Authority, Identity
+from edgefl.identity.crl import Crl
 from edgefl.link.probe import Probe
 from edgefl.server.founding import authority_of
 from edgefl.store.audit import record
 from edgefl.store.database import transaction
 from edgefl.store.fleet import Fleet
+from edgefl.store.lock import file_lock
 from edgefl.store.revocations import revoke, revoked_devices, revoked_serials
 from edgefl.wire.topics import state
 
 RELOAD_SECONDS = 10.0
 """How long a broker may take to read its files again."""
 COMMAND_SECONDS = 60.0
+LOCK = "crl.lock"
 HOLD_SECONDS = 1.5
 """How long the device's place is kept; a client that reconnects at once is back within it."""
 
@@ -85,13 +88,12 @@ def revoke_device(
     first = revoke(database, device, reason, wall())
     authority = authority_of(fleet)
     listed, hidden = authority.probe(device), authority.probe(device)
-    serials = revoked_serials(database)
-    crl = write_list(fleet.broker, authority, serials, wall(), (int(listed.serial, 16),))
-    missing = serials.keys() - crl.serials
+    crl = refresh_list(fleet, database, authority, wall(), (int(listed.serial, 16),))
+    missing = revoked_serials(database).keys() - crl.serials
     steps = [
         Step(name="registry", done=True, text="the server hears it no more" if first else "was revoked before"),
         Step(name="list", done=not missing, text=f"list {crl.number} names {len(crl.serials)} certificates"),
-        *_at_broker(fleet, revoked_devices(database), device, (listed, hidden), reload),
+        *_at_broker(fleet, database, device, (listed, hidden), reload),
     ]
     with transaction(database):
         for step in steps[1:]:
@@ -99,8 +101,23 @@ def revoke_device(
     return Revocation(device=device, complete=all(step.done for step in steps), steps=tuple(steps))
 
 
+def refresh_list(fleet: Fleet, database: sqlite3.Connection, authority: Authority, now: float, also: Iterable[int] = ()) -> Crl:
+    """Sign the list of revoked certificates anew, from the registry as it is now; see `edgefl.brokers.revoked.write_list`.
+
+    Two writers take turns: otherwise the slower one could put a list in place that does not know yet whom the faster revoked.
+    """
+    with file_lock(fleet.broker / LOCK):
+        return write_list(fleet.broker, authority, revoked_serials(database), now, also)
+
+
+def refresh_access(fleet: Fleet, database: sqlite3.Connection) -> None:
+    """Write the access file anew, from the registry as it is now. Raises StoreError."""
+    with file_lock(fleet.broker / LOCK):
+        write_access(fleet.broker, revoked_devices(database))
+
+
 def _at_broker(
-    fleet: Fleet, revoked: tuple[str, ...], device: str, identities: tuple[Identity, Identity], reload: Sequence[str]
+    fleet: Fleet, database: sqlite3.Connection, device: str, identities: tuple[Identity, Identity], reload: Sequence[str]
 ) -> tuple[Step, Step]:
     """The steps `broker` and `session`; the first identity is in the new list, the second is not."""
     listed, hidden = identities
@@ -111,10 +128,10 @@ def _at_broker(
         refused, words = _is_refused(wallet, device, listed, 0.0 if trouble else RELOAD_SECONDS)
         with Probe(wallet.address(hidden), device) as place:
             if not place.accepted:
-                write_access(fleet.broker, revoked)
+                refresh_access(fleet, database)
                 return _unreachable(fleet, f"{host}:{port}", place.reason)
             cleared = place.publish(state(device), b"", retain=True)
-            write_access(fleet.broker, revoked)  # only now: it forbids this device, and so us, to clear its state
+            refresh_access(fleet, database)  # only now: it forbids this device, and so us, to clear its state
             _reload(running, reload)
             lost = place.wait(HOLD_SECONDS, lambda: not place.alive)
     remedy = "" if refused else _remedy(running, reload)
