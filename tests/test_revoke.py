@@ -370,7 +370,7 @@ def test_a_running_broker_signs_anew_in_time(fleet: Fleet) -> None:
     script = "import edgefl.cli.broker as b\nb.RENEW_SECONDS = 0.2\nfrom edgefl.cli.main import main\nmain()"
     command = [sys.executable, "-c", script, "broker", "--broker", "mosquitto", "--fleet", str(fleet.path)]
     authority = authority_of(fleet)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             assert "ready" in process.stdout.readline()
@@ -380,6 +380,11 @@ def test_a_running_broker_signs_anew_in_time(fleet: Fleet) -> None:
                 lambda: (crl := current_list(fleet.broker, authority)) is not None and crl.number > first.number + 1
             )
             assert is_admitted(fleet, "cam-01")
+            fleet.intermediate_key.rename(fleet.path / "away")
+            assert process.stderr is not None
+            assert "not signed anew" in process.stderr.readline()
+            assert process.poll() is None  # a renewal that fails costs a warning, not the broker
+            (fleet.path / "away").rename(fleet.intermediate_key)
         finally:
             process.terminate()
 

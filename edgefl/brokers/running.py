@@ -7,6 +7,7 @@ process named in the file is the broker and not a later one with its number.
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from edgefl.store.atomic import store_error
 from edgefl.store.lock import file_lock
 
 KINDS = ("mosquitto", "embedded")
+ATTEMPTS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +52,17 @@ def only_broker(directory: Path, kind: str) -> Iterator[None]:
         StoreError: the lock cannot be made.
     """
     path = directory / f"{kind}.pid"
-    with file_lock(path, wait=False) as alone:
-        if not alone:
-            raise BrokerError(
-                "a broker of this fleet runs already", found=str(path), remedy="Stop the other `edgefl broker` first"
-            )
-        _write(path, "")
-        try:
-            yield
-        finally:
-            _write(path, "")
+    for _ in range(ATTEMPTS):
+        with file_lock(path, wait=False) as alone:
+            if alone:
+                _write(path, "")
+                try:
+                    yield
+                finally:
+                    _write(path, "")
+                return
+        time.sleep(0.1)  # somebody may just be looking
+    raise BrokerError("a broker of this fleet runs already", found=str(path), remedy="Stop the other `edgefl broker` first")
 
 
 def announce_process(listener: Listener, kind: str, pid: int) -> None:
@@ -76,10 +79,17 @@ def running_broker(directory: Path) -> RunningBroker | None:
         with file_lock(path, shared=True, wait=False) as free:
             if free:
                 continue
-        match path.read_text(errors="replace").split():
+        match _read(path).split():
             case [pid, host, port] if pid.isdecimal() and port.isdecimal():
                 return RunningBroker(kind, int(pid), host, int(port))
     return None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError as error:
+        raise store_error("read", path, error) from error
 
 
 def _write(path: Path, text: str) -> None:

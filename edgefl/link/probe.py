@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
+from edgefl.errors import LinkError
 from edgefl.link.address import SILENT_REFUSAL, BrokerAddress, explain, refusal, tls_context
 from edgefl.link.contract import Arrived, Message
 from edgefl.link.leash import LeashedClient
@@ -141,6 +142,9 @@ class Probe:
 
 
 def _anonymous_context(address: BrokerAddress) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=str(address.ca))
+    try:
+        context = ssl.create_default_context(cafile=str(address.ca))
+    except OSError as error:
+        raise LinkError(f"cannot use the CA certificate {address.ca}", found=str(error), remedy="Check the path") from None
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context

@@ -1,9 +1,9 @@
 """The fleet directory: everything that a fleet is, in one place that can be backed up, moved and read.
 
     fleet.toml      name, and where devices reach the broker
-    ca/             root.crt, intermediate.crt, intermediate.key; root.key, which belongs offline
+    ca/             root.crt, intermediate.crt, intermediate.key; root.key, which belongs offline (`edgefl init --root`)
     keys/           broker.* and server.* (certificates), release.key and online.key (Ed25519)
-    broker/         the broker's generated configuration and what it keeps
+    broker/         the broker's generated configuration, who is revoked, and what the broker keeps
     profiles/       the fleet's own device profiles
     blobs/          graphs and weights, by content
     fleet.sqlite    registry, rounds, updates
