@@ -195,6 +195,52 @@ def test_a_kept_tls_session_opens_nothing_after_revocation(fleet: Fleet) -> None
 
 @needs_mosquitto
 @pytest.mark.broker
+def test_a_connection_that_waited_at_the_door_is_mute(fleet: Fleet) -> None:
+    """A thief who did the TLS handshake before the revocation, and says CONNECT only after it, is let in and can do nothing."""
+    with (
+        broker(fleet),
+        closing(open_database(fleet.database)) as database,
+        client(fleet, "edgefl-server", "efl/v1/up/#") as (server, chief),
+        socket.create_connection(("127.0.0.1", fleet.settings.port)) as plain,
+        context_of(fleet, "cam-01").wrap_socket(plain, server_hostname="127.0.0.1") as door,
+    ):
+        assert revoke_device(fleet, database, "cam-01").complete
+        door.settimeout(5)
+        door.sendall(b"\x10\x12\x00\x04MQTT\x04\x02\x00\x3c\x00\x06cam-01")
+        assert door.recv(4) == b"\x20\x02\x00\x00"
+        topic = STATE.encode()
+        door.sendall(bytes((0x30, 2 + len(topic) + 4, 0, len(topic))) + topic + b"back")
+        mine = b"efl/v1/all/#"
+        door.sendall(bytes((0x82, 2 + 2 + len(mine) + 1, 0, 1, 0, len(mine))) + mine + b"\x00")
+        assert door.recv(5)[:1] == b"\x90"
+        chief.publish("efl/v1/all/round/m/v", b"secret", 1).wait_for_publish(5)
+        chief.publish("efl/v1/up/cam-02/state", b"after", 1).wait_for_publish(5)
+        assert eventually(lambda: ("efl/v1/up/cam-02/state", b"after", False) in server.heard)
+        assert (STATE, b"back", False) not in server.heard
+        door.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            door.recv(1)
+
+
+@pytest.mark.broker
+@pytest.mark.skipif(find_spec("amqtt") is None, reason="amqtt is not installed")
+def test_the_embedded_broker_shuts_the_door_on_those_who_wait(fleet: Fleet) -> None:
+    """It has no second wall behind the list, so it ends connections that have not said CONNECT when it reads a new one."""
+    with (
+        broker(fleet, "embedded"),
+        closing(open_database(fleet.database)) as database,
+        socket.create_connection(("127.0.0.1", fleet.settings.port)) as plain,
+        context_of(fleet, "cam-01").wrap_socket(plain, server_hostname="127.0.0.1") as door,
+    ):
+        assert revoke_device(fleet, database, "cam-01").complete
+        door.settimeout(5)
+        with contextlib.suppress(OSError):
+            door.sendall(b"\x10\x12\x00\x04MQTT\x04\x02\x00\x3c\x00\x06cam-01")
+            assert door.recv(4) == b""
+
+
+@needs_mosquitto
+@pytest.mark.broker
 def test_an_access_file_silences_what_a_lost_list_lets_in(fleet: Fleet) -> None:
     """Mosquitto goes on without a list that has vanished; even then the revoked device can neither speak nor hear."""
     with broker(fleet), closing(open_database(fleet.database)) as database:

@@ -102,6 +102,7 @@ class GatedBroker(Broker):  # type: ignore[misc] # amqtt ships no type informati
         self._subscriptions = SteadyDict()
         self._crl = crl
         self._context: ssl.SSLContext | None = None
+        self._waiting: set[asyncio.StreamWriter] = set()
         self._places: dict[str, tuple[asyncio.StreamWriter, asyncio.Event]] = {}
 
     def _create_ssl_context(self, listener: ListenerConfig) -> ssl.SSLContext:
@@ -116,19 +117,24 @@ class GatedBroker(Broker):  # type: ignore[misc] # amqtt ships no type informati
         return context
 
     def reload(self) -> None:
-        """Read the list of revoked certificates again, for the connections to come."""
+        """Read the list of revoked certificates again, for the connections to come and those that have not said who they are."""
         if self._context is not None and self._crl is not None:
             with suppress(OSError):  # the list that was read before goes on holding
                 self._context.load_verify_locations(self._crl)
+        for writer in self._waiting:
+            writer.transport.abort()
 
     async def stream_connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, listener_name: str) -> None:
         """Look at the first packet before amqtt does, and refuse a client that claims another's id or will."""
         name = common_name(writer.get_extra_info("ssl_object"))
+        self._waiting.add(writer)
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 seen, refusal = await _admit(reader, name)
         except (TimeoutError, OSError, asyncio.IncompleteReadError, MessageError):
             seen, refusal = b"", b""
+        finally:
+            self._waiting.discard(writer)
         if seen and name is not None:
             place = writer, asyncio.Event()
             await self._take_place(name, place)
