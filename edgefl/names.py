@@ -9,6 +9,10 @@ from edgefl.errors import InputError
 
 SERVER = "edgefl-server"
 """Identity of the server on the broker; no device may have it."""
+OBSERVER = "edgefl-check"
+CHECK_DEVICES = ("check-a", "check-b")
+"""Identities of `edgefl broker check`; no device may have them."""
+RESERVED = frozenset({SERVER, OBSERVER, *CHECK_DEVICES})
 
 _ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?")
 
@@ -22,12 +26,12 @@ def check_id(value: str, what: str = "device id") -> str:
     """The same id, if it may stand in a topic, a certificate and a file name.
 
     Raises:
-        InputError: anything but 1 to 40 of `a-z 0-9 -`, not beginning or ending with a dash, or the server's own name.
+        InputError: anything but 1 to 40 of `a-z 0-9 -`, not beginning or ending with a dash, or a name that edgefl itself uses.
     """
-    if not is_id(value) or value == SERVER:
+    if not is_id(value) or value in RESERVED:
         raise InputError(
             f"{what} {value!r} cannot be used",
-            expected="1 to 40 characters of a-z, 0-9 and inner dashes" + (f", not {SERVER!r}" if value == SERVER else ""),
+            expected="1 to 40 characters of a-z, 0-9 and inner dashes" + (f", not {value!r}" if value in RESERVED else ""),
             remedy="Choose another, for example cam-01",
         )
     return value

@@ -355,17 +355,18 @@ class TestBothBrokers:
 
 @pytest.mark.broker
 @pytest.mark.parametrize("kind", KINDS)
-def test_sigterm_ends_the_broker_and_frees_the_port(fleet: Fleet, kind: str) -> None:
+def test_sigterm_ends_the_broker_and_frees_the_port(tmp_path: Path, kind: str) -> None:
     """The command ends with 0, and what it started ends with it: the port is free for the next one."""
-    port = free_port()
+    port, fleet = free_port(), create_fleet(tmp_path / "farm", name="farm")
     assert end(start(fleet, kind, port)) == 0
     assert end(start(fleet, kind, port)) == 0
 
 
 @pytest.mark.broker
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_taken_port_is_said_in_words(fleet: Fleet, kind: str) -> None:
+def test_a_taken_port_is_said_in_words(tmp_path: Path, kind: str) -> None:
     """Exit code 4, one line, what to do; no traceback."""
+    fleet = create_fleet(tmp_path / "farm", name="farm")
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()

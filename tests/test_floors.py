@@ -72,6 +72,7 @@ FLOORS = {
     "edgefl.server.evaluate": 5,
     "edgefl.server.provision": 5,
     "edgefl.server.push": 5,
+    "edgefl.server.revoke": 5,
     "edgefl.server.rollout_orders": 5,
     "edgefl.server.rollout_status": 5,
     "edgefl.server.rollouts": 5,

@@ -1,16 +1,26 @@
 """Who may write and read what: one rule, said twice, as Mosquitto's access file and as functions for the embedded broker.
 
 A device writes below `up/` with its own id and reads below `down/` with its own id and below `all/`; the server does anything
-below the root; nobody else does anything. The tests run the same attacks against both brokers, so that the two cannot drift.
+below the root; a revoked device and everybody else do nothing. The observer is the fleet's own eye during `edgefl broker check`:
+it sees and plays the server's part for two devices that do not exist, so that the real server need not give up its place. The
+tests run the same attacks against both brokers, so that the two cannot drift.
 """
 
-from edgefl.names import SERVER, is_id
+from collections.abc import Iterable
+
+from edgefl.names import CHECK_DEVICES, OBSERVER, SERVER, is_id
 from edgefl.wire.topics import ROOT
 
+CHECK_TOPIC = f"{ROOT}/all/check"
+"""What the observer says to all; nobody else listens to it."""
+OBSERVED = (*(f"{ROOT}/{way}/{device}" for device in CHECK_DEVICES for way in ("up", "down")), CHECK_TOPIC)
+"""Where the observer may write and read, with everything below."""
 MOSQUITTO_ACL = f"""# Written by `edgefl broker`; changes are lost. %u is the common name of the client's certificate.
 user {SERVER}
 topic readwrite {ROOT}/#
 
+user {OBSERVER}
+{"".join(f"topic readwrite {prefix}/#{chr(10)}" for prefix in OBSERVED)}
 pattern write {ROOT}/up/%u/#
 pattern read {ROOT}/down/%u/#
 pattern read {ROOT}/all/#
@@ -19,9 +29,16 @@ pattern read {ROOT}/all/#
 _ROOT = tuple(ROOT.split("/"))
 
 
+def mosquitto_acl(revoked: Iterable[str] = ()) -> str:
+    """Mosquitto's access file. Its deny lines silence sessions that were open before a device was revoked."""
+    return MOSQUITTO_ACL + "".join(f"\nuser {device}\ntopic deny #\n" for device in revoked)
+
+
 def may_publish(user: str, topic: str) -> bool:
     """Whether this user may publish (or leave a will) on a topic."""
-    return _below(topic, (*_ROOT,)) if user == SERVER else is_id(user) and _below(topic, (*_ROOT, "up", user))
+    if user == SERVER:
+        return _below(topic, _ROOT)
+    return is_id(user) and (_below(topic, (*_ROOT, "up", user)) or _observes(user, topic))
 
 
 def may_read(user: str, topic: str) -> bool:
@@ -31,7 +48,12 @@ def may_read(user: str, topic: str) -> bool:
     """
     if user == SERVER:
         return _below(topic, _ROOT)
-    return is_id(user) and (_below(topic, (*_ROOT, "down", user)) or _below(topic, (*_ROOT, "all")))
+    own = _below(topic, (*_ROOT, "down", user)) or _below(topic, (*_ROOT, "all"))
+    return is_id(user) and (own or _observes(user, topic))
+
+
+def _observes(user: str, topic: str) -> bool:
+    return user == OBSERVER and any(_below(topic, tuple(prefix.split("/"))) for prefix in OBSERVED)
 
 
 def _below(topic: str, prefix: tuple[str, ...]) -> bool:

@@ -7,7 +7,9 @@ acknowledged within five seconds. Therefore it refuses every address that anothe
 import asyncio
 import ipaddress
 import logging
+import signal
 from collections.abc import Callable
+from contextlib import suppress
 
 from edgefl.brokers.listener import Listener, check_free
 from edgefl.errors import BrokerError
@@ -68,10 +70,12 @@ async def serve(listener: Listener, stopped: asyncio.Event, ready: Callable[[], 
         plugins={"edgefl.brokers.gate.CertificateAuth": {}},
     )
     try:
-        broker = GatedBroker(config)
+        broker = GatedBroker(config, listener.crl)
         await broker.start()
     except (AMQTTError, OSError) as error:
         raise BrokerError("the embedded broker does not start", found=str(error)) from error
+    with suppress(NotImplementedError):  # no signals outside the main thread, or on Windows
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, broker.reload)
     ready()
     await stopped.wait()
     try:

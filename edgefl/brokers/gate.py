@@ -10,6 +10,7 @@ import asyncio
 import ssl
 from collections.abc import ItemsView, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import cast
 
 from amqtt.adapters import ReaderAdapter, StreamReaderAdapter, StreamWriterAdapter
@@ -35,6 +36,8 @@ from edgefl.wire.messages import MAX_PACKET
 
 CONNECT_SECONDS = 10.0
 """How long a client may take to say who it is."""
+LEAVE_SECONDS = 2.0
+"""How long a new connection waits for the end of the one whose place it takes."""
 CONNECT_PACKET = 0x10
 MAX_READ = MAX_PACKET + 1024
 """Bytes of one packet: a full message and its topic."""
@@ -94,32 +97,67 @@ class SteadyDict(dict[str, list[tuple[Session, int]]]):
 class GatedBroker(Broker):  # type: ignore[misc] # amqtt ships no type information
     """amqtt with the gate in front and one access rule behind it."""
 
-    def __init__(self, config: BrokerConfig) -> None:
+    def __init__(self, config: BrokerConfig, crl: Path | None = None) -> None:
         super().__init__(config)
         self._subscriptions = SteadyDict()
+        self._crl = crl
+        self._context: ssl.SSLContext | None = None
+        self._waiting: set[asyncio.StreamWriter] = set()
+        self._places: dict[str, tuple[asyncio.StreamWriter, asyncio.Event]] = {}
 
-    @staticmethod
-    def _create_ssl_context(listener: ListenerConfig) -> ssl.SSLContext:
-        """Demand the client certificate in the handshake, where amqtt only asks for it."""
+    def _create_ssl_context(self, listener: ListenerConfig) -> ssl.SSLContext:
+        """Demand the client certificate in the handshake, where amqtt only asks for it, and one that is not revoked."""
         context: ssl.SSLContext = Broker._create_ssl_context(listener)  # noqa: SLF001 - see the module's docstring
         context.verify_mode = ssl.CERT_REQUIRED
         context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if self._crl is not None:
+            context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
+            context.load_verify_locations(self._crl)
+        self._context = context
         return context
+
+    def reload(self) -> None:
+        """Read the list of revoked certificates again, for the connections to come and those that have not said who they are."""
+        if self._context is not None and self._crl is not None:
+            with suppress(OSError):  # the list that was read before goes on holding
+                self._context.load_verify_locations(self._crl)
+        for writer in self._waiting:
+            writer.transport.abort()
 
     async def stream_connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, listener_name: str) -> None:
         """Look at the first packet before amqtt does, and refuse a client that claims another's id or will."""
+        name = common_name(writer.get_extra_info("ssl_object"))
+        self._waiting.add(writer)
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                seen, refusal = await _admit(reader, common_name(writer.get_extra_info("ssl_object")))
+                seen, refusal = await _admit(reader, name)
         except (TimeoutError, OSError, asyncio.IncompleteReadError, MessageError):
             seen, refusal = b"", b""
-        if seen:
-            await self._client_connected(listener_name, GateReader(seen, reader), StreamWriterAdapter(writer))
+        finally:
+            self._waiting.discard(writer)
+        if seen and name is not None:
+            place = writer, asyncio.Event()
+            await self._take_place(name, place)
+            try:
+                await self._client_connected(listener_name, GateReader(seen, reader), StreamWriterAdapter(writer))
+            finally:
+                place[1].set()
+                if self._places.get(name) is place:
+                    del self._places[name]
             return
         with suppress(OSError):
             writer.write(refusal)
             await writer.drain()
             writer.close()
+
+    async def _take_place(self, name: str, place: tuple[asyncio.StreamWriter, asyncio.Event]) -> None:
+        """End an older connection of the same client, as MQTT 3.1.1 says in section 3.1.4; amqtt lets it go on speaking."""
+        older, self._places[name] = self._places.get(name), place
+        if older is not None:
+            older[0].transport.abort()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LEAVE_SECONDS):
+                    await older[1].wait()
 
     async def _topic_filtering(self, session: Session, topic: str, action: Action) -> bool:
         """The access rule, without amqtt's detour through a task per plugin, message and subscriber."""

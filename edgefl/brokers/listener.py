@@ -22,6 +22,8 @@ class Listener:
         certificate, key: of the broker; the certificate is followed by the intermediate.
         port: TCP port.
         bind: address of one interface, or `0.0.0.0` for all.
+        crl: the list of revoked certificates, or None for a broker without one.
+        revoked: devices that may do nothing any more.
     """
 
     directory: Path
@@ -30,6 +32,8 @@ class Listener:
     key: Path
     port: int
     bind: str = "127.0.0.1"
+    crl: Path | None = None
+    revoked: tuple[str, ...] = ()
 
     @property
     def reachable(self) -> str:

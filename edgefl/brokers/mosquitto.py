@@ -7,12 +7,13 @@ start, so that the fleet directory may be moved. Mosquitto's messages go to `FLE
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 from importlib import resources
 from pathlib import Path
 from types import TracebackType
 
-from edgefl.brokers.acl import MOSQUITTO_ACL
+from edgefl.brokers.acl import mosquitto_acl
 from edgefl.brokers.listener import Listener, check_free, wait_ready
 from edgefl.errors import BrokerError
 from edgefl.store.atomic import store_error, write_file
@@ -44,6 +45,9 @@ def write_configuration(listener: Listener) -> Path:
         "CAFILE": str(listener.ca.resolve()),
         "CERTFILE": str(listener.certificate.resolve()),
         "KEYFILE": str(listener.key.resolve()),
+        "CRL": f"crlfile {listener.crl.resolve()}"
+        if listener.crl
+        else "# no crlfile: revoked certificates still open a connection",
         "ACL": str(directory / "acl"),
         "DIRECTORY": f"{directory}/",
     }
@@ -52,7 +56,7 @@ def write_configuration(listener: Listener) -> Path:
         if value != value.strip() or not value.isprintable():
             raise BrokerError("Mosquitto cannot use this path", found=repr(value), remedy="Move the fleet directory")
         text = text.replace(f"@{name}@", value)
-    write_file(directory / "acl", MOSQUITTO_ACL.encode(), 0o600)
+    write_file(directory / "acl", mosquitto_acl(listener.revoked).encode(), 0o600)
     write_file(directory / "mosquitto.conf", text.encode(), 0o600)
     return directory / "mosquitto.conf"
 
@@ -105,6 +109,10 @@ class Mosquitto:
         except subprocess.TimeoutExpired:
             return False
         return True
+
+    def reload(self) -> None:
+        """Let it read its access file and list of revoked certificates again."""
+        self.process.send_signal(signal.SIGHUP)
 
     def stop(self) -> None:
         """Ask it to write its state and end; after a few seconds, make it."""

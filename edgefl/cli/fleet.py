@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from edgefl.cli.options import fleet_option, json_option
+from edgefl.cli.revoke import revoke
 from edgefl.cli.tags import list_tags, tag_device, untag_device
 from edgefl.errors import InputError
 from edgefl.names import is_id
@@ -21,17 +22,18 @@ from edgefl.store.standings import Standing
 @click.option("--name", help="Stands in every certificate.  [default: the directory's name]")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where devices reach the broker.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8883, show_default=True, help="The broker's port.")
-def init(path: Path, name: str | None, host: str, port: int) -> None:
+@click.option("--root", type=click.Path(path_type=Path), metavar="DIR", help="Put the root's key here, not into the fleet.")
+def init(path: Path, name: str | None, host: str, port: int, root: Path | None) -> None:
     """Create a fleet directory: certificate authority, signing keys, registry. Never overwrites one."""
     from edgefl.server.founding import create_fleet
 
     chosen = name or path.resolve().name
     if name is None and not is_id(chosen):
         raise InputError(f"the directory's name {chosen!r} cannot be the fleet's", remedy="Give one with --name")
-    fleet = create_fleet(path, name=chosen, host=host, port=port)
+    fleet = create_fleet(path, name=chosen, host=host, port=port, root=root)
     click.echo(f"created fleet {fleet.settings.name} in {path} (broker {host}:{port})")
-    click.echo(f"keep {path / 'ca' / 'root.key'} offline: nothing but a new intermediate authority needs it")
-    click.echo(f"keep {path / 'keys' / 'root.key'} offline: nothing but replacing a signing key needs it")
+    click.echo(f"keep {(root or path / 'ca') / 'root.key'} offline: nothing but a new intermediate authority needs it")
+    click.echo(f"keep {(root or path / 'keys') / 'metadata-root.key'} offline: nothing but replacing a signing key needs it")
 
 
 @click.command()
@@ -54,7 +56,10 @@ def provision(device: str, profile: str, out: Path, count: int, data: str, fleet
 
 @click.group()
 def devices() -> None:
-    """List, show, exclude and reinstate the fleet's devices."""
+    """List, show, exclude, reinstate and revoke the fleet's devices."""
+
+
+devices.add_command(revoke)
 
 
 for _command in (tag_device, untag_device, list_tags):

@@ -133,9 +133,7 @@ class Hands:
     def _follow_up(self, model: HeldModel, then: Then) -> None:
         """What an installation has made necessary."""
         if then is Then.DAMAGED:
-            self.voice.trouble(
-                model.name, "files of a new version were damaged on disk; fetching them again", code=BlockError.code
-            )
+            self.voice.trouble(model.name, "a new version was damaged on disk; fetching it again", code=BlockError.code)
             self._start_over(model, 0.0)
         if then is Then.REVERTED:
             self._start_over(model, 0.0)

@@ -26,6 +26,7 @@ from edgefl.names import SERVER, check_id
 ROOT_DAYS = 30 * 365
 INTERMEDIATE_DAYS = 20 * 365
 LEAF_DAYS = 10 * 365
+PROBE_DAYS = 1 / 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +70,24 @@ class Authority:
         """A fresh key and certificate for a device. Raises InputError when the id cannot be used."""
         return self._sign(check_id(device), [self._uri(f"device/{device}")], ExtendedKeyUsageOID.CLIENT_AUTH, now)
 
+    def probe(self, name: str, *, now: dt.datetime | None = None, days: float = PROBE_DAYS) -> Identity:
+        """A short-lived client certificate in any name, with which the fleet looks at its own broker."""
+        return self._sign(name, [self._uri(f"probe/{name}")], ExtendedKeyUsageOID.CLIENT_AUTH, now, days)
+
     def _uri(self, path: str) -> x509.GeneralName:
         return x509.UniformResourceIdentifier(f"spiffe://{self.fleet}/{path}")
 
-    def _sign(self, name: str, names: list[x509.GeneralName], usage: x509.ObjectIdentifier, now: dt.datetime | None) -> Identity:
+    def _sign(
+        self,
+        name: str,
+        names: list[x509.GeneralName],
+        usage: x509.ObjectIdentifier,
+        now: dt.datetime | None,
+        days: float = LEAF_DAYS,
+    ) -> Identity:
         key = ec.generate_private_key(ec.SECP256R1())
         issuer = _certificate(self.intermediate.certificate)
-        builder = _builder(name, key, issuer.subject, now, LEAF_DAYS)
+        builder = _builder(name, key, issuer.subject, now, days)
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         builder = builder.add_extension(_key_usage(authority=False), critical=True)
         builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
@@ -127,6 +139,14 @@ def open_authority(fleet: str, root: bytes, key: bytes, certificate: bytes) -> A
     return Authority(fleet, root, Identity(key, certificate, f"{parsed.serial_number:x}"))
 
 
+def serial_of(pem: bytes) -> int:
+    """Serial number of the first certificate in a PEM file. Raises FleetError when there is none."""
+    try:
+        return _certificate(pem).serial_number
+    except ValueError as error:
+        raise FleetError("a certificate cannot be read", expected="PEM", found=str(error)[:200], remedy="Restore it") from None
+
+
 def _name(common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 
@@ -139,7 +159,7 @@ def _host_name(host: str) -> x509.GeneralName:
 
 
 def _builder(
-    name: str, key: ec.EllipticCurvePrivateKey, issuer: x509.Name, now: dt.datetime | None, days: int
+    name: str, key: ec.EllipticCurvePrivateKey, issuer: x509.Name, now: dt.datetime | None, days: float
 ) -> x509.CertificateBuilder:
     """What all certificates have in common."""
     now = now or dt.datetime.now(dt.UTC)

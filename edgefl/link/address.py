@@ -21,6 +21,7 @@ VERIFY_REMEDIES = {
 """By OpenSSL's X509_V_ERR number: not yet valid, expired, host name mismatch, IP address mismatch."""
 OTHER_CA = "Give the CA certificate that issued the broker's certificate"
 OUR_CERTIFICATE = "Check that this client's certificate was issued by the broker's CA and is neither expired nor revoked"
+SILENT_REFUSAL = "the broker closed the connection before accepting it"
 REFUSALS = {
     "Not authorized": "Check that the broker knows this identity, and that its certificate is not revoked",
     "Bad user name or password": "Check that the broker knows this identity, and that its certificate is not revoked",
@@ -104,7 +105,7 @@ def explain(error: Exception, *, accepted: bool = False) -> Trouble:
         if isinstance(error, kind):
             return trouble
     if isinstance(error, ConnectionError) and not accepted:
-        return Trouble("the broker closed the connection before accepting it", OUR_CERTIFICATE)
+        return Trouble(SILENT_REFUSAL, OUR_CERTIFICATE)
     return Trouble(_plain(error), "Check the network, host and port")
 
 

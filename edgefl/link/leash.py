@@ -40,6 +40,7 @@ class LeashedClient(mqtt.Client):
         arrived: messages since they were last taken.
         done: identifiers that are acknowledged (QoS 1) or written (QoS 0).
         denied: subscriptions that were not granted: identifier of the request, position in it.
+        answered: identifiers of the last requests to subscribe that were answered.
         dropped: arriving messages that were unusable.
         failure: what the socket raised last.
     """
@@ -60,6 +61,7 @@ class LeashedClient(mqtt.Client):
         self.arrived: list[Arrived] = []
         self.done: list[int] = []
         self.denied: list[tuple[int, int]] = []
+        self.answered: list[int] = []
         self.dropped = 0
         self.failure: OSError | None = None
         self._drained = True
@@ -151,4 +153,5 @@ def _on_publish(client: mqtt.Client, _data: object, mid: int, _code: ReasonCode,
 
 def _on_subscribe(client: mqtt.Client, _data: object, mid: int, codes: list[ReasonCode], _properties: Properties) -> None:
     if isinstance(client, LeashedClient):
+        client.answered = [*client.answered[-15:], mid]
         client.denied.extend((mid, position) for position, code in enumerate(codes) if code.is_failure)

@@ -1,8 +1,8 @@
 """The fleet's signing keys: which files hold them, which of them the root appoints, and how they are replaced.
 
-Model: a role's keys are the files `ROLE*.key` in `FLEET/keys` and in the directories that the operator gives (a USB stick). Which
-of them speak for the role is what the root metadata says, not what they are called: a rotation writes the new key first, then
-puts the new root into force, and the old file is worth nothing from then on.
+Model: a role's keys are the files of its name (`online*.key`, `release*.key`, `metadata-root*.key`) in `FLEET/keys` and in the
+directories that the operator gives (a USB stick). Which of them speak for the role is what the root metadata says, not what they
+are called: a rotation writes the new key first, then puts the new root into force, and the old file is worth nothing then.
 
     root      appoints all keys; its files belong offline
     release   lists manifests (TUF's targets role)
@@ -28,6 +28,7 @@ from edgefl.store.versions import listed_manifests, replace_manifest
 from edgefl.wire.messages import Manifest, decode, encode
 
 Role = Literal["root", "release", "online"]
+_FILES = {"root": "metadata-root", "release": "release", "online": "online"}
 _TUF = {"root": "root", "release": TARGETS, "online": TIMESTAMP}
 
 
@@ -61,7 +62,7 @@ def signers(fleet: Fleet, known: Documents, role: Role, places: Iterable[Path] =
     if not able:
         raise FleetError(
             f"no {role} key of this fleet is here",
-            expected=f"{role}*.key with the public key {' or '.join(hints)} in {fleet.keys}",
+            expected=f"{_FILES[role]}*.key with the public key {' or '.join(hints)} in {fleet.keys}",
             remedy="Give the directory that holds it with --keys, or restore it from a backup",
         )
     return able
@@ -78,7 +79,8 @@ def roles(fleet: Fleet, places: Iterable[Path] = ()) -> list[RoleStatus]:
     with closing(open_database(fleet.database)) as database:
         known = documents(database)
     ends, result = expiries(known), []
-    for role in ("root", "release", "online"):
+    every: tuple[Role, ...] = ("root", "release", "online")
+    for role in every:
         hints, threshold = key_hints(known, _TUF[role])
         held = {key.public_key.hex()[:KEY_HINT] for place in (fleet.keys, *places) for key in _keys(place, role)}
         result.append(RoleStatus(role, list(hints), [hint for hint in hints if hint in held], threshold, *ends[_TUF[role]]))
@@ -105,7 +107,8 @@ def rotate(fleet: Fleet, role: Role, places: Sequence[Path], now: float, *, coun
     """
     new = [Signer.generate() for _ in range(count)]
     paths = [
-        (places[0] if role == "root" and places else fleet.keys) / f"{role}-{key.public_key.hex()[:KEY_HINT]}.key" for key in new
+        (places[0] if role == "root" and places else fleet.keys) / f"{_FILES[role]}-{key.public_key.hex()[:KEY_HINT]}.key"
+        for key in new
     ]
     with closing(open_database(fleet.database)) as database, transaction(database):
         known = documents(database)
@@ -129,8 +132,8 @@ def _name_round_key(database: sqlite3.Connection, key: bytes) -> None:
         replace_manifest(database, path, encode(msgspec.structs.replace(decode(data, Manifest), round_key=key)))
 
 
-def _keys(place: Path, role: str) -> list[Signer]:
+def _keys(place: Path, role: Role) -> list[Signer]:
     try:
-        return [Signer.from_pem(path.read_bytes()) for path in sorted(place.glob(f"{role}*.key"))]
+        return [Signer.from_pem(path.read_bytes()) for path in sorted(place.glob(f"{_FILES[role]}*.key"))]
     except OSError as error:
         raise store_error("read keys in", place, error) from error

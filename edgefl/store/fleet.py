@@ -1,10 +1,10 @@
 """The fleet directory: everything that a fleet is, in one place that can be backed up, moved and read.
 
     fleet.toml      name, and where devices reach the broker
-    ca/             root.crt, intermediate.crt, intermediate.key; root.key, which belongs offline
-    keys/           broker.* and server.* (certificates); online*.key, release*.key and root*.key (Ed25519, see `server.keys`),
-                    of which root*.key belongs offline
-    broker/         the broker's generated configuration and what it keeps
+    ca/             root.crt, intermediate.crt, intermediate.key; root.key, which belongs offline (`edgefl init --root`)
+    keys/           broker.* and server.* (certificates); online*.key, release*.key and metadata-root*.key (Ed25519, see
+                    `server.keys`), of which metadata-root*.key belongs offline
+    broker/         the broker's generated configuration, who is revoked, and what the broker keeps
     profiles/       the fleet's own device profiles
     blobs/          graphs and weights, by content
     fleet.sqlite    registry, rounds, updates

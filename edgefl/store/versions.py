@@ -114,8 +114,8 @@ def get_variant(database: sqlite3.Connection, model: str, profile: str, version:
 def listed_manifests(database: sqlite3.Connection) -> dict[str, bytes]:
     """The manifests that devices may hold, by their path in the metadata `MODEL/PROFILE/VERSION`.
 
-    Of each model and profile these are the newest `LISTED`, the last `LISTED` releases that were not rolled back, and what a rollout
-    that is under way wants.
+    Of each model and profile these are the newest `LISTED`, the last `LISTED` releases that were not rolled back, and what a
+    rollout that is under way wants.
     """
     rows = database.execute(
         """SELECT v.* FROM
