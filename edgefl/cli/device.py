@@ -37,6 +37,21 @@ def run(bundle: Path, data: str | None) -> None:
 
 @device.command()
 @bundle_argument
+def claim(bundle: Path) -> int:
+    """Claim the certificate of the board whose BUNDLE this is; `device run` does the same at its start."""
+    from edgefl.cli.process import log_to_stderr, stop_on_signals
+    from edgefl.device.config import load_bundle
+    from edgefl.device.start import claim_only
+
+    log_to_stderr()
+    loaded = load_bundle(bundle)
+    done = claim_only(loaded, stop_on_signals())
+    click.echo(f"{loaded.config.id} has its certificate" if done else "stopped; nothing was claimed")
+    return 0 if done else UNABLE
+
+
+@device.command()
+@bundle_argument
 @data_option
 @json_option
 def doctor(bundle: Path, data: str | None, as_json: bool) -> int:

@@ -21,7 +21,7 @@ DEBUG = "EDGEFL_DEBUG"
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "init": ("edgefl.cli.fleet:init", "Create a fleet directory: authority, keys, registry."),
-    "provision": ("edgefl.cli.fleet:provision", "Make a bundle that turns a board into a device."),
+    "provision": ("edgefl.cli.provision:provision", "Make a bundle that turns a board into a device."),
     "devices": ("edgefl.cli.fleet:devices", "List and show the fleet's devices."),
     "broker": ("edgefl.cli.broker:broker", "Run the fleet's broker in the foreground."),
     "push": ("edgefl.cli.push:push", "Compress a model for every profile and announce it."),

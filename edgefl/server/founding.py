@@ -5,10 +5,12 @@ from pathlib import Path
 from edgefl.identity.authority import Authority, found_authority, open_authority
 from edgefl.identity.signing import Signer
 from edgefl.store.atomic import store_error
-from edgefl.store.fleet import DEFAULT_PORT, Fleet, check_settings
+from edgefl.store.fleet import DEFAULT_CLAIM_PORT, DEFAULT_PORT, Fleet, check_settings
 
 
-def create_fleet(path: Path, *, name: str, host: str = "127.0.0.1", port: int = DEFAULT_PORT) -> Fleet:
+def create_fleet(
+    path: Path, *, name: str, host: str = "127.0.0.1", port: int = DEFAULT_PORT, claim_port: int = DEFAULT_CLAIM_PORT
+) -> Fleet:
     """A new fleet directory.
 
     Args:
@@ -16,13 +18,14 @@ def create_fleet(path: Path, *, name: str, host: str = "127.0.0.1", port: int = 
         name: of the fleet, as in `edgefl.names`.
         host: name or address under which devices reach the broker; the broker's certificate is made for it.
         port: of the broker.
+        claim_port: of the claim broker; the next higher one is taken too.
 
     Raises:
         InputError: the name, host or port cannot be used.
         FleetError: the path is in use.
         StoreError: it cannot be written; nothing is left behind.
     """
-    settings = check_settings(name, host, port)
+    settings = check_settings(name, host, port, claim_port)
     authority, root = found_authority(name)
     broker, server = authority.broker((host,)), authority.server()
     files = {

@@ -13,7 +13,8 @@
     efl/v1/all/manifest/MODEL/PROFILE/VERSION  retained; a variant's manifest, which is a TUF target
     efl/v1/all/round/MODEL/VARIANT           retained; the signed order of the current round for a variant
     efl/v1/all/block/FILE                    blocks of one file, never retained; FILE is 16 hex digits of its SHA-256
-    efl/v1/claim/ID/request, .../reply       a board without a certificate asks for one; on the claim listener only
+    efl/v1/claim/NAME/request, .../reply     a board without a certificate asks for one, on the claim broker only; NAME is the
+                                             client id, which a board draws at random
 
 A device may write below `up/` with its own id and read below `down/` with its own id and below `all/`; the broker enforces it.
 At most seven levels, so that AWS IoT Core can be the broker.
@@ -26,6 +27,7 @@ from edgefl.names import is_id
 
 ROOT = "efl/v1"
 ALL_UP = f"{ROOT}/up/#"
+ALL_CLAIMS = f"{ROOT}/claim/+/request"
 
 
 def state(device: str) -> str:
@@ -53,6 +55,26 @@ def receipt(device: str) -> str:
     return f"{ROOT}/down/{device}/receipt"
 
 
+def renew(device: str) -> str:
+    """Where a device asks for its next certificate."""
+    return f"{ROOT}/up/{device}/renew"
+
+
+def certificate(device: str) -> str:
+    """Where the server answers that."""
+    return f"{ROOT}/down/{device}/certificate"
+
+
+def claim_request(name: str) -> str:
+    """Where a board asks for its first certificate; `name` is its client id on the claim broker."""
+    return f"{ROOT}/claim/{name}/request"
+
+
+def claim_reply(name: str) -> str:
+    """Where the server answers that."""
+    return f"{ROOT}/claim/{name}/reply"
+
+
 def manifest(model: str, profile: str) -> str:
     """The newest manifest; `+` as the model subscribes to all models of a profile."""
     return f"{ROOT}/all/manifest/{model}/{profile}"
@@ -69,28 +91,40 @@ def block(sha256: str) -> str:
 
 
 def parse_up(topic: str) -> tuple[str, str]:
-    """Device id and kind (`state`, `want`, `update`, `report`) of a topic that a device has written to.
+    """Device id and kind (`state`, `want`, `update`, `report`, `renew`) of a topic that a device has written to.
 
     Raises:
         MessageError: the topic is no such topic.
     """
     match topic.split("/"):
-        case ["efl", "v1", "up", device, ("state" | "want" | "update" | "report") as kind] if is_id(device):
+        case ["efl", "v1", "up", device, ("state" | "want" | "update" | "report" | "renew") as kind] if is_id(device):
             return device, kind
     raise MessageError("message on a topic that no device writes to", found=topic[:100])
 
 
 def parse_down(topic: str) -> tuple[str, str]:
-    """Kind (`receipt`, `manifest`, `round`, `block`) of a topic that the server writes to, and the model's or file's name.
+    """Kind of a topic that the server writes to (`receipt`, `certificate`, `manifest`, `round`, `block`), and the name in it.
 
     Raises:
         MessageError: the topic is no such topic.
     """
     match topic.split("/"):
-        case ["efl", "v1", "down", device, "receipt"] if is_id(device):
-            return "receipt", ""
+        case ["efl", "v1", "down", device, ("receipt" | "certificate") as kind] if is_id(device):
+            return kind, ""
         case ["efl", "v1", "all", ("manifest" | "round") as kind, model, _] if is_id(model):
             return kind, model
         case ["efl", "v1", "all", "block", name]:
             return "block", name
     raise MessageError("message on a topic that the server does not write to", found=topic[:100])
+
+
+def parse_claim(topic: str) -> str:
+    """The name of the board that has written to a claim topic.
+
+    Raises:
+        MessageError: the topic is no such topic.
+    """
+    match topic.split("/"):
+        case ["efl", "v1", "claim", name, "request"] if is_id(name):
+            return name
+    raise MessageError("message on a topic that no board claims on", found=topic[:100])
