@@ -10,7 +10,7 @@ import stat
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 
 import numpy as np
 import paho.mqtt.client as mqtt
@@ -215,7 +215,7 @@ def test_a_copied_claim_is_refused(running, fleet, claimed):
     assert all(one.detail.startswith("used: ") for one in refused)
 
 
-def anonymous(fleet, port, name, **options):
+def anonymous(fleet, name, **options):
     """A client without a certificate; what it has received."""
     client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, name, **options)
     client.tls_set_context(ssl.create_default_context(cafile=str(fleet.root_certificate)))
@@ -236,8 +236,8 @@ def start(client, port):
 def test_a_stranger_can_only_ask(running, fleet, claimed):
     """Without a certificate a client reaches its two claim topics and nothing else, whatever name it gives itself."""
     port = fleet.settings.claim_port
-    spy = anonymous(fleet, port, "spy")
-    thief = anonymous(fleet, port, SERVER)
+    spy = anonymous(fleet, "spy")
+    thief = anonymous(fleet, SERVER)
     thief.username_pw_set(SERVER, "anything")
     try:
         for client in (spy, thief):
@@ -252,6 +252,7 @@ def test_a_stranger_can_only_ask(running, fleet, claimed):
         for client in (spy, thief):
             client.disconnect()
             client.loop_stop()
+    assert "no connection to the broker" not in running[3].log()  # nobody has taken the server's place
     assert spy.got == []
     assert thief.got == []
 
@@ -259,18 +260,18 @@ def test_a_stranger_can_only_ask(running, fleet, claimed):
 def test_the_claim_ports_open_nothing_else(fleet):
     """The fleet's port still takes no client without a certificate, and neither does the server's port of the claim broker."""
     for port in (fleet.settings.port, fleet.settings.claim_server_port):
-        client = anonymous(fleet, port, "spy")
-        with pytest.raises((OSError, AssertionError)):
+        client = anonymous(fleet, "spy")
+        with suppress(OSError):
             client.connect("127.0.0.1", port)
             for _ in range(20):
                 client.loop(0.05)
-            assert client.up
+        assert not client.up
         client.disconnect()
 
 
 def test_an_oversize_request_ends_nobody_but_itself(running, fleet, claimed):
     """A packet above the claim broker's limit does not reach the server, and others can still claim."""
-    client = anonymous(fleet, fleet.settings.claim_port, "fat")
+    client = anonymous(fleet, "fat")
     start(client, fleet.settings.claim_port)
     try:
         client.publish(topics.claim_request("fat"), bytes(60_000), 0)
@@ -294,7 +295,7 @@ def test_the_fleets_broker_survives_the_claim_broker(tmp_path):
     with process(tmp_path, "broker", "broker", "--claims", "--fleet", fleet.path) as broker:
         until(lambda: "claims welcome" in broker.log(), said=broker.log)
         listing = subprocess.run(
-            ["ps", "--ppid", str(broker.pid), "-o", "pid=,args="], capture_output=True, text=True, check=True
+            ["ps", "-ww", "--ppid", str(broker.pid), "-o", "pid=,args="], capture_output=True, text=True, check=True
         )
         (line,) = [line for line in listing.stdout.splitlines() if "broker/claims" in line]
         os.kill(int(line.split()[0]), signal.SIGKILL)
