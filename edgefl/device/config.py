@@ -118,8 +118,13 @@ class Bundle:
         return Path(given) if given else self.directory / self.config.state
 
 
-def load_bundle(path: Path, *, data: str | None = None) -> Bundle:
-    """The bundle at a directory, or at the `device.toml` in it; `data` replaces the source that it names.
+def load_bundle(path: Path, *, data: str | None = None, unclaimed: bool = False) -> Bundle:
+    """The bundle at a directory, or at the `device.toml` in it.
+
+    Args:
+        path: of either.
+        data: replaces the source of examples that it names.
+        unclaimed: whether it may hold neither a certificate nor a claim.
 
     Raises:
         ConfigError: a file of it is missing or unreadable, or `device.toml` is malformed.
@@ -136,7 +141,7 @@ def load_bundle(path: Path, *, data: str | None = None) -> Bundle:
     except InputError as error:
         raise ConfigError(f"{file}: {error.problem}", expected=error.expected, remedy="Provision the device again") from None
     bundle = Bundle(file.parent, config)
-    for needed in (bundle.ca,) if bundle.may_claim else (bundle.ca, bundle.certificate, bundle.key):
+    for needed in (bundle.ca,) if unclaimed or bundle.may_claim else (bundle.ca, bundle.certificate, bundle.key):
         if not os.access(needed, os.R_OK):
             raise ConfigError(
                 f"{needed} is missing or cannot be read",

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from edgefl.device.agent import Agent
+from edgefl.device.claimcode import read_code
 from edgefl.device.claiming import claim_if_open, make_claim
 from edgefl.device.config import Bundle
 from edgefl.device.identity import open_claim, take_over
@@ -80,14 +81,20 @@ def _give_up(bundle: Bundle, should_stop: Callable[[], bool]) -> None:
         )
 
 
-def claim_only(bundle: Bundle, should_stop: Callable[[], bool]) -> bool:
+def claim_only(bundle: Bundle, should_stop: Callable[[], bool], *, code: str | None = None) -> bool:
     """Claim the board's certificate and do nothing else; False if told to stop before.
+
+    Args:
+        bundle: whose.
+        should_stop: asked between attempts.
+        code: a claim code, used instead of a `claim.toml`.
 
     Raises:
         ConfigError: there is no open claim, or it was refused.
+        InputError: the code cannot be used.
         StoreError: the state directory cannot be written, or an agent uses it.
     """
-    claim = open_claim(bundle)
+    claim = open_claim(bundle) if code is None else read_code(code, bundle.config.id)
     if claim is None:
         raise ConfigError(
             f"{bundle.directory} holds no open claim",
