@@ -18,16 +18,23 @@ import pytest
 
 from edgefl.brokers.mosquitto import find_mosquitto
 from edgefl.cli.main import run
+from edgefl.device.claimcode import claim_code
 from edgefl.device.config import load_bundle
-from edgefl.device.identity import pair_validity
+from edgefl.device.identity import open_claim, pair_validity
+from edgefl.link.address import BrokerAddress
+from edgefl.link.contract import Arrived
+from edgefl.link.paho import PahoLink
 from edgefl.names import SERVER
-from edgefl.server.founding import create_fleet
-from edgefl.store.audit import audit_events
+from edgefl.server.founding import authority_of, create_fleet
+from edgefl.server.provision import provision
+from edgefl.server.renewal import ROTATE, RenewalDesk
+from edgefl.store.audit import events as audit_events
 from edgefl.store.credentials import certificates_of
 from edgefl.store.database import open_database
 from edgefl.store.fleet import Fleet
 from edgefl.store.presence import presences
 from edgefl.wire import topics
+from edgefl.wire.messages import Renewed, RenewRequest, State, decode, encode
 
 pytestmark = [
     pytest.mark.broker,
@@ -177,6 +184,60 @@ def test_rotation_leaves_no_gap(running, fleet, claimed, capsys):
     edgefl(fleet, "devices", "audit", device, "--json")
     told = [event["event"] for event in json.loads(capsys.readouterr().out)]
     assert told[-4:] == ["rotation-asked", "certificate-issued", "certificate-replaced", "certificate-active"]
+
+
+def test_rotation_is_no_death(tmp_path):
+    """What a server hears during a rotation: births of one session and never a death."""
+    port, _ = free_ports()
+    fleet = create_fleet(tmp_path / "farm", name="farm", port=port)
+    np.savez(tmp_path / "examples.npz", x=np.zeros((4, 3), np.float32), y=np.zeros(4, np.int64))
+    provision(fleet, ["cam-01"], "rpi-zero-2w", tmp_path, data=f"npz:{tmp_path / 'examples.npz'}")
+    address = BrokerAddress("127.0.0.1", port, fleet.root_certificate, fleet.server_certificate, fleet.server_key)
+    with (
+        closing(open_database(fleet.database)) as database,
+        process(tmp_path, "broker", "broker", "--fleet", fleet.path) as broker,
+    ):
+        until(lambda: "broker ready" in broker.log(), said=broker.log)
+        desk, link, heard = RenewalDesk(database, authority_of(fleet), 90, time.time), PahoLink(address, SERVER), []
+        link.subscribe(topics.ALL_UP)
+        link.connect()
+        with process(tmp_path, "cam-01", "device", "run", tmp_path / "cam-01") as agent:
+            for rotations in range(4):
+                if rotations:
+                    link.publish(topics.certificate("cam-01"), encode(Renewed(code=ROTATE)))
+                until(lambda least=rotations: serve(link, desk, heard) and len(set(used(heard))) > least, said=agent.log)
+            states = [decode(payload, State) for topic, payload in heard if topic == topics.state("cam-01")]
+        link.close()
+        assert all(state.online for state in states)
+        assert len({state.session for state in states}) == 1
+        assert [one.state for one in certificates_of(database, "cam-01")] == ["replaced"] * 3 + ["active"]
+
+
+def serve(link, desk, heard):
+    """Play the server for a moment: hear everything, answer renewals."""
+    for event in link.poll(0.1):
+        if isinstance(event, Arrived):
+            heard.append((event.topic, event.payload))
+            answer = desk.heard("cam-01", event.payload) if event.topic == topics.renew("cam-01") else None
+            if answer is not None:
+                link.publish(topics.certificate("cam-01"), encode(answer))
+    return True
+
+
+def used(heard):
+    """The certificates that the device has said it uses."""
+    renewals = [decode(payload, RenewRequest) for topic, payload in heard if topic == topics.renew("cam-01")]
+    return [request.using for request in renewals if not request.csr]
+
+
+def test_a_label_is_enough(running, fleet, claimed):
+    """A board whose bundle lost its claim claims with the text of the label's code."""
+    code = claim_code("farm", claimed.name, open_claim(load_bundle(claimed)))
+    (claimed / "claim.toml").unlink()
+    (claimed / "code").write_text(f"{code}\n")
+    with process(running[1], claimed.name, "device", "claim", claimed, "--code", claimed / "code") as agent:
+        assert agent.wait(40) == 0, agent.log()
+    assert states(fleet, claimed.name) == ["pending"]
 
 
 def test_a_killed_claim_is_finished_by_the_next_start(running, fleet, claimed):

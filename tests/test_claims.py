@@ -21,7 +21,7 @@ from edgefl.server.claims import REFUSALS_A_MINUTE, ClaimDesk
 from edgefl.server.founding import authority_of, create_fleet
 from edgefl.server.provision import Order, provision, provision_all
 from edgefl.server.renewal import MOST_IN_AN_HOUR, ROTATE, RenewalDesk
-from edgefl.store.audit import audit_events
+from edgefl.store.audit import events
 from edgefl.store.credentials import ask_rotation, certificates_of, find_claim, rotations
 from edgefl.store.database import open_database, transaction
 from edgefl.store.registry import get_device
@@ -61,7 +61,7 @@ class Office:
 
     def audit(self, device="cam-01"):
         """Event and detail of everything that happened."""
-        return [(one.event, one.detail) for one in audit_events(self.database, device)]
+        return [(one.event, one.detail) for one in events(self.database, device)]
 
     def states(self, device="cam-01"):
         """States of its certificates, oldest first."""

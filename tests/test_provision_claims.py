@@ -22,7 +22,7 @@ from edgefl.server.batch import read_batch
 from edgefl.server.founding import create_fleet
 from edgefl.server.labels import FORMS, Label, label_of
 from edgefl.server.provision import Order, provision_all
-from edgefl.store.audit import audit_events
+from edgefl.store.audit import events
 from edgefl.store.credentials import certificates_of, digest, find_claim
 from edgefl.store.database import open_database, transaction
 from edgefl.store.fleet import Fleet
@@ -70,6 +70,15 @@ def test_a_claim_bundle_holds_no_key(fleet, tmp_path, capsys):
     assert known.token == digest(claim.token.encode())
     assert known.expires - known.created == pytest.approx(86400, abs=2)
     assert ask(fleet, lambda database: certificates_of(database, "cam-01")) == []
+
+
+def test_a_board_that_has_not_claimed_is_shown_as_such(fleet, tmp_path, capsys):
+    """The list of devices says that it has still to claim, and the board's doctor that it has no certificate."""
+    edgefl(fleet, capsys, "provision", "cam-01", "--claim", "--profile", "rpi-zero-2w", "--out", tmp_path / "out")
+    assert "to claim" in edgefl(fleet, capsys, "devices", "ls")
+    assert "none yet" in edgefl(fleet, capsys, "devices", "show", "cam-01")
+    assert run(["device", "doctor", str(tmp_path / "out" / "cam-01")]) == 4
+    assert "has not claimed its certificate" in capsys.readouterr().out
 
 
 def test_tokens_differ(fleet, tmp_path):
@@ -180,7 +189,7 @@ def test_all_or_none(fleet, tmp_path, capsys):
     edgefl(fleet, capsys, "provision", "--from", file, "--claim", "--out", out, code=2)
     assert [path.name for path in out.iterdir()] == ["cam-02"]
     assert ids(fleet) == []
-    assert ask(fleet, audit_events) == []
+    assert ask(fleet, events) == []
 
 
 def test_a_failure_at_the_very_end_leaves_nothing(fleet, tmp_path):
@@ -195,7 +204,7 @@ def test_a_failure_at_the_very_end_leaves_nothing(fleet, tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
     assert ids(fleet) == []
     assert ask(fleet, lambda database: find_claim(database, "cam-01")) is None
-    assert ask(fleet, audit_events) == []
+    assert ask(fleet, events) == []
 
 
 @with_segno

@@ -38,17 +38,17 @@ def rotate(device: str, fleet_path: Path) -> None:
 @fleet_option
 def audit(device: str | None, as_json: bool, fleet_path: Path) -> None:
     """Show what has happened to the credentials of a device, or of all; oldest first."""
-    from edgefl.store.audit import audit_events
+    from edgefl.store.audit import events
     from edgefl.store.database import open_database
     from edgefl.store.fleet import Fleet
 
     with closing(open_database(Fleet.open(fleet_path).database)) as database:
-        events = audit_events(database, device)
+        found = events(database, device)
     if as_json:
-        click.echo(msgspec.json.encode(events).decode())
+        click.echo(msgspec.json.encode(found).decode())
         return
-    if not events:
+    if not found:
         click.echo("nothing has happened yet")
-    for event in events:
+    for event in found:
         at = dt.datetime.fromtimestamp(event.at, dt.UTC).strftime("%Y-%m-%d %H:%M:%S")
         click.echo(f"{at}  {event.event:<20}  {event.device:<16}  {printable(event.detail)}")

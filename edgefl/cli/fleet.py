@@ -86,7 +86,7 @@ def show(device: str, as_json: bool, fleet_path: Path) -> None:
         ("state", _state(row, known)),
         ("standing", f"{(known or Standing(row.id)).standing:.2f}"),
         ("provisioned", _date(row.created)),
-        ("certificate", row.certificate),
+        ("certificate", row.certificate or "none yet"),
     ):
         click.echo(f"{key:<12} {value}")
 
@@ -130,6 +130,8 @@ def _with_standing(device: Device, standing: Standing | None) -> dict[str, objec
 def _state(device: Device, standing: Standing | None) -> str:
     if device.revoked is not None:
         return "revoked"
+    if not device.certificate:
+        return "to claim"
     return "excluded" if standing is not None and standing.excluded is not None else "valid"
 
 

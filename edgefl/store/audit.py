@@ -29,14 +29,14 @@ class AuditEvent(msgspec.Struct, frozen=True):
     detail: str
 
 
-def record(database: sqlite3.Connection, at: float, event: str, device: str, detail: str = "") -> None:
+def record(database: sqlite3.Connection, now: float, event: str, device: str, detail: str = "") -> None:
     """Add an event, in the transaction that is open. Raises StoreError."""
     database.execute(
-        "INSERT INTO audit (at, event, device, detail) VALUES (?, ?, ?, ?)", (at, event, device, detail[:LONGEST_DETAIL])
+        "INSERT INTO audit (at, event, device, detail) VALUES (?, ?, ?, ?)", (now, event, device, detail[:LONGEST_DETAIL])
     )
 
 
-def audit_events(database: sqlite3.Connection, device: str | None = None) -> list[AuditEvent]:
+def events(database: sqlite3.Connection, device: str | None = None) -> list[AuditEvent]:
     """All events, or those of one device, oldest first. Raises StoreError."""
     where, values = ("", ()) if device is None else ("WHERE device = ?", (device,))
     return [AuditEvent(**row) for row in database.execute(f"SELECT * FROM audit {where} ORDER BY id", values)]  # noqa: S608 - no input in it

@@ -14,11 +14,15 @@ from edgefl.layout import Layout, Tensor
 from edgefl.recipe import Recipe
 from edgefl.wire.messages import (
     Block,
+    ClaimReply,
+    ClaimRequest,
     Difference,
     FileRef,
     Installed,
     Manifest,
     Receipt,
+    Renewed,
+    RenewRequest,
     Report,
     RoundOrder,
     Signed,
@@ -79,6 +83,12 @@ MESSAGES: dict[str, msgspec.Struct] = {
     "update-part": UpdatePart("digits", 3, "w0.5", 12, 480, 2.25, 1.5, bytes(32), 0, 1, b"update", before=9),
     "receipt": Receipt("digits", 3, 12, bytes(32), False, "too late"),
     "report": Report("digits", 3, 12, "training", 40, 123_456, 98_000_000, ""),
+    "claim-request": ClaimRequest("cam-01", b"t" * 43, b"\x30\x03csr", "rpi-zero-2w"),
+    "claim-reply": ClaimReply(b"-----BEGIN CERTIFICATE-----", b"root"),
+    "claim-refused": ClaimReply(code="used", text="the claim was used before"),
+    "renew-request": RenewRequest("4a5b6c", b"\x30\x03csr"),
+    "renewed": Renewed(b"-----BEGIN CERTIFICATE-----"),
+    "rotate": Renewed(code="rotate"),
 }
 
 
