@@ -149,6 +149,7 @@ def test_a_bundle_that_cannot_be_changed_is_claimed_once(claimable, authority):
     (claimable.directory / "claim.toml").write_bytes(text)
     assert identity.open_claim(claimable) is None
     assert claim_if_open(claimable, never)
+    assert not (claimable.directory / "claim.toml").exists()
 
 
 def test_busy_is_waited_out_and_lies_are_not_believed(claimable, authority, monkeypatch):

@@ -297,25 +297,24 @@ def start(client, port):
 def test_a_stranger_can_only_ask(running, fleet, claimed):
     """Without a certificate a client reaches its two claim topics and nothing else, whatever name it gives itself."""
     port = fleet.settings.claim_port
-    spy = anonymous(fleet, "spy")
-    thief = anonymous(fleet, SERVER)
+    strangers = [anonymous(fleet, name) for name in ("spy", SERVER, "+", "#", "+/reply/", "spy/request")]
+    thief = strangers[1]
     thief.username_pw_set(SERVER, "anything")
     try:
-        for client in (spy, thief):
+        for client in strangers:
             start(client, port)
-            for topic in ("#", "efl/v1/#", "efl/v1/claim/+/request", "efl/v1/claim/+/reply"):
+            for topic in ("#", "efl/v1/#", "efl/v1/claim/+/request", "efl/v1/claim/+/reply", "efl/v1/claim/+/reply//reply"):
                 client.subscribe(topic, 1)
         thief.publish("efl/v1/claim/spy/reply", b"forged", 1)
         thief.publish("efl/v1/claim/spy/request", b"as somebody else", 1)
         with process(running[1], claimed.name, "device", "claim", claimed) as agent:
             assert agent.wait(40) == 0, agent.log()
     finally:
-        for client in (spy, thief):
+        for client in strangers:
             client.disconnect()
             client.loop_stop()
     assert "no connection to the broker" not in running[3].log()  # nobody has taken the server's place
-    assert spy.got == []
-    assert thief.got == []
+    assert [client.got for client in strangers] == [[]] * len(strangers)
 
 
 def test_the_claim_ports_open_nothing_else(fleet):

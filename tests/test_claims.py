@@ -17,7 +17,7 @@ from edgefl.link.memory import MemoryBroker
 from edgefl.names import SERVER
 from edgefl.server.allowance import MOST_NAMES, Bucket, Buckets
 from edgefl.server.claimline import BURST, ClaimLine
-from edgefl.server.claims import REFUSALS_A_MINUTE, ClaimDesk
+from edgefl.server.claims import ALL_REFUSALS_A_MINUTE, REFUSALS_A_MINUTE, ClaimDesk
 from edgefl.server.founding import authority_of, create_fleet
 from edgefl.server.provision import Order, provision, provision_all
 from edgefl.server.renewal import MOST_IN_AN_HOUR, ROTATE, RenewalDesk
@@ -255,6 +255,16 @@ def test_refusals_are_bounded_and_do_not_shut_the_board_out(office):
     answers = [office.ask(b"wrong" * 8, csr) for _ in range(50)]
     assert sum(answer is not None for answer in answers) == REFUSALS_A_MINUTE
     assert len(office.audit()) == 1 + REFUSALS_A_MINUTE
+    assert office.ask(token, csr).code == ""
+
+
+def test_refusals_of_many_names_are_bounded_too(office):
+    """Whoever makes up a new id each time fills the log no faster, and keeps no board from its certificate."""
+    token, (_, csr) = office.claim(), make_request("cam-01")
+    answers = [office.ask(b"wrong" * 8, csr, device=f"made-up-{number}") for number in range(200)]
+    assert sum(answer is not None for answer in answers) == ALL_REFUSALS_A_MINUTE
+    (rows,) = office.database.execute("SELECT COUNT(*) FROM audit WHERE event = 'claim-refused'").fetchone()
+    assert rows == ALL_REFUSALS_A_MINUTE
     assert office.ask(token, csr).code == ""
 
 

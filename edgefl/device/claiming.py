@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 
 from edgefl.device.config import Bundle
-from edgefl.device.identity import ClaimFile, Draft, close_claim, draft, install_pair, open_claim, pair_validity
+from edgefl.device.identity import ClaimFile, Draft, close_claim, draft, forget_tokens, install_pair, open_claim, pair_validity
 from edgefl.errors import ConfigError, PeerError
 from edgefl.identity.requests import check_answer
 from edgefl.link.address import BrokerAddress
@@ -55,6 +55,7 @@ def claim_if_open(bundle: Bundle, should_stop: Callable[[], bool]) -> bool:
     claim = open_claim(bundle)
     held = pair_validity(bundle) is not None
     if claim is None:
+        forget_tokens(bundle)  # a bundle that was installed again brings its old one
         return held
     ends = time.monotonic() + SECOND_CLAIM_SECONDS
     try:

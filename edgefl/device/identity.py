@@ -83,7 +83,14 @@ def close_claim(bundle: Bundle, claim: ClaimFile) -> None:
     """
     lines = [*sorted(_used(bundle)), claim.mark]
     write_file(bundle.state / USED, "".join(f"{line}\n" for line in lines).encode(), 0o600)
-    for path in (*_claim_files(bundle), _draft_path(bundle, claim.mark[:16])):
+    forget_tokens(bundle)
+    with suppress(OSError):
+        _draft_path(bundle, claim.mark[:16]).unlink()
+
+
+def forget_tokens(bundle: Bundle) -> None:
+    """Delete the claims, all of which are used up, wherever that is permitted."""
+    for path in _claim_files(bundle):
         with suppress(OSError):  # a bundle may be read-only; the note is enough
             path.unlink()
 

@@ -139,6 +139,7 @@ class PahoLink:
 
     def reconnect(self) -> None:
         """Connect anew, with the files as they are now; see `Link.reconnect`."""
+        self._settle()  # what has arrived is acknowledged, and would not come again
         if self._client is not None and self._up:
             self._client.disconnect()
             self._client.work(readable=False)

@@ -9,8 +9,9 @@ Rules:
 
 * A token is good for one signing request. The same request again gets the same certificate again, for the reply may have been
   lost; another request gets nothing.
-* A refusal is written down with its reason, and there is a bound on that: each id has a few refusals a minute, then it gets
-  silence. A request with the right token is never counted, so that nobody can use up a board's turns from outside.
+* A refusal is written down with its reason, and there is a bound on that: each id has a few refusals a minute and all together
+  have some more, then there is silence. A request with the right token needs no such turn, so that nobody can use up a board's
+  from outside, and no flood can fill the disk.
 """
 
 import datetime as dt
@@ -23,7 +24,7 @@ from edgefl.errors import ClaimError, FleetError, SignatureError
 from edgefl.identity.authority import Authority
 from edgefl.identity.requests import Request, read_request
 from edgefl.names import is_id
-from edgefl.server.allowance import Buckets
+from edgefl.server.allowance import Bucket, Buckets
 from edgefl.store.audit import record
 from edgefl.store.credentials import (
     Certificate,
@@ -41,7 +42,8 @@ from edgefl.store.registry import get_device
 from edgefl.wire.messages import ClaimReply, ClaimRequest
 
 REFUSALS_A_MINUTE = 6.0
-"""Of one id, that are answered and written down."""
+ALL_REFUSALS_A_MINUTE = 30.0
+"""That are answered and written down: of one id, and of all. A flood that never ends costs some 4 MB of database in a day."""
 NOBODY = digest(b"no token has this hash")
 
 log = logging.getLogger("edgefl.server")
@@ -73,9 +75,10 @@ class ClaimDesk:
         self._wall = wall
         self._clock = clock
         self._refusals = Buckets(REFUSALS_A_MINUTE / 60.0, REFUSALS_A_MINUTE)
+        self._all_refusals = Bucket(ALL_REFUSALS_A_MINUTE / 60.0, ALL_REFUSALS_A_MINUTE, clock())
 
     def answer(self, request: ClaimRequest) -> ClaimReply | None:
-        """The reply; None for an id that has been refused too often lately.
+        """The reply; None for an id that has been refused too often lately, or when all have.
 
         Raises:
             StoreError: the database cannot be used now; nothing was given out.
@@ -84,7 +87,8 @@ class ClaimDesk:
             return self._certificate(request)
         except ClaimError as refused:
             device = request.device if is_id(request.device) else "?"
-            if not self._refusals.take(device, self._clock()):
+            now = self._clock()
+            if not (self._refusals.take(device, now) and self._all_refusals.take(now)):
                 return None
             log.warning("refused a claim of %s: %s", device, refused)
             with transaction(self._database):
