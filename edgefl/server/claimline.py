@@ -1,11 +1,11 @@
 """The server's line to the claim broker, which it opens only while somebody may claim.
 
 Model: boards without a certificate talk to a broker process of their own (see `edgefl.brokers.claims`), so that whatever is done
-there cannot touch the fleet's. The line is looked after a few times a second by the server's one thread, takes a bounded number
-of messages each time, and is closed when no claim is open.
+there cannot touch the fleet's. The line is looked after a few times a second by the server's one thread, for a bounded time, and
+is closed when no claim is open.
 
-Rules: a claim that asks too much of the server waits at the claim broker and is dropped there; nothing here is ever queued for
-the fleet's own connection. Every message is quality 0: a board asks again until it has an answer.
+Rules: what comes faster than it can be looked at is dropped at the claim broker, whoever has sent it; nothing here is ever queued
+for the fleet's own connection. Every message is quality 0: a board asks again until it has an answer.
 """
 
 import logging
@@ -13,8 +13,7 @@ import sqlite3
 from collections.abc import Callable
 
 from edgefl.errors import LinkError, PeerError
-from edgefl.link.contract import Arrived, Connected, Disconnected, Link
-from edgefl.server.allowance import Bucket
+from edgefl.link.contract import Arrived, Connected, Disconnected, Event, Link
 from edgefl.server.claims import ClaimDesk
 from edgefl.store.credentials import claims_since
 from edgefl.wire import topics
@@ -24,8 +23,8 @@ GRACE = 3600.0
 """Seconds after its use that a claim may be asked for again, because the reply was lost."""
 CHECK_EVERY = 2.0
 """Seconds between two looks whether claims are open."""
-CLAIMS_A_SECOND = 20.0
-BURST = 100.0
+LONGEST_LOOK = 0.05
+"""Seconds that one look may take: a flood of claims costs the server a tenth of its time, and a board in it gets through."""
 
 log = logging.getLogger("edgefl.server")
 
@@ -57,7 +56,6 @@ class ClaimLine:
         self._clock = clock
         self._link: Link | None = None
         self._check_at = clock()
-        self._allowed = Bucket(CLAIMS_A_SECOND, BURST, clock())
 
     def advance(self) -> None:
         """Do what can be done now; call it a few times a second.
@@ -69,14 +67,11 @@ class ClaimLine:
         if now >= self._check_at:
             self._check_at = now + CHECK_EVERY
             self._open_or_close()
-        for event in self._link.poll(0.0) if self._link else ():
-            match event:
-                case Connected():
-                    log.info("boards may claim")
-                case Disconnected(reason):
-                    log.warning("no board can claim, for the claim broker is away (%s); run `edgefl broker --claims`", reason)
-                case Arrived(topic, payload, _):
-                    self._on_message(topic, payload)
+        while self._link is not None and (events := self._link.poll(0.0)):
+            for event in events:
+                self._on_event(event)
+            if self._clock() - now >= LONGEST_LOOK:
+                break
 
     def close(self) -> None:
         """Let go of the line."""
@@ -92,9 +87,16 @@ class ClaimLine:
         elif not wanted:
             self.close()
 
+    def _on_event(self, event: Event) -> None:
+        match event:
+            case Connected():
+                log.info("boards may claim")
+            case Disconnected(reason):
+                log.warning("no board can claim, for the claim broker is away (%s); run `edgefl broker --claims`", reason)
+            case Arrived(topic, payload, _):
+                self._on_message(topic, payload)
+
     def _on_message(self, topic: str, payload: bytes) -> None:
-        if not self._allowed.take(self._clock()):
-            return
         try:
             name = topics.parse_claim(topic)
             reply = self._desk.answer(decode(payload, ClaimRequest))
