@@ -24,7 +24,7 @@ GRACE = 3600.0
 CHECK_EVERY = 2.0
 """Seconds between two looks whether claims are open."""
 LONGEST_LOOK = 0.05
-"""Seconds that one look may take: a flood of claims costs the server a tenth of its time, and a board in it gets through."""
+"""Seconds that one look may take: a flood of claims costs the server a tenth of its time at most."""
 
 log = logging.getLogger("edgefl.server")
 
