@@ -10,6 +10,7 @@ set -eu
 
 PREFIX=/opt/edgefl
 CONFIG=/etc/edgefl
+STATE=/var/lib/edgefl
 UNIT=/etc/systemd/system/edgefl-device.service
 PACKAGE=${1:-edgefl-fleet}
 NEED_MB=400
@@ -25,7 +26,9 @@ say() {
 
 # --- checks: everything that can be known before anything is changed ---
 BUNDLE=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
-for file in device.toml device.key device.crt ca.crt edgefl-device.service trim.sh; do
+# A ready bundle brings key and certificate; with a claim the board makes its own key and asks for the certificate.
+if [ -r "$BUNDLE/claim.toml" ]; then PAIR=; else PAIR="device.key device.crt"; fi
+for file in device.toml $PAIR ca.crt edgefl-device.service trim.sh; do
     [ -r "$BUNDLE/$file" ] || fail "$BUNDLE/$file is missing. Copy the whole bundle."
 done
 [ "$(id -u)" -eq 0 ] || fail "this needs root. Run: sudo sh $0"
@@ -55,19 +58,25 @@ fi
 
 # --- the user and the program ---
 if ! id edgefl >/dev/null 2>&1; then
-    useradd --system --home-dir /var/lib/edgefl --no-create-home --shell /usr/sbin/nologin edgefl
+    useradd --system --home-dir "$STATE" --no-create-home --shell /usr/sbin/nologin edgefl
 fi
 [ -x "$PREFIX/bin/python" ] || python3 -m venv "$PREFIX"
 "$PREFIX/bin/python" -m pip install --quiet --no-cache-dir --upgrade "$PACKAGE"
 sh "$(dirname "$0")/trim.sh" "$PREFIX"
 "$PREFIX/bin/edgefl" --version >/dev/null || fail "edgefl does not start from $PREFIX."
 
-# --- the bundle: the key is readable by root and the service's group only ---
+# --- the bundle: key and claim are readable by root and the service only; the service deletes the claim when it is used ---
 install -d -m 0750 -o root -g edgefl "$CONFIG"
-install -m 0640 -o root -g edgefl "$BUNDLE/device.key" "$CONFIG/device.key"
-for file in device.toml device.crt ca.crt; do
+for file in device.toml ca.crt; do
     install -m 0644 -o root -g edgefl "$BUNDLE/$file" "$CONFIG/$file"
 done
+if [ -n "$PAIR" ]; then
+    install -m 0640 -o root -g edgefl "$BUNDLE/device.key" "$CONFIG/device.key"
+    install -m 0644 -o root -g edgefl "$BUNDLE/device.crt" "$CONFIG/device.crt"
+else
+    install -d -m 0700 -o edgefl -g edgefl "$STATE"
+    install -m 0600 -o edgefl -g edgefl "$BUNDLE/claim.toml" "$STATE/claim.toml"
+fi
 install -m 0644 -o root -g root "$BUNDLE/edgefl-device.service" "$UNIT"
 
 # --- the service ---
@@ -76,5 +85,5 @@ systemctl enable edgefl-device.service
 systemctl restart edgefl-device.service
 say "device $NAME is installed; see: systemctl status edgefl-device"
 if [ "$BUNDLE" != "$CONFIG" ]; then
-    say "delete $BUNDLE now: it holds a copy of the private key"
+    say "delete $BUNDLE now: it holds a copy of the private key or of the claim"
 fi

@@ -121,6 +121,21 @@ class MixError(SignatureError):
     code = "mix-and-match"
 
 
+class ClaimError(PeerError):
+    """A request for a certificate that is refused.
+
+    Args:
+        answer: the code in the reply: `token`, `used`, `expired`, `revoked`, `profile`, `request`, `name` or `busy`.
+        problem: as for every error.
+    """
+
+    code = "claim"
+
+    def __init__(self, answer: str, problem: str) -> None:
+        super().__init__(problem)
+        self.answer = answer
+
+
 class WrongDeviceError(SignatureError):
     """A manifest or an assignment that is meant for another device or profile."""
 

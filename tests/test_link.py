@@ -308,6 +308,27 @@ def test_drop_is_an_event_and_heals(world: World) -> None:
     assert messages(seen) == [Arrived("t", b"after", False)]
 
 
+def test_connecting_anew_is_no_death_and_loses_nothing(world: World) -> None:
+    """After `reconnect` no will is published, subscriptions stand, what was queued arrives in order; offline it does nothing."""
+    watcher, a = world.link("watcher"), world.link("a", will=Message("dead/a", b"!"))
+    a.reconnect()
+    watcher.subscribe("dead/+")
+    watcher.subscribe("t/#")
+    a.subscribe("back")
+    online(watcher, a)
+    for number in range(40):
+        a.publish("t/before", b"%d" % number)
+    a.reconnect()
+    a.publish("t/after", b"")
+    seen, _ = gather(watcher, a, until=lambda events: Arrived("t/after", b"", False) in events[0])
+    assert [int(m.payload) for m in messages(seen) if m.topic == "t/before"][-40:] == list(range(40))
+    assert not [m for m in messages(seen) if m.topic == "dead/a"]
+    settle(watcher, a)
+    watcher.publish("back", b"x")
+    _, heard = gather(watcher, a, until=lambda events: bool(messages(events[1])))
+    assert messages(heard)[0].topic == "back"
+
+
 def test_queue_survives_broker_restart(world: World) -> None:
     """QoS 1 messages published while the broker is away are delivered afterwards, in order; QoS 0 messages are dropped."""
     a, b = world.link("a"), world.link("b")

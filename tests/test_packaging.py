@@ -31,6 +31,7 @@ def test_wheel_carries_profiles_units_and_broker_configuration(wheel: Path) -> N
         "edgefl/devices/install.sh",
         "edgefl/devices/trim.sh",
         "edgefl/broker/mosquitto.conf",
+        "edgefl/broker/claims.conf",
         "edgefl/simulate/ready/digits.toml",
         "edgefl/py.typed",
     ):

@@ -26,6 +26,17 @@ pattern read {ROOT}/down/%u/#
 pattern read {ROOT}/all/#
 """
 
+CLAIM_ACL = f"""# Written by `edgefl broker --claims`; changes are lost. %c is the client id, which a board draws at random.
+pattern write {ROOT}/claim/%c/request
+pattern read {ROOT}/claim/%c/reply
+"""
+CLAIM_SERVER_ACL = f"""# Written by `edgefl broker --claims`; changes are lost.
+user {SERVER}
+topic read {ROOT}/claim/+/request
+topic write {ROOT}/claim/+/reply
+"""
+"""Of the claim broker's two listeners, see `broker/claims.conf`."""
+
 _ROOT = tuple(ROOT.split("/"))
 
 

@@ -9,6 +9,7 @@ import pwd
 import shutil
 import signal
 import subprocess
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from types import TracebackType
@@ -51,21 +52,27 @@ def write_configuration(listener: Listener) -> Path:
         "ACL": str(directory / "acl"),
         "DIRECTORY": f"{directory}/",
     }
-    text = _template()
-    for name, value in values.items():
-        if value != value.strip() or not value.isprintable():
-            raise BrokerError("Mosquitto cannot use this path", found=repr(value), remedy="Move the fleet directory")
-        text = text.replace(f"@{name}@", value)
+    text = fill_in("mosquitto.conf", values)
     write_file(directory / "acl", mosquitto_acl(listener.revoked).encode(), 0o600)
     write_file(directory / "mosquitto.conf", text.encode(), 0o600)
     return directory / "mosquitto.conf"
 
 
+def fill_in(name: str, values: dict[str, str]) -> str:
+    """A template of `broker/` with these values. Raises BrokerError for a path that Mosquitto's configuration cannot express."""
+    text = _template(name)
+    for key, value in values.items():
+        if value != value.strip() or not value.isprintable():
+            raise BrokerError("Mosquitto cannot use this path", found=repr(value), remedy="Move the fleet directory")
+        text = text.replace(f"@{key}@", value)
+    return text
+
+
 class Mosquitto:
     """A running Mosquitto; use it as a context manager, which stops it."""
 
-    def __init__(self, listener: Listener) -> None:
-        """Start it and wait until it accepts TLS connections.
+    def __init__(self, listener: Listener, configure: Callable[[Listener], Path] = write_configuration) -> None:
+        """Start it with the configuration that `configure` writes, and wait until it accepts TLS connections.
 
         Raises:
             BrokerError: it is not installed, the port is taken, it refuses the configuration, or it does not answer.
@@ -78,7 +85,7 @@ class Mosquitto:
             )
         check_free(listener)
         self._log = listener.directory / "mosquitto.log"
-        configuration = write_configuration(listener)
+        configuration = configure(listener)
         try:
             if self._log.exists() and self._log.stat().st_size > LOG_LIMIT:
                 self._log.replace(self._log.with_suffix(".log.1"))
@@ -144,10 +151,10 @@ def _die_with_us() -> list[str]:
     return [program, "--pdeathsig", "TERM", "--"] if program else []
 
 
-def _template() -> str:
-    """The commented configuration: inside an installed package, or at the top of a source checkout."""
+def _template(name: str) -> str:
+    """A commented configuration: inside an installed package, or at the top of a source checkout."""
     package = Path(str(resources.files("edgefl")))
-    for path in (package / "broker" / "mosquitto.conf", package.parent / "broker" / "mosquitto.conf"):
+    for path in (package / "broker" / name, package.parent / "broker" / name):
         if path.is_file():
             return path.read_text(encoding="utf-8")
-    raise BrokerError("this installation of edgefl lacks broker/mosquitto.conf", remedy="Install edgefl again")
+    raise BrokerError(f"this installation of edgefl lacks broker/{name}", remedy="Install edgefl again")

@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from types import FrameType
 
@@ -16,6 +16,7 @@ from edgefl.brokers.mosquitto import Mosquitto, find_mosquitto, write_configurat
 from edgefl.brokers.revoked import RENEW_SECONDS, crl_path
 from edgefl.brokers.running import announce_process, only_broker
 from edgefl.cli.check import check
+from edgefl.cli.claim_broker import claim_broker
 from edgefl.cli.options import fleet_option
 from edgefl.errors import EdgeflError
 from edgefl.server.founding import authority_of
@@ -51,16 +52,17 @@ def listener_of(fleet: Fleet, *, port: int | None = None, bind: str = "127.0.0.1
 @click.option("--broker", "kind", type=click.Choice(["auto", "mosquitto", "embedded"]), default="auto", show_default=True)
 @click.option("--port", type=click.IntRange(1, 65535), help="Listen here instead of on the fleet's port.")
 @click.option("--bind", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
+@click.option("--claims", is_flag=True, help="Also let boards without a certificate claim one, on the fleet's claim port.")
 @fleet_option
 @click.pass_context
-def broker(context: click.Context, kind: str, port: int | None, bind: str, fleet_path: Path) -> None:
+def broker(context: click.Context, kind: str, port: int | None, bind: str, claims: bool, fleet_path: Path) -> None:
     """Run the fleet's broker until Ctrl-C or SIGTERM. auto takes Mosquitto when it is installed."""
     if context.invoked_subcommand is not None:
         return
     fleet = Fleet.open(fleet_path)
     if kind == "auto":
         kind = "mosquitto" if find_mosquitto() else "embedded"
-    with only_broker(fleet.broker, kind):
+    with only_broker(fleet.broker, kind), claim_broker(fleet, kind, bind) if claims else nullcontext():
         listener = listener_of(fleet, port=port, bind=bind)
         if kind == "mosquitto":
             _run_mosquitto(fleet, listener)

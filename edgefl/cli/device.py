@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import TextIO
 
 import click
 
@@ -33,6 +34,23 @@ def run(bundle: Path, data: str | None) -> None:
 
     log_to_stderr()
     run_device(load_bundle(bundle, data=data), stop_on_signals())
+
+
+@device.command()
+@bundle_argument
+@click.option("--code", type=click.File(), help="File with the text of the label's QR code, - for standard input.")
+def claim(bundle: Path, code: TextIO | None) -> int:
+    """Claim the certificate of the board whose BUNDLE this is; `device run` does the same at its start."""
+    from edgefl.cli.process import log_to_stderr, stop_on_signals
+    from edgefl.device.claimcode import LONGEST
+    from edgefl.device.config import load_bundle
+    from edgefl.device.start import claim_only
+
+    log_to_stderr()
+    loaded = load_bundle(bundle, unclaimed=code is not None)
+    done = claim_only(loaded, stop_on_signals(), code=code.read(LONGEST + 1) if code else None)
+    click.echo(f"{loaded.config.id} has its certificate" if done else "stopped; nothing was claimed")
+    return 0 if done else UNABLE
 
 
 @device.command()

@@ -1,4 +1,4 @@
-"""`edgefl init`, `edgefl provision`, `edgefl devices`: the fleet directory and who belongs to it."""
+"""`edgefl init`, `edgefl devices`: the fleet directory and who belongs to it."""
 
 import datetime as dt
 import time
@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from edgefl.cli.credentials import audit, rotate
 from edgefl.cli.options import fleet_option, json_option
 from edgefl.cli.revoke import revoke
 from edgefl.cli.tags import list_tags, tag_device, untag_device
@@ -23,35 +24,18 @@ from edgefl.store.standings import Standing
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where devices reach the broker.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8883, show_default=True, help="The broker's port.")
 @click.option("--root", type=click.Path(path_type=Path), metavar="DIR", help="Put the root's key here, not into the fleet.")
-def init(path: Path, name: str | None, host: str, port: int, root: Path | None) -> None:
+@click.option("--claim-port", type=click.IntRange(1, 65534), default=8884, show_default=True, help="Of `broker --claims`.")
+def init(path: Path, name: str | None, host: str, port: int, claim_port: int, root: Path | None) -> None:
     """Create a fleet directory: certificate authority, signing keys, registry. Never overwrites one."""
     from edgefl.server.founding import create_fleet
 
     chosen = name or path.resolve().name
     if name is None and not is_id(chosen):
         raise InputError(f"the directory's name {chosen!r} cannot be the fleet's", remedy="Give one with --name")
-    fleet = create_fleet(path, name=chosen, host=host, port=port, root=root)
+    fleet = create_fleet(path, name=chosen, host=host, port=port, claim_port=claim_port, root=root)
     click.echo(f"created fleet {fleet.settings.name} in {path} (broker {host}:{port})")
     click.echo(f"keep {(root or path / 'ca') / 'root.key'} offline: nothing but a new intermediate authority needs it")
     click.echo(f"keep {(root or path / 'keys') / 'metadata-root.key'} offline: nothing but replacing a signing key needs it")
-
-
-@click.command()
-@click.argument("device", metavar="ID")
-@click.option("--profile", required=True, help="What the board can hold; see firmware_profiles/.")
-@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Receives the bundle OUT/ID.")
-@click.option("--count", type=int, default=1, show_default=True, help="Make ID-01, ID-02, ... instead of one device.")
-@click.option("--data", default="", metavar="SOURCE", help="Where the board's examples come from.")
-@fleet_option
-def provision(device: str, profile: str, out: Path, count: int, data: str, fleet_path: Path) -> None:
-    """Make a bundle that turns a board into a device of the fleet: keys, configuration, unit, installer."""
-    from edgefl.server.provision import numbered
-    from edgefl.server.provision import provision as make
-    from edgefl.store.fleet import Fleet
-
-    for made in make(Fleet.open(fleet_path), numbered(device, count), profile, out, data=data):
-        click.echo(f"{made.device.id}  {made.device.profile}  {made.bundle}")
-    click.echo("copy each bundle to its board and run install.sh in it as root; it holds the device's private key")
 
 
 @click.group()
@@ -113,7 +97,7 @@ def show(device: str, as_json: bool, fleet_path: Path) -> None:
         ("state", _state(row, known)),
         ("standing", f"{(known or Standing(row.id)).standing:.2f}"),
         ("provisioned", _date(row.created)),
-        ("certificate", row.certificate),
+        ("certificate", row.certificate or "none yet"),
     ):
         click.echo(f"{key:<12} {value}")
 
@@ -157,8 +141,14 @@ def _with_standing(device: Device, standing: Standing | None) -> dict[str, objec
 def _state(device: Device, standing: Standing | None) -> str:
     if device.revoked is not None:
         return "revoked"
+    if not device.certificate:
+        return "to claim"
     return "excluded" if standing is not None and standing.excluded is not None else "valid"
 
 
 def _date(seconds: float) -> str:
     return dt.datetime.fromtimestamp(seconds, dt.UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+devices.add_command(rotate)
+devices.add_command(audit)

@@ -21,8 +21,8 @@ DEBUG = "EDGEFL_DEBUG"
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "init": ("edgefl.cli.fleet:init", "Create a fleet directory: authority, keys, registry."),
-    "provision": ("edgefl.cli.fleet:provision", "Make a bundle that turns a board into a device."),
-    "devices": ("edgefl.cli.fleet:devices", "List, show, exclude and revoke the fleet's devices."),
+    "provision": ("edgefl.cli.provision:provision", "Make a bundle that turns a board into a device."),
+    "devices": ("edgefl.cli.fleet:devices", "List, show, tag, exclude and revoke the fleet's devices."),
     "broker": ("edgefl.cli.broker:broker", "Run the fleet's broker, or check one from outside."),
     "push": ("edgefl.cli.push:push", "Compress a model for every profile and announce it."),
     "rollout": ("edgefl.cli.rollout:rollout", "Bring a version to the fleet stage by stage."),

@@ -1,6 +1,9 @@
 """`edgefl serve`: the server process."""
 
+import secrets
+import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -20,7 +23,11 @@ def serve(fleet_path: Path) -> None:
     from edgefl.link.address import BrokerAddress
     from edgefl.link.paho import PahoLink
     from edgefl.names import SERVER
+    from edgefl.server.claimline import ClaimLine
+    from edgefl.server.claims import ClaimDesk
+    from edgefl.server.founding import authority_of
     from edgefl.server.keys import online_signer
+    from edgefl.server.renewal import RenewalDesk
     from edgefl.server.service import Service
     from edgefl.store.blobs import BlobStore
     from edgefl.store.database import open_database
@@ -44,7 +51,19 @@ def serve(fleet_path: Path) -> None:
                 remedy="Stop the other `edgefl serve` first; one server is enough for a fleet",
             )
         link = PahoLink(address, SERVER, clean_session=False)
-        service = Service(database, BlobStore(fleet.blobs), link, signer)
+        authority, days = authority_of(fleet), fleet.settings.device_days
+        desk = ClaimDesk(database, authority, days, wall=time.time, clock=time.monotonic)
+        at_claims = replace(address, port=fleet.settings.claim_server_port)
+        # A client id that nobody can guess: whoever connected with the same one would throw the server out.
+        line = ClaimLine(
+            database,
+            desk,
+            lambda: PahoLink(at_claims, secrets.token_hex(16)),
+            wall=time.time,
+            clock=time.monotonic,
+        )
+        renewals = RenewalDesk(database, authority, days, time.time)
+        service = Service(database, BlobStore(fleet.blobs), link, signer, claims=line, renewals=renewals)
         link.connect()
         click.echo(f"serving fleet {fleet.settings.name} at {address}")
         try:

@@ -23,6 +23,7 @@ from edgefl.device.events import Connected, Fetched, ReceiptHeard, Tick
 from edgefl.device.following import Following
 from edgefl.device.hands import Hands
 from edgefl.device.held import HeldModel
+from edgefl.device.rotation import Rotation
 from edgefl.device.session import wake_at
 from edgefl.errors import EdgeflError, PeerError, StoreError
 from edgefl.link import contract as link_events
@@ -73,6 +74,7 @@ class Agent:
         self._root = bundle.state / "models"
         rng = rng or random.Random()  # noqa: S311 - jitter is no secret
         self._hands = Hands(bundle, link, session, clock=clock, wall=wall, rng=rng)
+        self._rotation = Rotation(bundle, link, clock=clock, wall=wall, rng=rng)
         self._models = self._hands.models
         self._following = Following(bundle, link, clock=clock, wall=wall)
         self._models.update({name: self._held(name) for name in _folders(self._root)})
@@ -90,6 +92,7 @@ class Agent:
     def _begin(self) -> None:
         self._following.begin()
         self._link.subscribe(topics.receipt(self._config.id))
+        self._link.subscribe(topics.certificate(self._config.id))
         for model in self._models.values():
             self._hands.follow_orders(model)
             model.retry_at = self._clock()  # a version with damaged files is repaired without waiting to hear of it again
@@ -100,6 +103,7 @@ class Agent:
             self._on_link(event)
         self._follow()
         hands.fetcher.tick()
+        self._rotation.tick()
         self._collect_files()
         now = self._clock()
         for model in list(self._models.values()):
@@ -128,6 +132,7 @@ class Agent:
             case link_events.Connected():
                 log.info("connected")
                 self._hands.be_born()
+                self._rotation.connected()
                 self._hands.fetcher.reconnected()
                 for model in list(self._models.values()):
                     self._hands.happen(model, Connected())
@@ -138,6 +143,8 @@ class Agent:
                     self._on_message(topic, payload)
                 except PeerError as error:
                     self._not_believed(error)
+                except StoreError as error:
+                    self._hands.voice.trouble("", str(error), code=error.code)
             case link_events.Refused(topic_filter):
                 self._hands.voice.trouble("", f"the broker does not let this device subscribe to {topic_filter}")
 
@@ -147,6 +154,8 @@ class Agent:
             return  # a retained message that was cleared
         if kind == "block":
             self._hands.fetcher.arrived(payload)
+        elif kind == "certificate":
+            self._rotation.heard(payload)
         elif kind == "receipt":
             receipt = decode(payload, Receipt)
             if receipt.model in self._models:

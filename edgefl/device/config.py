@@ -1,8 +1,8 @@
 """What a board is told about itself: `device.toml`, one file of its bundle.
 
-A bundle is a directory that `edgefl provision` writes and `install.sh` puts on the board: this file, the device's private key and
-certificate, the fleet's root certificate and its root metadata. File names in `device.toml` are relative to it, so that a bundle
-can be moved.
+A bundle is a directory that `edgefl provision` writes and `install.sh` puts on the board: this file, the fleet's root
+certificate and root metadata, and either the device's private key and certificate or a claim with which the board gets them. File
+names in `device.toml` are relative to it, so that a bundle can be moved.
 """
 
 import os
@@ -96,13 +96,18 @@ class Bundle:
         return self.directory / self.config.ca
 
     @property
-    def certificate(self) -> Path:
-        """The device's certificate, followed by the intermediate."""
+    def pair(self) -> Path:
+        """Key and certificate that the board connects with, in one file; see `edgefl.device.identity`."""
+        return self.state / "device.pem"
+
+    @property
+    def own_certificate(self) -> Path:
+        """The certificate that came with a ready bundle."""
         return self.directory / self.config.certificate
 
     @property
-    def key(self) -> Path:
-        """The device's private key."""
+    def own_key(self) -> Path:
+        """The private key that came with a ready bundle."""
         return self.directory / self.config.key
 
     @property
@@ -111,14 +116,39 @@ class Bundle:
         return self.directory / self.config.root
 
     @property
+    def has_own_pair(self) -> bool:
+        """Whether this is a ready bundle, not one that has to claim its certificate."""
+        return os.access(self.own_key, os.R_OK) and os.access(self.own_certificate, os.R_OK)
+
+    @property
+    def certificate(self) -> Path:
+        """The device's certificate, followed by the intermediate: the board's own, or else the bundle's."""
+        return self.pair if os.access(self.pair, os.R_OK) else self.own_certificate
+
+    @property
+    def key(self) -> Path:
+        """The device's private key, likewise."""
+        return self.pair if os.access(self.pair, os.R_OK) else self.own_key
+
+    @property
+    def may_claim(self) -> bool:
+        """Whether there is a `claim.toml`, with which the board can ask for a certificate."""
+        return any(os.access(place / "claim.toml", os.R_OK) for place in (self.directory, self.state))
+
+    @property
     def state(self) -> Path:
         """Where the device keeps what must survive a power cut."""
         given = os.environ.get(STATE_VARIABLE, "").partition(":")[0]
         return Path(given) if given else self.directory / self.config.state
 
 
-def load_bundle(path: Path, *, data: str | None = None) -> Bundle:
-    """The bundle at a directory, or at the `device.toml` in it; `data` replaces the source that it names.
+def load_bundle(path: Path, *, data: str | None = None, unclaimed: bool = False) -> Bundle:
+    """The bundle at a directory, or at the `device.toml` in it.
+
+    Args:
+        path: of either.
+        data: replaces the source of examples that it names.
+        unclaimed: whether it may hold neither a certificate nor a claim.
 
     Raises:
         ConfigError: a file of it is missing or unreadable, or `device.toml` is malformed.
@@ -135,7 +165,8 @@ def load_bundle(path: Path, *, data: str | None = None) -> Bundle:
     except InputError as error:
         raise ConfigError(f"{file}: {error.problem}", expected=error.expected, remedy="Provision the device again") from None
     bundle = Bundle(file.parent, config)
-    for needed in (bundle.ca, bundle.certificate, bundle.key, bundle.root):
+    shared = (bundle.ca, bundle.root)
+    for needed in shared if unclaimed or bundle.may_claim else (*shared, bundle.certificate, bundle.key):
         if not os.access(needed, os.R_OK):
             raise ConfigError(
                 f"{needed} is missing or cannot be read",

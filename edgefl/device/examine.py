@@ -62,6 +62,8 @@ def examine(path: Path, *, data: str | None = None) -> Diagnosis:
     """
     try:
         bundle = load_bundle(path, data=data)
+        if not os.access(bundle.certificate, os.R_OK):
+            raise ConfigError("this board has not claimed its certificate", remedy="Run `edgefl device claim` or the agent")
         validity = validity_of(bundle.certificate.read_bytes())
     except ConfigError as error:
         found = Check(name="bundle", state="failed", text=f"{said(error)}.", remedy=error.remedy)

@@ -1,10 +1,14 @@
 """Starting the agent on a real board: the state directory, session number, link, will, and a clean end."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from edgefl.device.agent import Agent
+from edgefl.device.claimcode import read_code
+from edgefl.device.claiming import claim_if_open, make_claim
 from edgefl.device.config import Bundle
+from edgefl.device.identity import open_claim, take_over
 from edgefl.device.voice import death
 from edgefl.errors import ConfigError, StoreError
 from edgefl.link.address import BrokerAddress
@@ -31,6 +35,18 @@ def run_device(bundle: Bundle, should_stop: Callable[[], bool]) -> None:
             remedy="Set the key `data`, or give --data",
         )
     open_source(config.data)
+    with _alone(bundle):
+        _remove_leftovers(bundle)
+        take_over(bundle)
+        if not claim_if_open(bundle, should_stop):
+            _give_up(bundle, should_stop)
+            return
+        _run_agent(bundle, should_stop)
+
+
+@contextmanager
+def _alone(bundle: Bundle) -> Iterator[None]:
+    """The state directory, made if need be, for this process alone. Raises StoreError."""
     try:
         bundle.state.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -41,8 +57,7 @@ def run_device(bundle: Bundle, should_stop: Callable[[], bool]) -> None:
                 f"another agent runs with the state in {bundle.state}",
                 remedy="End it first: two would send each other's updates",
             )
-        _remove_leftovers(bundle)
-        _run_agent(bundle, should_stop)
+        yield
 
 
 def _run_agent(bundle: Bundle, should_stop: Callable[[], bool]) -> None:
@@ -55,6 +70,38 @@ def _run_agent(bundle: Bundle, should_stop: Callable[[], bool]) -> None:
         Agent(bundle, link, session).run(should_stop)
     finally:
         link.close(2.0, last=last_words)
+
+
+def _give_up(bundle: Bundle, should_stop: Callable[[], bool]) -> None:
+    """No certificate: somebody has stopped us, or there is none. Raises ConfigError for the latter."""
+    if not should_stop():
+        raise ConfigError(
+            f"{bundle.directory} holds no certificate and no open claim",
+            remedy="Make a new claim with `edgefl provision ID --claim --again`, or copy the whole bundle again",
+        )
+
+
+def claim_only(bundle: Bundle, should_stop: Callable[[], bool], *, code: str | None = None) -> bool:
+    """Claim the board's certificate and do nothing else; False if told to stop before.
+
+    Args:
+        bundle: whose.
+        should_stop: asked between attempts.
+        code: a claim code, used instead of a `claim.toml`.
+
+    Raises:
+        ConfigError: there is no open claim, or it was refused.
+        InputError: the code cannot be used.
+        StoreError: the state directory cannot be written, or an agent uses it.
+    """
+    claim = open_claim(bundle) if code is None else read_code(code, bundle.config.id)
+    if claim is None:
+        raise ConfigError(
+            f"{bundle.directory} holds no open claim",
+            remedy="Make one with `edgefl provision ID --claim`, with --again if need be",
+        )
+    with _alone(bundle):
+        return make_claim(bundle, claim, should_stop)
 
 
 def _remove_leftovers(bundle: Bundle) -> None:

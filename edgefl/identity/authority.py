@@ -21,11 +21,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from edgefl.errors import FleetError
+from edgefl.identity.requests import Request
 from edgefl.names import SERVER, check_id
 
 ROOT_DAYS = 30 * 365
 INTERMEDIATE_DAYS = 20 * 365
 LEAF_DAYS = 10 * 365
+"""Of what is made here and carried away: the broker, the server, a ready bundle. What a board asks for itself lives shorter."""
 PROBE_DAYS = 1 / 24
 
 
@@ -74,6 +76,20 @@ class Authority:
         """A short-lived client certificate in any name, with which the fleet looks at its own broker."""
         return self._sign(name, [self._uri(f"probe/{name}")], ExtendedKeyUsageOID.CLIENT_AUTH, now, days)
 
+    def certify(self, request: Request, days: int, *, now: dt.datetime | None = None) -> tuple[bytes, str, float]:
+        """Sign a certificate for a key that was born on a board, of whose request only name and key are used.
+
+        Returns:
+            The certificate followed by the intermediate (PEM), its serial number (hexadecimal), its end (seconds since 1970).
+
+        Raises:
+            InputError: the name cannot be a device's.
+        """
+        names = [self._uri(f"device/{check_id(request.name)}")]
+        certificate = self._certificate(request.name, request.key, names, ExtendedKeyUsageOID.CLIENT_AUTH, now, days)
+        chain = certificate.public_bytes(serialization.Encoding.PEM) + self.intermediate.certificate
+        return chain, f"{certificate.serial_number:x}", certificate.not_valid_after_utc.timestamp()
+
     def _uri(self, path: str) -> x509.GeneralName:
         return x509.UniformResourceIdentifier(f"spiffe://{self.fleet}/{path}")
 
@@ -86,13 +102,25 @@ class Authority:
         days: float = LEAF_DAYS,
     ) -> Identity:
         key = ec.generate_private_key(ec.SECP256R1())
+        certificate = self._certificate(name, key.public_key(), names, usage, now, days)
+        return _identity(key, certificate, chain=self.intermediate.certificate)
+
+    def _certificate(
+        self,
+        name: str,
+        key: ec.EllipticCurvePublicKey,
+        names: list[x509.GeneralName],
+        usage: x509.ObjectIdentifier,
+        now: dt.datetime | None,
+        days: float,
+    ) -> x509.Certificate:
         issuer = _certificate(self.intermediate.certificate)
         builder = _builder(name, key, issuer.subject, now, days)
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         builder = builder.add_extension(_key_usage(authority=False), critical=True)
         builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        return _finish(builder, key, _private_key(self.intermediate.key), issuer, chain=self.intermediate.certificate)
+        return _finish(builder, _private_key(self.intermediate.key), issuer)
 
 
 def found_authority(fleet: str, *, now: dt.datetime | None = None) -> tuple[Authority, Identity]:
@@ -104,15 +132,16 @@ def found_authority(fleet: str, *, now: dt.datetime | None = None) -> tuple[Auth
     check_id(fleet, "fleet name")
     root_key = ec.generate_private_key(ec.SECP256R1())
     root_name = _name(f"{fleet} root")
-    builder = _builder(f"{fleet} root", root_key, root_name, now, ROOT_DAYS)
+    builder = _builder(f"{fleet} root", root_key.public_key(), root_name, now, ROOT_DAYS)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=1), critical=True)
-    root = _finish(builder.add_extension(_key_usage(authority=True), critical=True), root_key, root_key, None)
+    signed = _finish(builder.add_extension(_key_usage(authority=True), critical=True), root_key, None)
+    root = _identity(root_key, signed)
 
     key = ec.generate_private_key(ec.SECP256R1())
-    builder = _builder(f"{fleet} intermediate", key, root_name, now, INTERMEDIATE_DAYS)
+    builder = _builder(f"{fleet} intermediate", key.public_key(), root_name, now, INTERMEDIATE_DAYS)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     builder = builder.add_extension(_key_usage(authority=True), critical=True)
-    intermediate = _finish(builder, key, root_key, _certificate(root.certificate))
+    intermediate = _identity(key, _finish(builder, root_key, signed))
     return Authority(fleet, root.certificate, intermediate), root
 
 
@@ -159,11 +188,10 @@ def _host_name(host: str) -> x509.GeneralName:
 
 
 def _builder(
-    name: str, key: ec.EllipticCurvePrivateKey, issuer: x509.Name, now: dt.datetime | None, days: float
+    name: str, public: ec.EllipticCurvePublicKey, issuer: x509.Name, now: dt.datetime | None, days: float
 ) -> x509.CertificateBuilder:
     """What all certificates have in common."""
     now = now or dt.datetime.now(dt.UTC)
-    public = key.public_key()
     return (
         x509.CertificateBuilder()
         .subject_name(_name(name))
@@ -191,19 +219,18 @@ def _key_usage(*, authority: bool) -> x509.KeyUsage:
 
 
 def _finish(
-    builder: x509.CertificateBuilder,
-    key: ec.EllipticCurvePrivateKey,
-    signer: ec.EllipticCurvePrivateKey,
-    issuer: x509.Certificate | None,
-    chain: bytes = b"",
-) -> Identity:
+    builder: x509.CertificateBuilder, signer: ec.EllipticCurvePrivateKey, issuer: x509.Certificate | None
+) -> x509.Certificate:
     """Sign; `issuer` is None for the root, which is its own."""
     if issuer is not None:
         identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
         builder = builder.add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False
         )
-    certificate = builder.sign(signer, hashes.SHA256())
+    return builder.sign(signer, hashes.SHA256())
+
+
+def _identity(key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate, chain: bytes = b"") -> Identity:
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     return Identity(pem, certificate.public_bytes(serialization.Encoding.PEM) + chain, f"{certificate.serial_number:x}")
 

@@ -10,11 +10,12 @@ from edgefl.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Validity:
-    """What a certificate says of itself: its common name, and seconds since 1970."""
+    """What a certificate says of itself: its common name, seconds since 1970, and its serial number in hexadecimal."""
 
     name: str
     begins: float
     ends: float
+    serial: str = ""
 
 
 def validity_of(pem: bytes) -> Validity:
@@ -34,4 +35,4 @@ def validity_of(pem: bytes) -> Validity:
         ) from None
     names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    return Validity(str(names[0].value) if names else "", begins.timestamp(), ends.timestamp())
+    return Validity(str(names[0].value) if names else "", begins.timestamp(), ends.timestamp(), f"{certificate.serial_number:x}")

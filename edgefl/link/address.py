@@ -38,15 +38,15 @@ class BrokerAddress:
         host: a name or address that stands in the broker's certificate.
         port: TCP port of its TLS listener.
         ca: PEM file of the CA that issued the broker's certificate.
-        certificate: PEM file of our certificate, followed by its intermediates.
-        key: PEM file of our private key, without a pass phrase.
+        certificate: PEM file of our certificate, followed by its intermediates; None for a board that has none yet.
+        key: PEM file of our private key, without a pass phrase; may be the same file.
     """
 
     host: str
     port: int
     ca: Path
-    certificate: Path
-    key: Path
+    certificate: Path | None
+    key: Path | None
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
@@ -77,6 +77,8 @@ def tls_context(address: BrokerAddress) -> ssl.SSLContext:
         context.load_verify_locations(address.ca)
     except OSError as error:
         raise LinkError(f"cannot use the CA certificate {address.ca}", found=_plain(error), remedy=remedy) from None
+    if address.certificate is None:
+        return context
     try:
         context.load_cert_chain(address.certificate, address.key)
     except OSError as error:

@@ -122,6 +122,13 @@ class Link(Protocol):
         """
         ...
 
+    def reconnect(self) -> None:
+        """End the connection with a good-bye, so that no will is published, and make a new one at once.
+
+        For a certificate that has changed. Nothing that is queued is lost; without a connection nothing happens.
+        """
+        ...
+
     @property
     def connected(self) -> bool:
         """Whether the broker has accepted the connection and it is not known to be lost."""

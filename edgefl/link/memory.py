@@ -210,6 +210,13 @@ class MemoryLink:
         events, self._events = self._events, []
         return events
 
+    def reconnect(self) -> None:
+        """Say good-bye and connect anew at the next poll; see `Link.reconnect`."""
+        if self._up:
+            self._flush()
+            self._broker.detach(self._client_id, politely=True)
+            self.lose("connecting anew")
+
     @property
     def connected(self) -> bool:
         """Whether the connection stands."""

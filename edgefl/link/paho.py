@@ -38,6 +38,7 @@ from edgefl.link.outgoing import Outgoing
 
 SLICE = 1.0
 """Longest wait in one piece, so that pings and deadlines are looked after."""
+RENEWING = Trouble("connecting anew")
 SILENT = Trouble("no answer to our CONNECT", "Check that the port is the broker's TLS listener")
 
 
@@ -135,6 +136,15 @@ class PahoLink:
         events = list(self._events)
         self._events.clear()
         return events
+
+    def reconnect(self) -> None:
+        """Connect anew, with the files as they are now; see `Link.reconnect`."""
+        self._settle()  # what has arrived is acknowledged, and would not come again
+        if self._client is not None and self._up:
+            self._client.disconnect()
+            self._client.work(readable=False)
+            self._lost(RENEWING)
+            self._backoff.due = 0.0
 
     @property
     def connected(self) -> bool:

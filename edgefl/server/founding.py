@@ -8,12 +8,20 @@ from edgefl.identity.authority import Authority, Identity, found_authority, open
 from edgefl.identity.repository import found
 from edgefl.identity.signing import Signer
 from edgefl.store.atomic import store_error, write_file
-from edgefl.store.fleet import DEFAULT_PORT, Fleet, check_settings
+from edgefl.store.fleet import DEFAULT_CLAIM_PORT, DEFAULT_PORT, Fleet, check_settings
 
 ROOT_KEY, METADATA_KEY = "root.key", "metadata-root.key"
 
 
-def create_fleet(path: Path, *, name: str, host: str = "127.0.0.1", port: int = DEFAULT_PORT, root: Path | None = None) -> Fleet:
+def create_fleet(
+    path: Path,
+    *,
+    name: str,
+    host: str = "127.0.0.1",
+    port: int = DEFAULT_PORT,
+    claim_port: int = DEFAULT_CLAIM_PORT,
+    root: Path | None = None,
+) -> Fleet:
     """A new fleet directory.
 
     Args:
@@ -22,13 +30,14 @@ def create_fleet(path: Path, *, name: str, host: str = "127.0.0.1", port: int = 
         host: name or address under which devices reach the broker; the broker's certificate is made for it.
         port: of the broker.
         root: directory that receives the root's key instead of `ca/`, so that the fleet directory never holds it.
+        claim_port: of the claim broker; the next higher one is taken too.
 
     Raises:
         InputError: the name, host or port cannot be used.
         FleetError: the path is in use, or `root` holds a root's key already or is no directory.
         StoreError: it cannot be written; nothing is left behind.
     """
-    settings = check_settings(name, host, port)
+    settings = check_settings(name, host, port, claim_port)
     authority, founder = found_authority(name)
     broker, server = authority.broker((host,)), authority.server()
     roots, release, online = Signer.generate(), Signer.generate(), Signer.generate()

@@ -1,36 +1,42 @@
 """Provisioning: a bundle of files that makes a board a device of the fleet.
 
-Model: bundles are written into a hidden directory beside their destination, the registry rows are inserted in an open
-transaction, the bundles are renamed into place, the transaction commits. Whatever fails before the end leaves neither files nor
-rows; only a crash between the last rename and the commit leaves bundles without rows, and the next run refuses to overwrite
-those and says so.
+Model: a bundle holds either a key and certificate made here (*ready*), or a one-time *claim* with which the board asks for a
+certificate for a key of its own; of the claim's token the fleet keeps a hash. Bundles are written into a hidden directory beside
+their destination, the rows are inserted in an open transaction, the bundles are renamed into place, the transaction commits.
+Whatever fails before the end leaves neither files nor rows; only a crash between the last rename and the commit leaves bundles
+without rows, and the next run refuses to overwrite those and says so.
 
-Rules: an id is given once; keys are made here and exist only in the bundle; all bundles of one call are written or none.
+Rules: an id is given once; all bundles of one call are written or none. A ready bundle's certificate lives as long as the board
+may lie in a drawer (ten years); one that a board asks for lives `device_days`, because that board can ask again.
 """
 
 import hashlib
+import secrets
 import shutil
 import sqlite3
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 from edgefl.device.config import DeviceConfig
-from edgefl.errors import InputError, ProfileError, StoreError
-from edgefl.identity.authority import Authority
+from edgefl.device.identity import CLAIM_FILE, ClaimFile
+from edgefl.errors import FleetError, InputError, ProfileError, StoreError
+from edgefl.identity.authority import LEAF_DAYS, Authority
 from edgefl.identity.repository import newest_root
 from edgefl.names import check_id
 from edgefl.profile import Profile, find_profile
 from edgefl.server.founding import authority_of
 from edgefl.store.atomic import store_error, sync_directory, write_file
+from edgefl.store.audit import record
+from edgefl.store.credentials import Certificate, Claim, add_certificate, digest, open_claim
 from edgefl.store.database import open_database
 from edgefl.store.documents import documents
 from edgefl.store.fleet import Fleet
-from edgefl.store.registry import Device, add_devices
+from edgefl.store.registry import Device, add_devices, get_device
 from edgefl.strict_toml import write_toml
 
 MAX_COUNT = 999
@@ -38,12 +44,36 @@ HOUSEKEEPING_MB = 192
 """MiB for the agent itself, on top of what the training process may use: the unit's memory limit is the sum."""
 
 
+TOKEN_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A device to be made.
+
+    Attributes:
+        id: its id.
+        profile: name of a shipped profile or one of the fleet's own.
+        data: what `device.toml` names as source of examples.
+        tags: that it will have.
+    """
+
+    id: str
+    profile: str
+    data: str = ""
+    tags: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Provisioned:
-    """A device that exists now, and where its bundle is."""
+    """A device that exists now, where its bundle is, and its claim if it has to make one; the token is nowhere else to be had."""
 
     device: Device
     bundle: Path
+    claim: ClaimFile | None = None
+
+
+Finish = Callable[[Sequence[Provisioned]], None]
 
 
 def numbered(prefix: str, count: int) -> list[str]:
@@ -61,45 +91,68 @@ def numbered(prefix: str, count: int) -> list[str]:
 
 
 def provision(fleet: Fleet, ids: Sequence[str], profile: str, out: Path, *, data: str = "") -> list[Provisioned]:
-    """Make devices: one bundle `out/ID` and one registry row for each id.
+    """Make devices of one profile, with ready bundles; as `provision_all`."""
+    return provision_all(fleet, [Order(device, profile, data) for device in ids], out)
+
+
+def provision_all(
+    fleet: Fleet,
+    orders: Sequence[Order],
+    out: Path,
+    *,
+    claim_seconds: float | None = None,
+    again: bool = False,
+    finish: Finish = lambda _: None,
+) -> list[Provisioned]:
+    """Make devices: one bundle `out/ID` and one registry row for each.
 
     Args:
         fleet: whose devices they will be.
-        ids: distinct device ids.
-        profile: name of a shipped profile or one of the fleet's own.
+        orders: with distinct ids.
         out: directory that receives the bundles; created when missing.
-        data: what `device.toml` names as source of examples.
+        claim_seconds: how long a claim is open; None for ready bundles.
+        again: the devices exist, and their boards may claim anew.
+        finish: called before anything counts, with what was made; if it raises, nothing is left behind.
 
     Raises:
         InputError: an id cannot be used or is given twice, or its bundle exists.
         ProfileError: no such profile, or one that cannot train.
-        FleetError: a device of this id exists, or the fleet's keys are damaged.
+        FleetError: a device of this id exists (with `again`: does not, or was revoked), or the fleet's keys are damaged.
         StoreError: a file cannot be written; nothing is left behind.
     """
-    for device in ids:
-        check_id(device)
-        if (out / device).exists():
-            raise InputError(
-                f"{out / device} exists already", remedy="Choose another --out, or delete it if an interrupted run left it"
-            )
-    if len(set(ids)) != len(ids):
-        raise InputError("the same device id twice", found=", ".join(ids))
-    chosen = find_profile(profile, fleet.profiles())
-    if chosen.engine == "none":
-        raise ProfileError(
-            f"profile {profile!r} ({chosen.title}) cannot train", found=chosen.reason, remedy="Choose a profile of another board"
-        )
-    authority = authority_of(fleet)
+    _check_orders(orders, out)
+    profiles = fleet.profiles()
     trust = trust_of(fleet)
+    configs = [device_config(fleet, find_profile(one.profile, profiles), one.id, trust, one.data) for one in orders]
+    authority, now = authority_of(fleet), time.time()
     staging = _staging(out)
     try:
-        devices = [
-            _write_bundle(staging / device, device_config(fleet, chosen, device, trust, data), trust, authority) for device in ids
+        made = [
+            _write_bundle(staging, out, config, trust, authority, _new_claim(fleet, now, claim_seconds), now)
+            for config in configs
         ]
-        _commit(fleet, devices, staging, out)
+        _commit(fleet, made, {one.id: one.tags for one in orders}, staging, out, again=again, finish=finish)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return [Provisioned(device, out / device.id) for device in devices]
+    return made
+
+
+def _check_orders(orders: Sequence[Order], out: Path) -> None:
+    for one in orders:
+        check_id(one.id)
+        if (out / one.id).exists():
+            raise InputError(
+                f"{out / one.id} exists already", remedy="Choose another --out, or delete it if an interrupted run left it"
+            )
+    if len({one.id for one in orders}) != len(orders):
+        raise InputError("the same device id twice", found=", ".join(one.id for one in orders)[:200])
+
+
+def _new_claim(fleet: Fleet, now: float, seconds: float | None) -> ClaimFile | None:
+    if not seconds:
+        return None
+    token = secrets.token_urlsafe(TOKEN_BYTES)
+    return ClaimFile(token=token, host=fleet.settings.host, port=fleet.settings.claim_port, expires=int(now + seconds))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +174,11 @@ def trust_of(fleet: Fleet) -> Trust:
 def device_config(fleet: Fleet, profile: Profile, device: str, trust: Trust, data: str) -> DeviceConfig:
     """What the bundle's `device.toml` will say. Raises ProfileError when the profile cannot train."""
     if profile.engine == "none":
-        raise ProfileError(f"profile {profile.name!r} cannot train", found=profile.reason)
+        raise ProfileError(
+            f"profile {profile.name!r} ({profile.title}) cannot train",
+            found=profile.reason,
+            remedy="Choose a profile of another board",
+        )
     return DeviceConfig(
         id=device,
         profile=profile.name,
@@ -144,9 +201,10 @@ def _staging(out: Path) -> Path:
         raise store_error("write to", out, error) from error
 
 
-def _write_bundle(directory: Path, config: DeviceConfig, trust: Trust, authority: Authority) -> Device:
+def _write_bundle(
+    staging: Path, out: Path, config: DeviceConfig, trust: Trust, authority: Authority, claim: ClaimFile | None, now: float
+) -> Provisioned:
     """Write one bundle into a new directory."""
-    identity = authority.device(config.id)
     comments = {
         "id": "Written by `edgefl provision`. The limits come from the profile; the board may lower them.",
         "host": "Where the broker is.",
@@ -154,34 +212,52 @@ def _write_bundle(directory: Path, config: DeviceConfig, trust: Trust, authority
         "data": "Where the examples come from; they never leave the board.",
         "state": "Models and unsent updates; systemd's StateDirectory wins over it.",
     }
+    directory = staging / config.id
     unit = _template("edgefl-device.service").replace("@DEVICE@", config.id)
     unit = unit.replace("@MEMORY_MAX@", f"{config.memory_mb + HOUSEKEEPING_MB}M")
     try:
         directory.mkdir(mode=0o700)
     except OSError as error:
         raise store_error("create", directory, error) from error
-    write_file(directory / "device.key", identity.key, 0o600)
-    write_file(directory / "device.crt", identity.certificate)
+    serial = ""
+    if claim is None:
+        identity = authority.device(config.id)
+        serial = identity.serial
+        write_file(directory / "device.key", identity.key, 0o600)
+        write_file(directory / "device.crt", identity.certificate)
+    else:
+        about = {"token": "Good for one board, once, until it expires. The board deletes this file when it has its certificate."}
+        write_file(directory / CLAIM_FILE, write_toml(claim, about).encode(), 0o600)
     write_file(directory / "ca.crt", authority.root)
     write_file(directory / "root.json", trust.root)
     write_file(directory / "device.toml", write_toml(config, comments).encode())
     write_file(directory / "edgefl-device.service", unit.encode())
     for script in ("install.sh", "trim.sh"):
         write_file(directory / script, _template(script).encode(), 0o755)
-    return Device(config.id, config.profile, identity.serial, time.time())
+    return Provisioned(Device(config.id, config.profile, serial, now), out / config.id, claim)
 
 
-def _commit(fleet: Fleet, devices: Sequence[Device], staging: Path, out: Path) -> None:
+def _commit(
+    fleet: Fleet,
+    made: Sequence[Provisioned],
+    tags: dict[str, tuple[str, ...]],
+    staging: Path,
+    out: Path,
+    *,
+    again: bool,
+    finish: Finish,
+) -> None:
     """Enter the devices and move their bundles into place, or neither."""
     moved: list[Path] = []
     database = open_database(fleet.database)
     try:
         with database:
-            add_devices(database, list(devices))
-            for device in devices:
-                (staging / device.id).rename(out / device.id)
-                moved.append(out / device.id)
+            _enter(database, made, tags, again=again)
+            for one in made:
+                (staging / one.device.id).rename(one.bundle)
+                moved.append(one.bundle)
             sync_directory(out)
+            finish(made)
     except BaseException as error:
         for bundle in moved:
             shutil.rmtree(bundle, ignore_errors=True)
@@ -192,6 +268,29 @@ def _commit(fleet: Fleet, devices: Sequence[Device], staging: Path, out: Path) -
         raise
     finally:
         database.close()
+
+
+def _enter(database: sqlite3.Connection, made: Sequence[Provisioned], tags: dict[str, tuple[str, ...]], *, again: bool) -> None:
+    """The rows of new devices, or of new claims of old ones. Raises FleetError."""
+    if not again:
+        add_devices(database, [one.device for one in made])
+    for device, claim in ((one.device, one.claim) for one in made):
+        known = get_device(database, device.id)
+        if known.revoked is not None:
+            raise FleetError(f"device {device.id!r} was revoked", remedy="Provision the board under another id")
+        if known.profile != device.profile:
+            raise FleetError(f"device {device.id!r} has another profile", expected=known.profile, found=device.profile)
+        database.executemany("INSERT OR IGNORE INTO tags VALUES (?, ?)", [(device.id, tag) for tag in tags[device.id]])
+        if claim is None:
+            record(database, device.created, "provisioned", device.id, f"profile {device.profile}")
+            ends = device.created + LEAF_DAYS * 86400.0
+            row = Certificate(device.certificate, device.id, device.created, ends, "active", device.created)
+            add_certificate(database, row, "bundle")
+        else:
+            opened = Claim(device.id, device.profile, digest(claim.token.encode()), device.created, float(claim.expires))
+            open_claim(database, opened)
+            hours = (claim.expires - device.created) / 3600.0
+            record(database, device.created, "claim-opened", device.id, f"for {hours:.1f} h" + (", again" if again else ""))
 
 
 def _template(name: str) -> str:

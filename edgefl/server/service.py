@@ -25,15 +25,17 @@ from edgefl.link.contract import Arrived, Connected, Disconnected, Event, Link
 from edgefl.server.announce import Announcer
 from edgefl.server.blocks import BlockServer
 from edgefl.server.catalogue import Catalogue
+from edgefl.server.claimline import ClaimLine
 from edgefl.server.complaints import Complaints
 from edgefl.server.inbox import Inbox
+from edgefl.server.renewal import ROTATE, RenewalDesk
 from edgefl.server.rollouts import Rollouts
 from edgefl.server.traffic import TrafficBook
 from edgefl.store.blobs import BlobStore
 from edgefl.store.database import transaction
 from edgefl.store.presence import PresenceBook
 from edgefl.wire import topics
-from edgefl.wire.messages import Receipt, Report, State, UpdatePart, Want, decode, encode
+from edgefl.wire.messages import Receipt, Renewed, Report, State, UpdatePart, Want, decode, encode
 
 LOOK_EVERY = 0.5
 """Seconds between two looks at the database."""
@@ -53,6 +55,8 @@ class Service:
         signer: the online key.
         wall: seconds since 1970.
         clock: monotonic seconds.
+        claims: where boards ask for their first certificate; None if they cannot.
+        renewals: who gives devices their next one; None if nobody does.
     """
 
     def __init__(
@@ -64,6 +68,8 @@ class Service:
         *,
         wall: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
+        claims: ClaimLine | None = None,
+        renewals: RenewalDesk | None = None,
     ) -> None:
         self._database = database
         self._link = link
@@ -80,7 +86,10 @@ class Service:
         self._announcer = Announcer(self._publish, signer, wall)
         self._online = False
         self._look_at = clock()
+        self._claims = claims
+        self._renewals = renewals
         self._on = {"state": self._on_state, "want": self._on_want, "update": self._on_update, "report": self._on_report}
+        self._on["renew"] = self._on_renew
 
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Serve until told to stop."""
@@ -88,6 +97,8 @@ class Service:
         while not should_stop():
             self._turn()
         self._guarded(self._write_books)
+        if self._claims is not None:
+            self._claims.close()
 
     def _turn(self) -> None:
         now = self._clock()
@@ -108,6 +119,8 @@ class Service:
             self._guarded(partial(self._advance, model))
         self._announce()
         self._guarded(self._write_books)
+        if self._claims is not None:
+            self._guarded(self._claims.advance)
 
     def _take_up_changes(self) -> None:
         if self._catalogue.changed():
@@ -117,6 +130,8 @@ class Service:
         """Read anew what is to be served."""
         self._write_books()  # what was counted until now belongs to the rounds that were open until now
         self._catalogue.refresh()
+        for device in self._renewals.news() if self._renewals else ():
+            self._send("", topics.certificate(device), encode(Renewed(code=ROTATE)), retain=False)
         for model, why in self._catalogue.broken.items():
             self._complain(logging.ERROR, f"the training of {model} cannot be taken up: {why}")
         self._blocks.offer(self._catalogue.files())
@@ -177,6 +192,12 @@ class Service:
         self._presence.state(device, state, self._wall())
         self._rollouts.state(device, state)
         return state.models[0].model if state.models else ""
+
+    def _on_renew(self, device: str, payload: bytes) -> str:
+        answer = self._renewals.heard(device, payload) if self._renewals else None
+        if answer is not None:
+            self._send("", topics.certificate(device), encode(answer), retain=False)
+        return ""
 
     def _on_want(self, device: str, payload: bytes) -> str:
         return self._blocks.wanted(device, decode(payload, Want), self._clock())

@@ -1,20 +1,29 @@
-"""What happened to the fleet's credentials, in order: rows are added and never changed."""
+"""The audit log: every event of a credential, who it concerned and what was said; rows are only ever added.
+
+Events, in the order of a board's life:
+
+    provisioned          a bundle with key and certificate was made
+    claim-opened         a board may ask for its first certificate; `again` if it has had one before
+    claim-refused        somebody asked and did not get one; the detail begins with the code
+    certificate-issued   a certificate was signed
+    certificate-active   it was used for the first time
+    certificate-replaced a newer one is in use, or was asked for before this one was ever used
+    rotation-asked       an operator wants the device to change its certificate now
+    revoked, revocation-*  an operator has revoked the device; what came of it in registry, broker and list
+    renewal-refused      a device asked for its next certificate and did not get it
+"""
 
 import sqlite3
-from dataclasses import dataclass
+
+import msgspec
+
+LONGEST_DETAIL = 300
 
 
-@dataclass(frozen=True, slots=True)
-class AuditEvent:
-    """One event.
+class AuditEvent(msgspec.Struct, frozen=True):
+    """One row; `at` in seconds since 1970."""
 
-    Attributes:
-        at: seconds since 1970.
-        event: one word or two, for example `revoked`.
-        device: whose credential it was; empty when it concerns the whole fleet.
-        detail: what else is to be known, for a person.
-    """
-
+    id: int
     at: float
     event: str
     device: str
@@ -23,11 +32,12 @@ class AuditEvent:
 
 def record(database: sqlite3.Connection, now: float, event: str, device: str, detail: str = "") -> None:
     """Add an event, in the transaction that is open. Raises StoreError."""
-    database.execute("INSERT INTO audit (at, event, device, detail) VALUES (?, ?, ?, ?)", (now, event, device, detail))
+    database.execute(
+        "INSERT INTO audit (at, event, device, detail) VALUES (?, ?, ?, ?)", (now, event, device, detail[:LONGEST_DETAIL])
+    )
 
 
 def events(database: sqlite3.Connection, device: str | None = None) -> list[AuditEvent]:
-    """All events, or a device's, oldest first. Raises StoreError."""
+    """All events, or those of one device, oldest first. Raises StoreError."""
     where, values = ("", ()) if device is None else ("WHERE device = ?", (device,))
-    rows = database.execute(f"SELECT at, event, device, detail FROM audit {where} ORDER BY id", values)  # noqa: S608 - fixed text
-    return [AuditEvent(**row) for row in rows]
+    return [AuditEvent(**row) for row in database.execute(f"SELECT * FROM audit {where} ORDER BY id", values)]  # noqa: S608 - no input in it

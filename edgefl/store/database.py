@@ -203,7 +203,16 @@ MIGRATIONS = (
         issued      REAL NOT NULL,
         expires     REAL NOT NULL,
         state       TEXT NOT NULL,            -- pending, active, replaced, revoked
-        changed     REAL NOT NULL
+        changed     REAL NOT NULL,
+        request     BLOB NOT NULL DEFAULT x'',  -- SHA-256 of the signing request; empty for a key that was made here
+        pem         BLOB NOT NULL DEFAULT x''   -- certificate and intermediate, to be sent again if the reply was lost
+    ) STRICT;
+    INSERT OR IGNORE INTO certificates (serial, device, issued, expires, state, changed)
+        SELECT certificate, id, created, created + 315360000, 'active', created FROM devices WHERE certificate <> '';
+    CREATE INDEX certificates_device ON certificates (device);
+    CREATE TABLE rotations (                  -- devices that are to change their certificate now
+        device      TEXT PRIMARY KEY,
+        asked       REAL NOT NULL
     ) STRICT;
     CREATE TABLE audit (                      -- every event of a credential; rows are only ever added
         id          INTEGER PRIMARY KEY,

@@ -46,6 +46,7 @@ REQUIRED = (
     "blobs",
 )
 DEFAULT_PORT = 8883
+DEFAULT_CLAIM_PORT = 8884
 
 
 class FleetSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -55,11 +56,20 @@ class FleetSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         name: of the fleet; stands in every certificate.
         host: name or address under which devices reach the broker.
         port: of the broker.
+        claim_port: where boards without a certificate claim one; the next higher port is the server's at the same broker.
+        device_days: life of a certificate that a board has asked for; it asks for the next one after 60 % of it.
     """
 
     name: str
     host: Annotated[str, msgspec.Meta(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9.:-]+\Z")] = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = DEFAULT_PORT
+    claim_port: Annotated[int, msgspec.Meta(ge=1, le=65534)] = DEFAULT_CLAIM_PORT
+    device_days: Annotated[int, msgspec.Meta(ge=1, le=3650)] = 90
+
+    @property
+    def claim_server_port(self) -> int:
+        """Where the server listens to claims; boards cannot connect here."""
+        return self.claim_port + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +190,7 @@ class Fleet:
         return cls.open(path)
 
 
-def check_settings(name: str, host: str, port: int) -> FleetSettings:
+def check_settings(name: str, host: str, port: int, claim_port: int) -> FleetSettings:
     """The settings of a new fleet.
 
     Raises:
@@ -188,9 +198,9 @@ def check_settings(name: str, host: str, port: int) -> FleetSettings:
     """
     check_id(name, "fleet name")
     try:
-        return msgspec.convert({"name": name, "host": host, "port": port}, FleetSettings)
+        return msgspec.convert({"name": name, "host": host, "port": port, "claim_port": claim_port}, FleetSettings)
     except msgspec.ValidationError as error:
-        raise InputError("a fleet cannot have this address", expected=str(error), found=f"{host}:{port}") from None
+        raise InputError("a fleet cannot have this address", expected=str(error), found=f"{host}:{port}, {claim_port}") from None
 
 
 def _fill(staging: Path, settings: FleetSettings, files: Mapping[str, bytes], metadata: Mapping[str, bytes]) -> None:
@@ -202,6 +212,8 @@ def _fill(staging: Path, settings: FleetSettings, files: Mapping[str, bytes], me
     comments = {
         "name": "Stands in every certificate; do not change it.",
         "host": "Where devices reach the broker. A new host also needs a broker certificate that names it.",
+        "claim_port": "Where boards claim certificates while `edgefl broker --claims` runs; the next port is the server's.",
+        "device_days": "How long a certificate that a board has asked for is valid; it is renewed after 60 % of that.",
     }
     write_file(staging / "fleet.toml", write_toml(settings, comments).encode())
     with closing(open_database(staging / "fleet.sqlite")) as database, transaction(database):

@@ -48,7 +48,7 @@ def revoked_devices(database: sqlite3.Connection) -> tuple[str, ...]:
 def revoked_serials(database: sqlite3.Connection) -> dict[int, float]:
     """Serial numbers that open nothing any more, and since when (seconds since 1970). Raises StoreError."""
     rows = database.execute(
-        """SELECT certificate AS serial, revoked AS since FROM devices WHERE revoked IS NOT NULL
+        """SELECT certificate AS serial, revoked AS since FROM devices WHERE revoked IS NOT NULL AND certificate <> ''
            UNION ALL SELECT serial, changed FROM certificates WHERE state = 'revoked'
            UNION ALL SELECT c.serial, d.revoked FROM certificates c JOIN devices d ON d.id = c.device
            WHERE d.revoked IS NOT NULL"""

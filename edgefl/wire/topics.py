@@ -13,7 +13,8 @@
     efl/v1/all/manifest/MODEL/PROFILE/VERSION  retained; a variant's manifest, which is a TUF target
     efl/v1/all/round/MODEL/VARIANT           retained; the signed order of the current round for a variant
     efl/v1/all/block/FILE                    blocks of one file, never retained; FILE is 16 hex digits of its SHA-256
-    efl/v1/claim/ID/request, .../reply       a board without a certificate asks for one; on the claim listener only
+    efl/v1/claim/NAME/request, .../reply     a board without a certificate asks for one, on the claim broker only; NAME is the
+                                             client id, which a board draws at random
 
 A device may write below `up/` with its own id and read below `down/` with its own id and below `all/`; the broker enforces it.
 At most seven levels, so that AWS IoT Core can be the broker.
@@ -26,6 +27,7 @@ from edgefl.names import is_id
 
 ROOT = "efl/v1"
 ALL_UP = f"{ROOT}/up/#"
+ALL_CLAIMS = f"{ROOT}/claim/+/request"
 
 
 def state(device: str) -> str:
@@ -68,6 +70,26 @@ def manifest(model: str, profile: str, version: int) -> str:
     return f"{ROOT}/all/manifest/{model}/{profile}/{version}"
 
 
+def renew(device: str) -> str:
+    """Where a device asks for its next certificate."""
+    return f"{ROOT}/up/{device}/renew"
+
+
+def certificate(device: str) -> str:
+    """Where the server answers that."""
+    return f"{ROOT}/down/{device}/certificate"
+
+
+def claim_request(name: str) -> str:
+    """Where a board asks for its first certificate; `name` is its client id on the claim broker."""
+    return f"{ROOT}/claim/{name}/request"
+
+
+def claim_reply(name: str) -> str:
+    """Where the server answers that."""
+    return f"{ROOT}/claim/{name}/reply"
+
+
 def round_order(model: str, variant: str) -> str:
     """The current round's order for one variant."""
     return f"{ROOT}/all/round/{model}/{variant}"
@@ -79,27 +101,28 @@ def block(sha256: str) -> str:
 
 
 def parse_up(topic: str) -> tuple[str, str]:
-    """Device id and kind (`state`, `want`, `update`, `report`) of a topic that a device has written to.
+    """Device id and kind (`state`, `want`, `update`, `report`, `renew`) of a topic that a device has written to.
 
     Raises:
         MessageError: the topic is no such topic.
     """
     match topic.split("/"):
-        case ["efl", "v1", "up", device, ("state" | "want" | "update" | "report") as kind] if is_id(device):
+        case ["efl", "v1", "up", device, ("state" | "want" | "update" | "report" | "renew") as kind] if is_id(device):
             return device, kind
     raise MessageError("message on a topic that no device writes to", found=topic[:100])
 
 
 def parse_down(topic: str) -> tuple[str, str]:
-    """Kind (`receipt`, `assignment`, `tuf`, `manifest`, `round`, `block`) of a topic that the server writes to, and a name.
+    """Kind and name of a topic that the server writes to.
 
-    The name is the model's (`round`), the document's (`tuf`), the path in the metadata (`manifest`) or the file's (`block`).
+    The kinds are `receipt`, `certificate`, `assignment`, `tuf`, `manifest`, `round` and `block`. The name is the model's
+    (`round`), the document's (`tuf`), the path in the metadata (`manifest`) or the file's (`block`).
 
     Raises:
         MessageError: the topic is no such topic.
     """
     match topic.split("/"):
-        case ["efl", "v1", "down", device, ("receipt" | "assignment") as kind] if is_id(device):
+        case ["efl", "v1", "down", device, ("receipt" | "certificate" | "assignment") as kind] if is_id(device):
             return kind, ""
         case ["efl", "v1", "all", "round", model, _] if is_id(model):
             return "round", model
@@ -108,3 +131,15 @@ def parse_down(topic: str) -> tuple[str, str]:
         case ["efl", "v1", "all", ("tuf" | "block") as kind, name]:
             return kind, name
     raise MessageError("message on a topic that the server does not write to", found=topic[:100])
+
+
+def parse_claim(topic: str) -> str:
+    """The name of the board that has written to a claim topic.
+
+    Raises:
+        MessageError: the topic is no such topic.
+    """
+    match topic.split("/"):
+        case ["efl", "v1", "claim", name, "request"] if is_id(name):
+            return name
+    raise MessageError("message on a topic that no board claims on", found=topic[:100])

@@ -38,7 +38,8 @@ def check_tls_version(scene: Scene) -> Finding:
             context.set_ciphers("ALL:@SECLEVEL=0")
             context.minimum_version, context.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
         address = scene.address(A)
-        context.load_cert_chain(address.certificate, address.key)
+        if address.certificate is not None:
+            context.load_cert_chain(address.certificate, address.key)
         with _connect(scene) as plain, context.wrap_socket(plain) as tls:
             found = tls.version()
     except ssl.SSLError as error:
