@@ -16,8 +16,9 @@ from edgefl.link.contract import Arrived, Connected
 from edgefl.link.memory import MemoryBroker
 from edgefl.names import SERVER
 from edgefl.server.claims import sign
+from edgefl.server.enrolment import Order
 from edgefl.server.founding import authority_of, create_fleet
-from edgefl.server.provision import Order, provision, provision_all
+from edgefl.server.provision import provision, provision_all
 from edgefl.wire import topics
 from edgefl.wire.messages import ClaimReply, ClaimRequest, Renewed, RenewRequest, decode, encode
 

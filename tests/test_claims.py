@@ -18,8 +18,9 @@ from edgefl.names import SERVER
 from edgefl.server.allowance import MOST_NAMES, Bucket, Buckets
 from edgefl.server.claimline import LONGEST_LOOK, ClaimLine
 from edgefl.server.claims import ALL_REFUSALS_A_MINUTE, REFUSALS_A_MINUTE, ClaimDesk
+from edgefl.server.enrolment import Order
 from edgefl.server.founding import authority_of, create_fleet
-from edgefl.server.provision import Order, provision, provision_all
+from edgefl.server.provision import provision, provision_all
 from edgefl.server.renewal import MOST_IN_AN_HOUR, ROTATE, RenewalDesk
 from edgefl.store.audit import events
 from edgefl.store.credentials import ask_rotation, certificates_of, find_claim, rotations

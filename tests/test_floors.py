@@ -71,6 +71,7 @@ FLOORS = {
     "edgefl.server.batch": 5,
     "edgefl.server.claimline": 5,
     "edgefl.server.claims": 5,
+    "edgefl.server.enrolment": 5,
     "edgefl.server.labels": 5,
     "edgefl.server.renewal": 5,
     "edgefl.server.founding": 5,

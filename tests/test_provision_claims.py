@@ -18,10 +18,12 @@ from edgefl.device.claimcode import claim_code, read_code
 from edgefl.device.config import load_bundle
 from edgefl.device.identity import ClaimFile, open_claim
 from edgefl.errors import FleetError, InputError, ProfileError, StoreError
+from edgefl.server import labels
 from edgefl.server.batch import read_batch
+from edgefl.server.enrolment import Order
 from edgefl.server.founding import create_fleet
 from edgefl.server.labels import FORMS, Label, label_of
-from edgefl.server.provision import Order, provision_all
+from edgefl.server.provision import provision_all
 from edgefl.store.audit import events
 from edgefl.store.credentials import certificates_of, digest, find_claim
 from edgefl.store.database import open_database, transaction
@@ -258,6 +260,23 @@ def test_labels_are_escaped(ending):
     else:
         assert "<script" not in text
         assert html.escape(EVIL)[:20] in text
+
+
+@with_segno
+def test_a_sheet_goes_with_the_devices_that_were_not_made(fleet, tmp_path, capsys, monkeypatch):
+    """When the commit fails after the labels were written, the sheet with its tokens goes too."""
+    sheet, write = tmp_path / "labels.html", labels.write_sheet
+
+    def then_fail(*arguments):
+        write(*arguments)
+        raise StoreError("the database cannot be written now")
+
+    monkeypatch.setattr(labels, "write_sheet", then_fail)
+    arguments = ("provision", "cam-01", "--claim", "--profile", "rpi-zero-2w", "--out", tmp_path / "out", "--labels", sheet)
+    edgefl(fleet, capsys, *arguments, code=4)
+    assert not sheet.exists()
+    assert list((tmp_path / "out").iterdir()) == []
+    assert ids(fleet) == []
 
 
 @with_segno

@@ -2,11 +2,17 @@
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from edgefl.cli.options import fleet_option
 from edgefl.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edgefl.server.enrolment import Order, Provisioned
 
 SECONDS = {"m": 60, "h": 3600, "d": 86400}
 LONGEST_CLAIM = 30 * 86400
@@ -39,39 +45,51 @@ def provision(
 ) -> None:
     """Make bundles that turn boards into devices of the fleet: configuration, unit, installer, and a key or a claim."""
     from edgefl.server.labels import label_of, sheet_form, write_sheet
-    from edgefl.server.provision import Order, numbered, provision_all
+    from edgefl.server.provision import provision_all
     from edgefl.store.fleet import Fleet
 
     if again and not claim:
         raise InputError("--again is for claims", remedy="Give --claim too")
     seconds = claim_seconds(expires) if claim else None
-    if batch is not None:
-        from edgefl.server.batch import read_batch
-
-        if device or profile or count != 1 or data:
-            raise InputError("--from names the devices by itself", remedy="Leave out ID, --profile, --count and --data")
-        orders = read_batch(batch)
-    elif device is None or profile is None:
-        raise InputError("no device to make", expected="ID and --profile, or --from FILE")
-    else:
-        orders = [Order(name, profile, data) for name in numbered(device, count)]
+    orders = _batch_orders(batch, device, profile, count, data) if batch else _orders(device, profile, count, data)
     fleet = Fleet.open(fleet_path)
     form = sheet_form(labels) if labels else None
-    name = fleet.settings.name
-    made = provision_all(
-        fleet,
-        orders,
-        out,
-        claim_seconds=seconds,
-        again=again,
-        finish=lambda done: write_sheet(labels, form, [label_of(name, one) for one in done]) if labels and form else None,
-    )
+
+    def finish(done: "Sequence[Provisioned]") -> None:
+        if labels and form:
+            write_sheet(labels, form, [label_of(fleet.settings.name, one) for one in done])
+
+    try:
+        made = provision_all(fleet, orders, out, claim_seconds=seconds, again=again, finish=finish)
+    except BaseException:
+        if labels:
+            labels.unlink(missing_ok=True)  # it was not there before
+        raise
     for one in made:
         click.echo(f"{one.device.id}  {one.device.profile}  {one.bundle}" + (f"  {one.claim.token}" if one.claim else ""))
     if claim:
         click.echo(f"each token is good once, for {expires}, and is not shown again; `edgefl broker --claims` lets boards claim")
     else:
         click.echo("copy each bundle to its board and run install.sh in it as root; it holds the device's private key")
+
+
+def _orders(device: str | None, profile: str | None, count: int, data: str) -> "list[Order]":
+    """One device, or numbered ones. Raises InputError."""
+    from edgefl.server.enrolment import Order
+    from edgefl.server.provision import numbered
+
+    if device is None or profile is None:
+        raise InputError("no device to make", expected="ID and --profile, or --from FILE")
+    return [Order(name, profile, data) for name in numbered(device, count)]
+
+
+def _batch_orders(batch: Path, device: str | None, profile: str | None, count: int, data: str) -> "list[Order]":
+    """The devices of a file, which says everything itself. Raises InputError."""
+    from edgefl.server.batch import read_batch
+
+    if device or profile or count != 1 or data:
+        raise InputError("--from names the devices by itself", remedy="Leave out ID, --profile, --count and --data")
+    return read_batch(batch)
 
 
 def claim_seconds(text: str) -> float:

@@ -1,14 +1,22 @@
 """`edgefl serve`: the server process."""
 
 import secrets
+import sqlite3
 import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from edgefl.cli.options import fleet_option
+
+if TYPE_CHECKING:
+    from edgefl.link.address import BrokerAddress
+    from edgefl.server.claimline import ClaimLine
+    from edgefl.server.renewal import RenewalDesk
+    from edgefl.store.fleet import Fleet
 
 BUSY_SECONDS = 5.0
 """How long the server waits for a database that a command holds; the fleet waits with it, and so does the connection."""
@@ -23,11 +31,7 @@ def serve(fleet_path: Path) -> None:
     from edgefl.link.address import BrokerAddress
     from edgefl.link.paho import PahoLink
     from edgefl.names import SERVER
-    from edgefl.server.claimline import ClaimLine
-    from edgefl.server.claims import ClaimDesk
-    from edgefl.server.founding import authority_of
     from edgefl.server.keys import online_signer
-    from edgefl.server.renewal import RenewalDesk
     from edgefl.server.service import Service
     from edgefl.store.blobs import BlobStore
     from edgefl.store.database import open_database
@@ -51,22 +55,28 @@ def serve(fleet_path: Path) -> None:
                 remedy="Stop the other `edgefl serve` first; one server is enough for a fleet",
             )
         link = PahoLink(address, SERVER, clean_session=False)
-        authority, days = authority_of(fleet), fleet.settings.device_days
-        desk = ClaimDesk(database, authority, days, wall=time.time, clock=time.monotonic)
-        at_claims = replace(address, port=fleet.settings.claim_server_port)
-        # A client id that nobody can guess: whoever connected with the same one would throw the server out.
-        line = ClaimLine(
-            database,
-            desk,
-            lambda: PahoLink(at_claims, secrets.token_hex(16)),
-            wall=time.time,
-            clock=time.monotonic,
-        )
-        renewals = RenewalDesk(database, authority, days, time.time)
-        service = Service(database, BlobStore(fleet.blobs), link, signer, claims=line, renewals=renewals)
+        claims, renewals = _credential_desks(fleet, database, address)
+        service = Service(database, BlobStore(fleet.blobs), link, signer, claims=claims, renewals=renewals)
         link.connect()
         click.echo(f"serving fleet {fleet.settings.name} at {address}")
         try:
             service.run(should_stop)
         finally:
             link.close()
+
+
+def _credential_desks(fleet: "Fleet", database: sqlite3.Connection, broker: "BrokerAddress") -> tuple["ClaimLine", "RenewalDesk"]:
+    """Who gives boards their first certificates, and who gives them the next. Raises FleetError, StoreError."""
+    from edgefl.link.paho import PahoLink
+    from edgefl.server.claimline import ClaimLine
+    from edgefl.server.claims import ClaimDesk
+    from edgefl.server.founding import authority_of
+    from edgefl.server.renewal import RenewalDesk
+
+    authority, days = authority_of(fleet), fleet.settings.device_days
+    desk = ClaimDesk(database, authority, days, wall=time.time, clock=time.monotonic)
+    address = replace(broker, port=fleet.settings.claim_server_port)
+    # A client id that nobody can guess: whoever connected with the same one would throw the server out.
+    name = secrets.token_hex(16)
+    line = ClaimLine(database, desk, lambda: PahoLink(address, name), wall=time.time, clock=time.monotonic)
+    return line, RenewalDesk(database, authority, days, time.time)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from edgefl.errors import InputError
 from edgefl.names import check_id
-from edgefl.server.provision import Order
+from edgefl.server.enrolment import Order
 
 COLUMNS = ("id", "profile", "data", "tags")
 NEEDED = COLUMNS[:2]

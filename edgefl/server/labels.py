@@ -16,7 +16,7 @@ from pathlib import Path
 
 from edgefl.device.claimcode import claim_code
 from edgefl.errors import InputError
-from edgefl.server.provision import Provisioned
+from edgefl.server.enrolment import Provisioned
 from edgefl.store.atomic import write_file
 
 WIDTH, HEIGHT, COLUMNS = 320, 130, 2

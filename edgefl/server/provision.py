@@ -24,19 +24,18 @@ from pathlib import Path
 
 from edgefl.device.config import DeviceConfig
 from edgefl.device.identity import CLAIM_FILE, ClaimFile
-from edgefl.errors import FleetError, InputError, ProfileError, StoreError
-from edgefl.identity.authority import LEAF_DAYS, Authority
+from edgefl.errors import InputError, ProfileError, StoreError
+from edgefl.identity.authority import Authority
 from edgefl.identity.repository import newest_root
 from edgefl.names import check_id
 from edgefl.profile import Profile, find_profile
+from edgefl.server.enrolment import Order, Provisioned, enrol
 from edgefl.server.founding import authority_of
 from edgefl.store.atomic import store_error, sync_directory, write_file
-from edgefl.store.audit import record
-from edgefl.store.credentials import Certificate, Claim, add_certificate, digest, open_claim
 from edgefl.store.database import open_database
 from edgefl.store.documents import documents
 from edgefl.store.fleet import Fleet
-from edgefl.store.registry import Device, add_devices, get_device
+from edgefl.store.registry import Device
 from edgefl.strict_toml import write_toml
 
 MAX_COUNT = 999
@@ -45,32 +44,6 @@ HOUSEKEEPING_MB = 192
 
 
 TOKEN_BYTES = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """A device to be made.
-
-    Attributes:
-        id: its id.
-        profile: name of a shipped profile or one of the fleet's own.
-        data: what `device.toml` names as source of examples.
-        tags: that it will have.
-    """
-
-    id: str
-    profile: str
-    data: str = ""
-    tags: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Provisioned:
-    """A device that exists now, where its bundle is, and its claim if it has to make one; the token is nowhere else to be had."""
-
-    device: Device
-    bundle: Path
-    claim: ClaimFile | None = None
 
 
 Finish = Callable[[Sequence[Provisioned]], None]
@@ -252,7 +225,7 @@ def _commit(
     database = open_database(fleet.database)
     try:
         with database:
-            _enter(database, made, tags, again=again)
+            enrol(database, made, tags, again=again)
             for one in made:
                 (staging / one.device.id).rename(one.bundle)
                 moved.append(one.bundle)
@@ -268,29 +241,6 @@ def _commit(
         raise
     finally:
         database.close()
-
-
-def _enter(database: sqlite3.Connection, made: Sequence[Provisioned], tags: dict[str, tuple[str, ...]], *, again: bool) -> None:
-    """The rows of new devices, or of new claims of old ones. Raises FleetError."""
-    if not again:
-        add_devices(database, [one.device for one in made])
-    for device, claim in ((one.device, one.claim) for one in made):
-        known = get_device(database, device.id)
-        if known.revoked is not None:
-            raise FleetError(f"device {device.id!r} was revoked", remedy="Provision the board under another id")
-        if known.profile != device.profile:
-            raise FleetError(f"device {device.id!r} has another profile", expected=known.profile, found=device.profile)
-        database.executemany("INSERT OR IGNORE INTO tags VALUES (?, ?)", [(device.id, tag) for tag in tags[device.id]])
-        if claim is None:
-            record(database, device.created, "provisioned", device.id, f"profile {device.profile}")
-            ends = device.created + LEAF_DAYS * 86400.0
-            row = Certificate(device.certificate, device.id, device.created, ends, "active", device.created)
-            add_certificate(database, row, "bundle")
-        else:
-            opened = Claim(device.id, device.profile, digest(claim.token.encode()), device.created, float(claim.expires))
-            open_claim(database, opened)
-            hours = (claim.expires - device.created) / 3600.0
-            record(database, device.created, "claim-opened", device.id, f"for {hours:.1f} h" + (", again" if again else ""))
 
 
 def _template(name: str) -> str:
