@@ -273,6 +273,7 @@ def test_a_broker_that_does_not_read_the_list_is_not_believed(fleet: Fleet, caps
     assert [(step["name"], step["done"]) for step in report["steps"]] == [
         ("registry", True), ("list", True), ("broker", False), ("session", False)
     ]  # fmt: skip
+    assert "taken from us" in report["steps"][3]["text"]
     assert "--reload" in report["steps"][2]["remedy"]
 
 
