@@ -76,8 +76,6 @@ class ScriptedEngine:
     """An engine whose training adds the round's delta; the round stands in the weights."""
 
     layout = LAYOUT
-    accuracies = {}
-    """By the first value of the weights; 0.5 for all others."""
 
     def __init__(self, *_, **__):
         self._vector = np.zeros(LAYOUT.size, dtype=np.float32)
@@ -100,8 +98,8 @@ class ScriptedEngine:
         return np.full((len(x), 3), self._vector[0], dtype=np.float32)
 
     def evaluate(self, examples):
-        """As the test says."""
-        return Evaluation(0.5, self.accuracies.get(round(float(self._vector[0])), 0.5), len(examples))
+        """Half of the answers are right."""
+        return Evaluation(0.5, 0.5, len(examples))
 
 
 class InlineTrainer:
