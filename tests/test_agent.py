@@ -74,7 +74,7 @@ def test_orders_heard_before_the_version_are_not_lost(board):
 
 
 def test_a_new_version_stops_the_training_of_the_old(board):
-    """If the owner allows it: the old version's training is ended, its update never sent, the new version's round is trained."""
+    """If the owner allows it: the training is ended, its update never sent, and the new version's round is trained."""
     board.config = msgspec.structs.replace(board.config, install_while_training=True)
     board.office.manifest()
     board.start().run(board.active)

@@ -6,7 +6,6 @@ No test in here. A test module loads it by its path, because test modules are no
 import hashlib
 import random
 from collections import defaultdict
-from typing import ClassVar
 
 import msgspec
 import numpy as np
@@ -80,8 +79,6 @@ class ScriptedEngine:
     """An engine whose training adds the round's delta; the round stands in the weights."""
 
     layout = LAYOUT
-    accuracies: ClassVar = {}
-    """By the first value of the weights; 0.5 for all others."""
 
     def __init__(self, *_, **__):
         self._vector = np.zeros(LAYOUT.size, dtype=np.float32)
@@ -104,8 +101,8 @@ class ScriptedEngine:
         return np.full((len(x), 3), self._vector[0], dtype=np.float32)
 
     def evaluate(self, examples):
-        """As the test says."""
-        return Evaluation(0.5, self.accuracies.get(round(float(self._vector[0])), 0.5), len(examples))
+        """Half of the answers are right."""
+        return Evaluation(0.5, 0.5, len(examples))
 
 
 class InlineTrainer:
