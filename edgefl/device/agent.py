@@ -22,6 +22,7 @@ from edgefl.device.config import Bundle
 from edgefl.device.events import Connected, Fetched, ReceiptHeard, Tick
 from edgefl.device.hands import Hands
 from edgefl.device.held import HeldModel
+from edgefl.device.progress import Seen
 from edgefl.device.session import wake_at
 from edgefl.errors import PeerError
 from edgefl.link import contract as link_events
@@ -50,6 +51,7 @@ class Agent:
         clock: monotonic seconds.
         wall: seconds since 1970.
         rng: of pauses.
+        pulse: called after every turn with what the agent sees then.
 
     Raises:
         StoreError: the state directory cannot be used.
@@ -64,8 +66,10 @@ class Agent:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         rng: random.Random | None = None,
+        pulse: Callable[[Seen], None] | None = None,
     ) -> None:
         self._config = bundle.config
+        self._pulse = pulse
         self._link = link
         self._clock = clock
         self._wall = wall
@@ -82,6 +86,8 @@ class Agent:
         try:
             while not should_stop():
                 self._turn()
+                if self._pulse:
+                    self._pulse(self._seen())
         finally:
             self._hands.close()
 
@@ -113,6 +119,10 @@ class Agent:
         if now >= self._progress_at:
             self._progress_at = now + PROGRESS_EVERY
             hands.report_progress()
+
+    def _seen(self) -> Seen:
+        trainings = self._hands.trainings
+        return Seen(self._link.connected, self._link.traffic.attempts, trainings.busy, trainings.cpu, len(self._models))
 
     def _wait(self) -> float:
         times = [at for model in self._models.values() for at in (wake_at(model.session), model.retry_at) if at is not None]

@@ -7,7 +7,6 @@ Rules: looking changes nothing: no directory is made, no message published, and 
 because a second client of the same id would throw the running agent out. What cannot be found out is no fault.
 """
 
-import ctypes
 import os
 import platform
 import shutil
@@ -38,6 +37,7 @@ from edgefl.link.address import BrokerAddress, Trouble, explain, tls_context
 from edgefl.profile import shipped_profiles
 from edgefl.sources.parse import open_source
 from edgefl.store.blobs import BlobStore
+from edgefl.store.clock import synchronised
 from edgefl.store.model_state import ModelState
 from edgefl.wire.messages import Manifest
 
@@ -46,8 +46,6 @@ PATIENCE = 5.0
 JUDGING = 1.0
 """Seconds that a broker has to refuse our certificate: in TLS 1.3 it judges it after our side of the handshake is done."""
 LOAD_SECONDS = 120.0
-TIME_ERROR = 5
-"""What adjtimex(2) returns for a clock that is not synchronised."""
 RATE = 1e-4
 """Learning rate of the steps that are timed: small, because their outcome does not matter."""
 
@@ -114,15 +112,6 @@ def load_trouble() -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
     return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:300] if done.returncode else ""
-
-
-def synchronised() -> bool | None:
-    """Whether the kernel's clock is synchronised; None where it does not tell."""
-    try:
-        told = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(512))  # all zero: asks and changes nothing
-    except (OSError, AttributeError):
-        return None
-    return None if told < 0 else bool(told != TIME_ERROR)
 
 
 def temperature() -> float | None:

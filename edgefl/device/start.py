@@ -5,7 +5,11 @@ from collections.abc import Callable
 
 from edgefl.device.agent import Agent
 from edgefl.device.config import Bundle
+from edgefl.device.notify import Notifier
+from edgefl.device.progress import Seen
+from edgefl.device.timekeeping import steady_wall, wait_for_time
 from edgefl.device.voice import death
+from edgefl.device.watchdog import Watchdog
 from edgefl.errors import ConfigError, StoreError
 from edgefl.link.address import BrokerAddress
 from edgefl.link.paho import PahoLink
@@ -51,10 +55,20 @@ def _run_agent(bundle: Bundle, should_stop: Callable[[], bool]) -> None:
     address = BrokerAddress(config.host, config.port, bundle.ca, bundle.certificate, bundle.key)
     last_words = death(config.id, session)
     link = PahoLink(address, config.id, will=last_words)
+    wall, watchdog = steady_wall(bundle), Watchdog(Notifier())
+
+    def pulse(seen: Seen) -> None:
+        wall()  # time is remembered although nobody asks for it
+        watchdog.turn(seen)
+
     try:
-        Agent(bundle, link, session).run(should_stop)
+        agent = Agent(bundle, link, session, wall=wall, pulse=pulse)
+        wait_for_time(wall, watchdog.waiting, should_stop)
+        agent.run(should_stop)
     finally:
+        watchdog.stopping()
         link.close(2.0, last=last_words)
+        wall.close()
 
 
 def _remove_leftovers(bundle: Bundle) -> None:

@@ -40,6 +40,16 @@ class TrainingQueue:
         """Peak resident bytes of any trainer so far."""
         return self._trainer.peak_rss
 
+    @property
+    def busy(self) -> bool:
+        """Whether the trainer is at work."""
+        return self._trainer.busy
+
+    @property
+    def cpu(self) -> float:
+        """Processor seconds of the trainer's process, as of the last look at the running job."""
+        return self._trainer.cpu
+
     def put(self, model: HeldModel, job: Job) -> None:
         """Let this job run when it is its turn."""
         self._waiting.append(_Turn(model, job))

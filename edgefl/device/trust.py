@@ -10,7 +10,7 @@ import time
 
 from edgefl.codec.weights import Precision, weights_length
 from edgefl.device.config import DeviceConfig
-from edgefl.errors import MessageError, SignatureError
+from edgefl.errors import FreezeError, MessageError
 from edgefl.identity.signing import MANIFEST, ROUND, verify
 from edgefl.wire.blocks import check_ref
 from edgefl.wire.messages import Manifest, RoundOrder, Signed, decode
@@ -92,7 +92,7 @@ def believed_order(payload: bytes, manifest: Manifest, now: float) -> RoundOrder
 
 def _check_expiry(what: str, expires: int, now: float) -> None:
     if expires < now:
-        raise SignatureError(
+        raise FreezeError(
             f"the {what} has expired",
             expected=f"a clock before {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime(expires))}",
             remedy="Check this device's clock, or wait for a new one",
