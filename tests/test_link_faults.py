@@ -400,7 +400,7 @@ def test_wrong_certificates_are_told_apart(serve: Callable[..., tuple[ScriptedBr
 
 def test_a_clock_that_is_set_later_lets_the_link_in(serve: Callable[..., tuple[ScriptedBroker, PahoLink]]) -> None:
     """To a clock that lies behind, the broker's certificate is not valid yet: the link says so, tries on, and gets in."""
-    broker, link = serve(listen, days=(2.5 / 86400, 1))
+    _, link = serve(listen, days=(2.5 / 86400, 1))
     events = gather(link, lambda events: any(isinstance(e, Connected) for e in events), 30.0)
     (first, *_), attempts = events, link.traffic.attempts
     assert isinstance(first, Disconnected)

@@ -18,7 +18,8 @@ from edgefl.store.registry import list_devices
 
 ROOT = Path(__file__).parent.parent
 
-FILES = {"device.key", "device.crt", "ca.crt", "device.toml", "edgefl-device.service", "install.sh", "trim.sh"}
+SCRIPTS = {"install.sh", "trim.sh", "uninstall.sh"}
+FILES = {"device.key", "device.crt", "ca.crt", "device.toml", "edgefl-device.service", "camera.conf"} | SCRIPTS
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def ids(fleet: Fleet) -> list[str]:
 
 
 def test_a_bundle_holds_everything_a_board_needs(fleet: Fleet, tmp_path: Path) -> None:
-    """Six files; the configuration carries the profile's limits, the broker's address and the release key."""
+    """Files and scripts; the configuration carries the profile's limits, the broker's address and the release key."""
     (made,) = provision(fleet, ["cam-01"], "rpi-zero-2w", tmp_path / "out", data="folder:/data")
     bundle = load_bundle(made.bundle)
     profile = fleet.profiles()["rpi-zero-2w"]
