@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from edgefl.cli.options import fleet_option
+from edgefl.cli.options import fleet_option, log_json_option
 
 BUSY_SECONDS = 5.0
 """How long the server waits for a database that a command holds; the fleet waits with it, and so does the connection."""
@@ -13,6 +13,7 @@ BUSY_SECONDS = 5.0
 
 @click.command()
 @fleet_option
+@log_json_option
 def serve(fleet_path: Path) -> None:
     """Run the server of a fleet until SIGTERM or Ctrl-C: announce versions, deliver blocks, run rounds."""
     from edgefl.cli.process import log_to_stderr, stop_on_signals

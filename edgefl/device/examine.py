@@ -26,6 +26,7 @@ from edgefl.device import doctor
 from edgefl.device.config import Bundle, load_bundle
 from edgefl.device.doctor import MIB, Check, Diagnosis, Measured
 from edgefl.device.hands import RESERVE
+from edgefl.device.timekeeping import FILE, certain
 from edgefl.device.trust import believed_manifest
 from edgefl.engine.contract import VariantFiles
 from edgefl.engine.probe import probe
@@ -37,7 +38,7 @@ from edgefl.link.address import BrokerAddress, Trouble, explain, tls_context
 from edgefl.profile import shipped_profiles
 from edgefl.sources.parse import open_source
 from edgefl.store.blobs import BlobStore
-from edgefl.store.clock import synchronised
+from edgefl.store.clock import SteadyWall, synchronised
 from edgefl.store.model_state import ModelState
 from edgefl.wire.messages import Manifest
 
@@ -69,7 +70,8 @@ def examine(path: Path, *, data: str | None = None) -> Diagnosis:
     checks = [
         doctor.judge_architecture(known.architecture if known else "", platform.machine()),
         doctor.judge_engine(config.engine, config.profile, runtime(), available_engines(), load_trouble()),
-        doctor.judge_clock(now, validity.begins, synchronised()),
+        examine_clock(bundle, now),
+        doctor.judge_service(service()),
         doctor.judge_certificate(now, validity.begins, validity.ends, validity.name, config.id),
         examine_storage(bundle),
         doctor.judge_temperature(temperature(), throttled()),
@@ -135,6 +137,23 @@ def throttled() -> int | None:
         return int(done.stdout.strip().partition("=")[2], 16)
     except (OSError, subprocess.TimeoutExpired, ValueError):
         return None
+
+
+def examine_clock(bundle: Bundle, now: float) -> Check:
+    """The system's clock, and what the agent remembers of the time."""
+    wall = SteadyWall(bundle.state / FILE, lowest=certain(bundle), system=lambda: now)
+    return doctor.judge_clock(now, now + wall.behind, wall.now, synchronised())
+
+
+def service() -> dict[str, str]:
+    """What systemd says of the agent's unit; empty where it says nothing."""
+    names = "LoadState,ActiveState,Result,Type,WatchdogUSec,StatusText,NRestarts"
+    try:
+        command = ["systemctl", "show", "edgefl-device.service", f"--property={names}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    return dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
 
 
 def examine_storage(bundle: Bundle) -> Check:

@@ -97,7 +97,9 @@ class Hands:
                 self._rebuild(model, difference, weights)
             case Activate(manifest):
                 model.activate(manifest)
-                log.info("%s@%d is active", model.name, manifest.version)
+                log.info(
+                    "%s@%d is active", model.name, manifest.version, extra={"model": model.name, "version": manifest.version}
+                )
                 self._activated(model)
             case Adopt(order):
                 model.adopt(order)
@@ -147,7 +149,8 @@ class Hands:
 
     def _train(self, model: HeldModel, train: Train) -> None:
         if model.intact():
-            log.info("%s round %d training", model.name, train.order.round)
+            known = {"model": model.name, "version": train.order.version, "round": train.order.round}
+            log.info("%s round %d training", model.name, train.order.round, extra=known)
             self.trainings.put(model, model.job(train))
         else:
             self.voice.trouble(model.name, "files were damaged on disk; fetching them again")

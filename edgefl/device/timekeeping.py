@@ -59,6 +59,9 @@ def wait_for_time(
     while wall.behind >= AGREES and clock() < deadline and not should_stop():
         tell("waiting for the time")
         sleep(STEP)
-    plausible = wall.behind < AGREES
-    log.log(logging.INFO if plausible else logging.WARNING, "the clock is %s", "set" if plausible else "still wrong; trying on")
-    return plausible
+    if wall.behind < AGREES:
+        log.info("the clock is set")
+        return True
+    if not should_stop():
+        log.warning("the clock is still wrong; trying to connect all the same")
+    return False

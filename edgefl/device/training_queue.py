@@ -82,11 +82,12 @@ class TrainingQueue:
 
 def _outcome(turn: _Turn, answer: Answer) -> Trained | TrainingFailed:
     job, name = turn.job, turn.model.name
+    known = {"model": name, "version": job.version, "round": job.round}
     if not isinstance(answer, Done):
-        log.warning("%s round %d failed: %s", name, job.round, answer.reason)
+        log.warning("%s round %d failed: %s", name, job.round, answer.reason, extra=known)
         return TrainingFailed(job.round, answer.reason)
     entry = turn.model.disk.waiting(job.version, job.variant)
     if entry is None or (entry.round, entry.sha256) != (job.round, answer.sha256):
         return TrainingFailed(job.round, "the trainer was done, but its update is not in the outbox")
-    log.info("%s round %d trained in %.2f s", name, job.round, answer.seconds)
+    log.info("%s round %d trained in %.2f s", name, job.round, answer.seconds, extra=known)
     return Trained(job.round, answer.sha256, entry.loss_after)

@@ -82,14 +82,22 @@ class SteadyWall:
         self._failed = False
 
     def __call__(self) -> float:
-        """What time it is, as far as is known."""
-        system, passed = self._system(), self._monotonic() - self._since
-        lead = self._seen + passed - system
-        if lead > 0.0 and self._synced():
-            self._seen = system - passed  # the clock was ahead, and has been set right
-        now = max(system, self._seen + passed, self._proved + passed)
-        self._remember(max(system, self._seen + passed), self._proved + passed)
+        """What time it is, as far as is known; from time to time it is written down."""
+        now = self.now
+        moved = max(abs(self._seen - self._written[0]), abs(self._proved - self._written[1]))
+        if moved >= WRITE_EVERY and self._since - self._written_at >= WRITE_EVERY:
+            self._write()
         return now
+
+    @property
+    def now(self) -> float:
+        """What time it is, as far as is known; nothing is written."""
+        moment = self._monotonic()
+        system, passed, self._since = self._system(), moment - self._since, moment
+        self._seen, self._proved = self._seen + passed, self._proved + passed
+        if system >= self._seen or self._synced():
+            self._seen = system  # also when the clock was ahead, and has been set right
+        return max(self._seen, self._proved)
 
     @property
     def behind(self) -> float:
@@ -98,23 +106,17 @@ class SteadyWall:
 
     def at_least(self, seconds: float) -> None:
         """A signature that holds says that this moment has passed."""
-        system, passed = self._system(), self._monotonic() - self._since
+        system, now = self._system(), self.now
         if not 0.0 <= seconds <= LATEST or (seconds > system + AGREES and self._synced()):
             return
-        self._proved = max(self._proved, seconds - passed)
-        if abs(system - seconds) <= AGREES and self._seen + passed > system:
-            self._seen = system - passed  # it agrees with the server: what was seen before was the mistake
+        self._proved = max(self._proved, seconds)
+        if abs(system - seconds) <= AGREES and now > system:
+            self._seen = system  # it agrees with the server: what was seen before was the mistake
 
     def close(self) -> None:
         """Write down the time; as far as the disk lets us."""
         self()
         self._write()
-
-    def _remember(self, seen: float, proved: float) -> None:
-        self._seen, self._proved, self._since = seen, proved, self._monotonic()
-        moved = max(abs(seen - self._written[0]), abs(proved - self._written[1]))
-        if moved >= WRITE_EVERY and self._since - self._written_at >= WRITE_EVERY:
-            self._write()
 
     def _write(self) -> None:
         self._written, self._written_at = (self._seen, self._proved), self._since  # a failure, too, rests for ten minutes

@@ -43,7 +43,8 @@ gather_wheels() {
     [ "$(cat "$CACHE/wheels/for" 2>/dev/null)" != "$digest" ] || return 0
     rm -rf "$CACHE/wheels"
     mkdir "$CACHE/wheels"
-    "$PYTHON" -m pip download --quiet --only-binary=:all: --dest "$CACHE/wheels" "$WHEEL" || skip "the wheels cannot be fetched"
+    "$PYTHON" -m pip download --quiet --only-binary=:all: --dest "$CACHE/wheels" "$WHEEL" \
+        2>"$CACHE/download.log" || skip "the wheels cannot be fetched; see $CACHE/download.log"
     printf '%s\n' "$digest" >"$CACHE/wheels/for"
 }
 
