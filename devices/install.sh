@@ -187,10 +187,7 @@ start() {
 
 go_back() {
     switch "$OLD"
-    if [ -d "$BEFORE/config" ]; then
-        rm -rf "$CONFIG"
-        cp -a "$BEFORE/config" "$CONFIG"
-    fi
+    [ ! -d "$BEFORE/config" ] || cp -a "$BEFORE/config/." "$CONFIG"
     [ ! -f "$BEFORE/unit" ] || cp -a "$BEFORE/unit" "$UNIT"
     rm -rf "$BEFORE"
     systemctl daemon-reload

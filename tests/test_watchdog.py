@@ -1,5 +1,6 @@
 """Words to the service manager, and what the watchdog is fed by."""
 
+import importlib.util
 import os
 import socket
 import subprocess
@@ -8,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 
 from edgefl.device.notify import Notifier
 from edgefl.device.progress import LINK_SECONDS, TRAINER_SECONDS, Seen, begin, look, status
+from edgefl.device.training import TrainerProcess
 from edgefl.device.watchdog import Watchdog
 from edgefl.server.founding import create_fleet
 from edgefl.server.provision import provision
@@ -207,3 +210,51 @@ def test_a_real_agent_says_ready_alive_and_stopping(tmp_path: Path) -> None:
     assert words[:2] == ["READY=1", "STATUS=no connection, 0 models"]
     assert words[-1] == "STOPPING=1"
     assert float((made.bundle / "state" / "clock").read_text().split()[0]) == pytest.approx(time.time(), abs=60.0)
+
+
+def test_what_an_agent_sees_is_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connection, models and the trainer's work, after every turn."""
+    spec = importlib.util.spec_from_file_location("toyboard", Path(__file__).with_name("toyboard.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    toyboard = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(toyboard)
+    monkeypatch.setattr("edgefl.device.hands.TrainerProcess", toyboard.InlineTrainer)
+    monkeypatch.setattr("edgefl.device.trainer.open_engine", toyboard.ScriptedEngine)
+    monkeypatch.setattr(toyboard.InlineTrainer, "patience", 5)
+    monkeypatch.setattr(toyboard.InlineTrainer, "cpu", 2.0, raising=False)
+    board = toyboard.Board(tmp_path / "board")
+    board.office.manifest()
+    board.office.order(1)
+    board.start()
+    seen = [board.agent._seen()]
+
+    def updated() -> bool:
+        seen.append(board.agent._seen())
+        return bool(board.office.updates[1])
+
+    board.run(updated)
+    assert (seen[0].connected, seen[0].models, seen[0].training) == (False, 0, False)
+    assert Seen(connected=True, attempts=0, training=True, cpu=2.0, models=1) in seen
+    assert (seen[-1].connected, seen[-1].training) == (True, False)
+    board.lose()
+
+
+def test_the_processor_time_of_a_working_trainer_rises() -> None:
+    """A child that computes is seen to compute."""
+    trainer = TrainerProcess(1, 512)
+    child = subprocess.Popen([sys.executable, "-c", "while True: pass"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    os.set_blocking(child.stdout.fileno(), False)
+    trainer._child, trainer._job = child, SimpleNamespace(round=1)
+    trainer._since, trainer._cpu = time.monotonic(), (0.0, time.monotonic())
+    try:
+        found = set()
+        deadline = time.monotonic() + 20.0
+        while len(found) < 3 and time.monotonic() < deadline:
+            assert trainer.poll() is None
+            found.add(trainer.cpu)
+            time.sleep(0.05)
+        assert len(found) == 3
+    finally:
+        trainer.cancel()

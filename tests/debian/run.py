@@ -155,6 +155,7 @@ def course(land: Land, work: Path, report: Report) -> None:
     unit(land, report)
     sandbox(land, report)
     training(land, work, report)
+    voices(land, report)
     repair(land, report)
     upgrades(land, report)
     watchdog(land, report)
@@ -255,6 +256,24 @@ def training(land: Land, work: Path, report: Report) -> None:
     report.figures["memory_peak"] = land.show("MemoryPeak") or "not told"
 
 
+def voices(land: Land, report: Report) -> None:
+    """What the doctor and the log say."""
+    doctor = "STATE_DIRECTORY=/var/lib/edgefl /opt/edgefl/bin/edgefl device doctor /etc/edgefl --json"
+    said = json.loads(land.shell(doctor))
+    checks = {check["name"]: check for check in said["checks"]}
+    report.check("the doctor finds the board able", said["able"], said["checks"])
+    watched = "watched every 1min" in checks["service"]["text"]
+    report.check("and its service watched", watched and checks["service"]["state"] == "ok", checks["service"])
+    land.shell(f"mkdir -p /etc/systemd/system/{UNIT}.d")
+    land.shell(f"printf '[Service]\nEnvironment=EDGEFL_LOG_FORMAT=json\n' >/etc/systemd/system/{UNIT}.d/test.conf")
+    land.shell(f"systemctl daemon-reload; systemctl restart {UNIT}")
+    until(lambda: land.show("StatusText").startswith("connected"), 30)
+    lines = land.shell(f"journalctl _PID={land.show('MainPID')} -o cat --no-pager").splitlines()
+    devices = {json.loads(line)["device"] for line in lines}
+    report.check("the journal holds JSON lines that name the device", lines and devices == {DEVICE}, lines)
+    land.shell(f"rm -r /etc/systemd/system/{UNIT}.d; systemctl daemon-reload")
+
+
 def repair(land: Land, report: Report) -> None:
     """The same again."""
     names = environments(land)
@@ -313,7 +332,9 @@ def watchdog(land: Land, report: Report) -> None:
     report.check("an agent that gets on is left alone", land.show("NRestarts") == "0", land.show("NRestarts"))
     pid = land.show("MainPID")
     land.shell(f"kill -STOP {pid}")
+    began = time.monotonic()
     back = until(lambda: land.show("NRestarts") == "1" and land.show("StatusText").startswith("connected"), 40)
+    report.figures["hung_until_back_seconds"] = round(time.monotonic() - began, 1)
     report.check("an agent that hangs is started anew by the watchdog", back and land.show("MainPID") != pid, land.journal())
     land.shell(f"rm -r /etc/systemd/system/{UNIT}.d; systemctl daemon-reload")
 
