@@ -9,7 +9,7 @@ DEVICES ?= 6
 STOCK := .venv-stock
 STOCK_PYTHON ?= $(shell python3.13 -c 'print("python3.13")' 2>/dev/null || echo $(PYTHON))
 
-.PHONY: install demo test test-stock test-arm64 check format wheel clean
+.PHONY: install demo test test-stock test-arm64 test-debian check format wheel clean
 
 install: $(VENV)/installed
 
@@ -34,6 +34,10 @@ test-stock: wheel
 test-arm64: wheel
 	tests/stock.sh $(STOCK_PYTHON) $(STOCK) dist/edgefl_fleet-*.whl --only-install
 	tests/arm64/run.sh $(BIN)/python $(STOCK)/bin/python dist/edgefl_fleet-*.whl build/arm64.json
+
+# What is put on a board, in a Debian 12 booted with its own systemd (as root); skips with a reason where it cannot.
+test-debian: wheel
+	tests/debian/run.sh $(BIN)/python dist/edgefl_fleet-*.whl build/debian.json
 
 check: install
 	$(BIN)/ruff format --check .

@@ -6,7 +6,10 @@
 #     sh trim.sh /opt/edgefl
 set -eu
 
-[ $# -eq 1 ] && [ -x "$1/bin/python" ] || { echo "usage: trim.sh ENVIRONMENT, which was made by python3 -m venv" >&2; exit 2; }
+if [ $# -ne 1 ] || [ ! -x "$1/bin/python" ]; then
+    echo "usage: trim.sh ENVIRONMENT, which was made by python3 -m venv" >&2
+    exit 2
+fi
 
 SITE=$("$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 [ -d "$SITE/numpy" ] || { echo "trim.sh: no packages in $SITE" >&2; exit 1; }

@@ -9,7 +9,6 @@ import pytest
 
 from edgefl.device import hands
 from edgefl.device.config import Bundle
-from edgefl.device.events import ManifestHeard
 from edgefl.device.examine import examine_models
 from edgefl.device.job import Failed, Job
 from edgefl.device.state import Failure
@@ -51,12 +50,9 @@ def version(board, number, **changes):
     return board.office.manifest(number, graphs=graphs, **changes)
 
 
-def assign(board, announced, rollout=0):
-    """Let a version be the one to hold, though it may not be the newest."""
-    manifest, payload = announced
-    board.model._newest, board.model._manifest_heard = manifest.version, payload
-    board.model._remember(manifest, payload)
-    board.agent._hands.happen(board.model, ManifestHeard(manifest, rollout))
+def assign(board, manifest, rollout=0):
+    """Let the device hold this version from now on; its manifest was announced before."""
+    board.office.assign(manifest.version, rollout=rollout)
 
 
 def held(board):
@@ -99,14 +95,14 @@ def test_the_version_before_is_kept_with_its_newest_weights_and_no_other(board):
 
 def test_a_rollback_to_the_version_before_needs_no_download(board):
     """The order to hold the lower version again is followed without a request for a block, and back."""
-    announced = second(board), board.model._manifest_heard
+    two = second(board)
     board.office.serves = False
     wants = []
     board.office._on_want = wants.append
-    assign(board, board.first)
+    assign(board, board.first[0])
     board.run(lambda: board.active() == 1)
-    assert (board.session.previous, wants) == (announced[0], [])
-    assign(board, announced, rollout=4)
+    assert (board.session.previous, wants) == (two, [])
+    assign(board, two, rollout=4)
     board.run(lambda: board.active() == 2)
     assert (board.model.disk.trial().rollout, wants) == (4, [])
 
@@ -117,9 +113,9 @@ def test_the_active_version_ends_what_is_on_its_way(board):
     version(board, 2)
     board.run(lambda: board.session.installing)
     board.turns(3)
-    assign(board, board.first)
-    assert board.session.install is None
+    assign(board, board.first[0])
     board.turns(3)
+    assert board.session.install is None
     assert (board.active(), held(board)) == (1, names(board.first[0]))
     assert not list((board.state / "partial").iterdir())
 

@@ -38,6 +38,9 @@ PROFILE = "rpi-zero-2w"
 YEAR = 365 * 86400.0
 FIT = Measured(model="m", version=1, variant="w1-fp32", engine="portable", step_ms=2.0, peak_rss_mb=100.0)
 
+UNIT = {"LoadState": "loaded", "ActiveState": "active", "Type": "notify", "WatchdogUSec": "1min", "NRestarts": "2"}
+UNIT["StatusText"] = "connected, 1 model"
+
 # Judgements
 
 
@@ -51,10 +54,17 @@ FIT = Measured(model="m", version=1, variant="w1-fp32", engine="portable", step_
         (doctor.judge_architecture("aarch64", "aarch64"), "ok", "aarch64"),
         (doctor.judge_architecture("", "riscv64"), "ok", "riscv64"),
         (doctor.judge_architecture("aarch64", "x86_64"), "warning", "boards of its profile are aarch64"),
-        (doctor.judge_clock(0.0, 1.7e9, None), "failed", "1970-01-01 00:00 UTC, before this device's certificate"),
-        (doctor.judge_clock(1.7e9, 1.6e9, False), "warning", "not synchronised"),
-        (doctor.judge_clock(1.7e9, 1.6e9, True), "ok", "2023-11-14 22:13 UTC, synchronised"),
-        (doctor.judge_clock(1.7e9, 1.6e9, None), "ok", "2023-11-14 22:13 UTC."),
+        (doctor.judge_clock(0.0, 1.7e9, 1.7e9, None), "failed", "1970-01-01 00:00 UTC, but 2023-11-14 22:13 UTC has passed"),
+        (doctor.judge_clock(1.7e9, 1.6e9, 1.7e9, False), "warning", "not synchronised"),
+        (doctor.judge_clock(1.7e9, 1.6e9, 1.7e9, True), "ok", "2023-11-14 22:13 UTC, synchronised"),
+        (doctor.judge_clock(1.7e9, 1.6e9, 1.7e9, None), "ok", "2023-11-14 22:13 UTC."),
+        (doctor.judge_clock(1.7e9, 1.6e9, 2.0e9, None), "warning", "has shown 2033-05-18 03:33 UTC before"),
+        (doctor.judge_clock(1.7e9, 1.6e9, 2.0e9, True), "ok", "synchronised"),
+        (doctor.judge_service({}), "ok", "another way"),
+        (doctor.judge_service(UNIT), "ok", "active (connected, 1 model), watched every 1min, restarted 2 times"),
+        (doctor.judge_service({**UNIT, "WatchdogUSec": "0"}), "warning", "has no watchdog"),
+        (doctor.judge_service({**UNIT, "Type": "exec"}), "warning", "has no watchdog"),
+        (doctor.judge_service({**UNIT, "ActiveState": "failed", "Result": "exit-code"}), "warning", "has failed (exit-code)"),
         (doctor.judge_certificate(1e9, 9e8, 1e9 + YEAR, "cam-01", "cam-01"), "ok", "(365 days)"),
         (doctor.judge_certificate(1e9, 9e8, 1e9 + 86400, "cam-01", "cam-01"), "warning", "(1 days)"),
         (doctor.judge_certificate(1e9, 9e8, 1e9 - 1, "cam-01", "cam-01"), "failed", "ended on 2001-09-09"),
@@ -195,7 +205,7 @@ def test_a_healthy_device_can_take_part(fleet: Fleet, board: Path) -> None:
     assert (model.model, model.version, model.variant, model.engine) == ("tiny", 1, "w1-fp32", "portable")
     assert 0.0 < model.step_ms < 1000.0
     assert 20.0 < model.peak_rss_mb < 250.0
-    names = ["machine", "engine", "clock", "certificate", "storage", "temperature", "data", "broker", "model tiny"]
+    names = ["machine", "engine", "clock", "service", "certificate", "storage", "temperature", "data", "broker", "model tiny"]
     assert [check.name for check in found.checks] == names
 
 

@@ -31,7 +31,7 @@ from edgefl.wire.messages import MAX_PACKET
 CONNACK = b"\x20\x02\x00\x00"
 
 
-def certificate(directory: Path, name: str, *, host: str = "127.0.0.1", days: tuple[int, int] = (-1, 1)) -> tuple[Path, Path]:
+def certificate(directory: Path, name: str, *, host: str = "127.0.0.1", days: tuple[float, float] = (-1, 1)) -> tuple[Path, Path]:
     """A self-signed certificate, which is its own CA, and its key."""
     directory.mkdir(parents=True, exist_ok=True)
     key = ec.generate_private_key(ec.SECP256R1())
@@ -64,7 +64,9 @@ Script = Callable[["ScriptedBroker", ssl.SSLSocket], None]
 class ScriptedBroker:
     """Accepts TLS connections and runs a script on each; what the script raises ends the connection."""
 
-    def __init__(self, directory: Path, script: Script, *, trusts: Path | None = None, days: tuple[int, int] = (-1, 1)) -> None:
+    def __init__(
+        self, directory: Path, script: Script, *, trusts: Path | None = None, days: tuple[float, float] = (-1, 1)
+    ) -> None:
         self.own = certificate(directory, "broker", days=days)
         self.client = certificate(directory, "client")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -394,6 +396,18 @@ def test_wrong_certificates_are_told_apart(serve: Callable[..., tuple[ScriptedBr
     old, _ = serve(listen, days=(-3, -1))
     with pytest.raises(LinkError, match="clock"):
         PahoLink(old.address(), "client").connect(5.0)
+
+
+def test_a_clock_that_is_set_later_lets_the_link_in(serve: Callable[..., tuple[ScriptedBroker, PahoLink]]) -> None:
+    """To a clock that lies behind, the broker's certificate is not valid yet: the link says so, tries on, and gets in."""
+    _, link = serve(listen, days=(2.5 / 86400, 1))
+    events = gather(link, lambda events: any(isinstance(e, Connected) for e in events), 30.0)
+    (first, *_), attempts = events, link.traffic.attempts
+    assert isinstance(first, Disconnected)
+    assert "not yet valid" in first.reason
+    assert attempts >= 2
+    with pytest.raises(LinkError, match="Check this machine's clock"):
+        PahoLink(serve(listen, days=(1, 2))[0].address(), "client").connect(5.0)
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:

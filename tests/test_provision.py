@@ -19,7 +19,8 @@ from edgefl.store.registry import list_devices
 
 ROOT = Path(__file__).parent.parent
 
-FILES = {"device.key", "device.crt", "ca.crt", "root.json", "device.toml", "edgefl-device.service", "install.sh", "trim.sh"}
+SCRIPTS = {"install.sh", "trim.sh", "uninstall.sh"}
+FILES = {"device.key", "device.crt", "ca.crt", "root.json", "device.toml", "edgefl-device.service", "camera.conf"} | SCRIPTS
 
 
 @pytest.fixture
@@ -68,12 +69,12 @@ def test_the_key_is_private_and_the_registry_knows_the_certificate(fleet: Fleet,
 
 
 def test_the_unit_is_filled_in_and_valid(fleet: Fleet, tmp_path: Path) -> None:
-    """No placeholder is left, the memory limit is the profile's plus the agent's, and systemd accepts the directives."""
+    """No placeholder is left, the limits are the profile's plus the agent's share, and systemd accepts the directives."""
     (made,) = provision(fleet, ["cam-01"], "rpi-zero-2w", tmp_path / "out")
     text = (made.bundle / "edgefl-device.service").read_text()
-    assert "@DEVICE@" not in text
-    assert "@MEMORY_MAX@" not in text
-    assert "MemoryMax=448M" in text
+    assert not [line for line in text.splitlines() if "@" in line and not line.startswith(("#", "SystemCallFilter="))]
+    for line in ("MemoryMax=448M", "MemoryHigh=400M", "CPUQuota=350%", "TasksMax=44", "Type=notify", "WatchdogSec=60"):
+        assert line in text.splitlines()
     if shutil.which("systemd-analyze"):
         command = ["systemd-analyze", "verify", str(made.bundle / "edgefl-device.service")]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -85,7 +86,7 @@ def test_the_installer_is_a_correct_shell_script(fleet: Fleet, tmp_path: Path) -
     """It parses as POSIX shell, is executable, and refuses an incomplete bundle before it changes anything."""
     (made,) = provision(fleet, ["cam-01"], "rpi-zero-2w", tmp_path / "out")
     script = made.bundle / "install.sh"
-    for text in (script, made.bundle / "trim.sh"):
+    for text in (made.bundle / name for name in SCRIPTS):
         assert subprocess.run(["sh", "-n", text], check=False).returncode == 0
         if shutil.which("shellcheck"):
             assert subprocess.run(["shellcheck", text], check=False).returncode == 0

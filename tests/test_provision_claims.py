@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import shutil
 import stat
 import subprocess
 import xml.etree.ElementTree as ET
@@ -30,7 +31,11 @@ from edgefl.store.database import open_database, transaction
 from edgefl.store.fleet import Fleet
 from edgefl.store.registry import list_devices
 
-FILES = {"root.json", "claim.toml", "ca.crt", "device.toml", "edgefl-device.service", "install.sh", "trim.sh"}
+FILES = {"root.json", "claim.toml", "ca.crt", "device.toml", "edgefl-device.service", "camera.conf"} | {
+    "install.sh",
+    "trim.sh",
+    "uninstall.sh",
+}
 with_segno = pytest.mark.skipif(find_spec("segno") is None, reason="segno is not installed")
 
 
@@ -337,6 +342,7 @@ def test_the_installer_takes_a_claim_for_a_key(fleet, tmp_path, capsys):
     (bundle / "ca.crt").unlink()
     result = subprocess.run(["sh", bundle / "install.sh"], capture_output=True, text=True, check=False)
     assert "ca.crt is missing" in result.stderr
+    shutil.copy(fleet.root_certificate, bundle / "ca.crt")
     (bundle / "claim.toml").unlink()
     result = subprocess.run(["sh", bundle / "install.sh"], capture_output=True, text=True, check=False)
     assert "device.key is missing" in result.stderr

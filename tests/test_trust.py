@@ -71,7 +71,7 @@ def with_byte(payload, index, flip=1):
 def test_what_the_fleet_signed_for_this_device_is_believed():
     """Listed, for this profile and engine, in time, and small enough; or signed by the online key, for this device."""
     assert believe(GOOD_PAYLOAD) == GOOD
-    assert believed_assignment(ASSIGNED, OFFICE.online.public_key, CONFIG, 0, NOW).models[0].version == 3
+    assert believed_assignment(ASSIGNED, OFFICE.online.public_key, CONFIG, 0, lambda _: NOW).models[0].version == 3
     assert believed_order(ORDER_PAYLOAD, GOOD, NOW) == ORDER
 
 
@@ -119,12 +119,12 @@ def test_each_reason_not_to_believe_an_assignment_has_its_words(words):
     """Wrong key (even the release key), purpose, bits, addressee, counter, time or shape."""
     kind, payload = REFUSED_ASSIGNMENTS[words]
     with pytest.raises(kind, match=words):
-        believed_assignment(payload, OFFICE.online.public_key, CONFIG, 7, NOW)
+        believed_assignment(payload, OFFICE.online.public_key, CONFIG, 7, lambda _: NOW)
 
 
 def test_the_same_assignment_again_is_believed():
     """It is announced anew every day, with the counter that the device knows."""
-    assert believed_assignment(assignment(counter=7), OFFICE.online.public_key, CONFIG, 7, NOW).counter == 7
+    assert believed_assignment(assignment(counter=7), OFFICE.online.public_key, CONFIG, 7, lambda _: NOW).counter == 7
 
 
 TWO_BLOCKS_TOO_MANY = FileRef("difference", bytes(32), 9, (bytes(16),) * 3)

@@ -6,7 +6,7 @@ from typing import TextIO
 
 import click
 
-from edgefl.cli.options import json_option
+from edgefl.cli.options import json_option, log_json_option
 
 UNABLE = 4
 """Exit code for a board that cannot take part, as for any machine that cannot do it now."""
@@ -24,16 +24,22 @@ data_option = click.option("--data", metavar="SOURCE", help="Where the examples 
 @device.command()
 @bundle_argument
 @data_option
+@log_json_option
 def run(bundle: Path, data: str | None) -> None:
     """Run the agent of the device whose BUNDLE this is, until SIGTERM or Ctrl-C."""
     # Before numpy is loaded: the agent does no linear algebra, and each idle thread of OpenBLAS reserves memory.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from edgefl.cli.process import log_to_stderr, stop_on_signals
+    import faulthandler
+
+    from edgefl.cli.process import log_as, log_to_stderr, stop_on_signals
     from edgefl.device.config import load_bundle
     from edgefl.device.start import run_device
 
     log_to_stderr()
-    run_device(load_bundle(bundle, data=data), stop_on_signals())
+    faulthandler.enable()  # a watchdog that aborts an agent which hangs makes it say where
+    loaded = load_bundle(bundle, data=data)
+    log_as(loaded.config.id)
+    run_device(loaded, stop_on_signals())
 
 
 @device.command()

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import click
 
 from edgefl import __version__
+from edgefl.cli.process import complain
 from edgefl.errors import EdgeflError
 
 EXIT_BUG = 70
@@ -99,7 +100,8 @@ def run(arguments: list[str] | None = None) -> int:
         if os.environ.get(DEBUG):
             traceback.print_exc()
         text, code = _explain(error)
-        click.echo(text, err=True)
+        if not complain(text):
+            click.echo(text, err=True)
         return code
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgefl.cli.options import fleet_option
+from edgefl.cli.options import fleet_option, log_json_option
 
 if TYPE_CHECKING:
     from edgefl.link.address import BrokerAddress
@@ -24,6 +24,7 @@ BUSY_SECONDS = 5.0
 
 @click.command()
 @fleet_option
+@log_json_option
 def serve(fleet_path: Path) -> None:
     """Run the server of a fleet until SIGTERM or Ctrl-C: announce versions, deliver blocks, run rounds."""
     from edgefl.cli.process import log_to_stderr, stop_on_signals

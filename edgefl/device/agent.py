@@ -23,6 +23,7 @@ from edgefl.device.events import Connected, Fetched, ReceiptHeard, Tick
 from edgefl.device.following import Following
 from edgefl.device.hands import Hands
 from edgefl.device.held import HeldModel
+from edgefl.device.progress import Seen
 from edgefl.device.rotation import Rotation
 from edgefl.device.session import wake_at
 from edgefl.errors import EdgeflError, PeerError, StoreError
@@ -52,6 +53,8 @@ class Agent:
         clock: monotonic seconds.
         wall: seconds since 1970.
         rng: of pauses.
+        pulse: called after every turn with what the agent sees then.
+        signed_at: told when the server has signed something that is believed (seconds since 1970): it is not earlier than that.
 
     Raises:
         StoreError: the state directory cannot be used.
@@ -66,8 +69,11 @@ class Agent:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         rng: random.Random | None = None,
+        pulse: Callable[[Seen], None] | None = None,
+        signed_at: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._config = bundle.config
+        self._pulse = pulse
         self._link = link
         self._clock = clock
         self._wall = wall
@@ -76,7 +82,7 @@ class Agent:
         self._hands = Hands(bundle, link, session, clock=clock, wall=wall, rng=rng)
         self._rotation = Rotation(bundle, link, clock=clock, wall=wall, rng=rng)
         self._models = self._hands.models
-        self._following = Following(bundle, link, clock=clock, wall=wall)
+        self._following = Following(bundle, link, clock=clock, wall=wall, signed_at=signed_at)
         self._models.update({name: self._held(name) for name in _folders(self._root)})
         self._progress_at = 0.0
 
@@ -86,6 +92,8 @@ class Agent:
         try:
             while not should_stop():
                 self._turn()
+                if self._pulse:
+                    self._pulse(self._seen())
         finally:
             self._hands.close()
 
@@ -120,6 +128,10 @@ class Agent:
         if now >= self._progress_at:
             self._progress_at = now + PROGRESS_EVERY
             hands.report_progress()
+
+    def _seen(self) -> Seen:
+        trainings = self._hands.trainings
+        return Seen(self._link.connected, self._link.traffic.attempts, trainings.busy, trainings.cpu, len(self._models))
 
     def _wait(self) -> float:
         times = [at for model in self._models.values() for at in (wake_at(model.session), model.retry_at) if at is not None]

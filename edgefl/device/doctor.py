@@ -6,7 +6,7 @@ Model: a judge takes measured values and gives a `Check`: `ok`, `warning` (the d
 Rule: `failed` is exact. A device without a failed check can train the next round, one with a failed check cannot.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -97,24 +97,48 @@ def judge_architecture(expected: str, found: str) -> Check:
     return Check(name="machine", state="ok", text=f"{found}.")
 
 
-def judge_clock(now: float, issued: float, synchronised: bool | None) -> Check:  # noqa: FBT001 - a measured value
+def judge_clock(now: float, passed: float, held: float, synchronised: bool | None) -> Check:  # noqa: FBT001 - a measured value
     """Whether the clock can be right.
 
     Args:
         now: what it says, seconds since 1970.
-        issued: from when the device's certificate is valid: it cannot be earlier than that.
+        passed: what has passed for certain: the device's certificate had begun, or signed words have said so.
+        held: what time it is for the agent, which also remembers what the clock has shown (`edgefl.store.clock`).
         synchronised: what the kernel says; None if it does not.
     """
     said = _date(now)
-    if now < issued:
-        text = f"The clock says {said}, before this device's certificate was issued: nothing signed will be believed."
+    if now < passed - DAY:
+        text = f"The clock says {said}, but {_date(passed)} has passed for certain: no connection will be trusted."
         return Check(
             name="clock", state="failed", text=text, remedy="Set the clock, or let it synchronise (timedatectl set-ntp true)"
         )
+    if held > now + DAY and not synchronised:
+        text = f"The clock says {said}, but has shown {_date(held)} before: words that end between the two count as expired."
+        return Check(name="clock", state="warning", text=text, remedy="Let it synchronise, or remove `clock` from the state")
     if synchronised is False:
         remedy = "Check the network and the time service (timedatectl timesync-status)"
         return Check(name="clock", state="warning", text=f"The clock says {said} but is not synchronised.", remedy=remedy)
     return Check(name="clock", state="ok", text=f"{said}{', synchronised' if synchronised else ''}.")
+
+
+def judge_service(unit: Mapping[str, str]) -> Check:
+    """Whether somebody watches the agent.
+
+    Args:
+        unit: properties of the systemd unit as `systemctl show` names them; empty where there is none.
+    """
+    if unit.get("LoadState") != "loaded":
+        return Check(name="service", state="ok", text="No systemd unit: the agent is started in another way.")
+    active, watched = unit.get("ActiveState", "unknown"), unit.get("WatchdogUSec", "0")
+    if active == "failed":
+        text = f"The service has failed ({unit.get('Result', 'unknown')})."
+        return Check(name="service", state="warning", text=text, remedy="Look into journalctl -u edgefl-device")
+    if unit.get("Type") != "notify" or watched in ("", "0", "infinity"):
+        text = f"The service is {active}, but has no watchdog: an agent that hangs stays so."
+        return Check(name="service", state="warning", text=text, remedy="Run the install.sh of a new bundle")
+    said = f" ({unit['StatusText']})" if unit.get("StatusText") else ""
+    text = f"The service is {active}{said}, watched every {watched}, restarted {unit.get('NRestarts', '0')} times."
+    return Check(name="service", state="ok", text=text)
 
 
 def judge_certificate(now: float, begins: float, ends: float, name: str, device: str) -> Check:

@@ -7,7 +7,6 @@ Rules: looking changes nothing: no directory is made, no message published, and 
 because a second client of the same id would throw the running agent out. What cannot be found out is no fault.
 """
 
-import ctypes
 import os
 import platform
 import shutil
@@ -28,6 +27,7 @@ from edgefl.device.config import Bundle, load_bundle
 from edgefl.device.doctor import MIB, Check, Diagnosis, Measured
 from edgefl.device.hands import RESERVE
 from edgefl.device.job import graphs_of
+from edgefl.device.timekeeping import FILE, certain
 from edgefl.device.trust import kept_manifest
 from edgefl.engine.contract import VariantFiles
 from edgefl.engine.probe import probe
@@ -39,6 +39,7 @@ from edgefl.link.address import BrokerAddress, Trouble, explain, tls_context
 from edgefl.profile import shipped_profiles
 from edgefl.sources.parse import open_source
 from edgefl.store.blobs import BlobStore
+from edgefl.store.clock import SteadyWall, synchronised
 from edgefl.store.model_state import ModelState
 from edgefl.wire.messages import Manifest
 
@@ -47,8 +48,6 @@ PATIENCE = 5.0
 JUDGING = 1.0
 """Seconds that a broker has to refuse our certificate: in TLS 1.3 it judges it after our side of the handshake is done."""
 LOAD_SECONDS = 120.0
-TIME_ERROR = 5
-"""What adjtimex(2) returns for a clock that is not synchronised."""
 RATE = 1e-4
 """Learning rate of the steps that are timed: small, because their outcome does not matter."""
 
@@ -74,7 +73,8 @@ def examine(path: Path, *, data: str | None = None) -> Diagnosis:
     checks = [
         doctor.judge_architecture(known.architecture if known else "", platform.machine()),
         doctor.judge_engine(config.engine, config.profile, runtime(), available_engines(), load_trouble()),
-        doctor.judge_clock(now, validity.begins, synchronised()),
+        examine_clock(bundle, now),
+        doctor.judge_service(service()),
         doctor.judge_certificate(now, validity.begins, validity.ends, validity.name, config.id),
         examine_storage(bundle),
         doctor.judge_temperature(temperature(), throttled()),
@@ -119,15 +119,6 @@ def load_trouble() -> str:
     return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:300] if done.returncode else ""
 
 
-def synchronised() -> bool | None:
-    """Whether the kernel's clock is synchronised; None where it does not tell."""
-    try:
-        told = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(512))  # all zero: asks and changes nothing
-    except (OSError, AttributeError):
-        return None
-    return None if told < 0 else bool(told != TIME_ERROR)
-
-
 def temperature() -> float | None:
     """Of the hottest thermal zone, in degrees Celsius."""
     found = []
@@ -149,6 +140,23 @@ def throttled() -> int | None:
         return int(done.stdout.strip().partition("=")[2], 16)
     except (OSError, subprocess.TimeoutExpired, ValueError):
         return None
+
+
+def examine_clock(bundle: Bundle, now: float) -> Check:
+    """The system's clock, and what the agent remembers of the time."""
+    wall = SteadyWall(bundle.state / FILE, lowest=certain(bundle), system=lambda: now)
+    return doctor.judge_clock(now, now + wall.behind, wall.now, synchronised())
+
+
+def service() -> dict[str, str]:
+    """What systemd says of the agent's unit; empty where it says nothing."""
+    names = "LoadState,ActiveState,Result,Type,WatchdogUSec,StatusText,NRestarts"
+    try:
+        command = ["systemctl", "show", "edgefl-device.service", f"--property={names}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    return dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
 
 
 def examine_storage(bundle: Bundle) -> Check:

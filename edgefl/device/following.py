@@ -42,17 +42,27 @@ class Following:
         link: to the broker.
         clock: monotonic seconds.
         wall: seconds since 1970.
+        signed_at: told when something was signed that is believed (seconds since 1970): it is not earlier than that.
 
     Raises:
         SignatureError: the bundle's root metadata is none.
         StoreError: the state directory cannot be used.
     """
 
-    def __init__(self, bundle: Bundle, link: Link, *, clock: Callable[[], float], wall: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        link: Link,
+        *,
+        clock: Callable[[], float],
+        wall: Callable[[], float],
+        signed_at: Callable[[float], None] = lambda _: None,
+    ) -> None:
         self._config = bundle.config
         self._link = link
         self._clock = clock
         self._wall = wall
+        self._signed_at = signed_at
         self._file = bundle.state / "trust" / "assignment"
         self._metadata = TrustedMetadata(bundle.state / "trust", _read(bundle.root), wall)
         self._assignment = self._kept()
@@ -151,11 +161,15 @@ class Following:
         if not self._heard_assignment:
             return
         counter = self._assignment.counter if self._assignment else 0
-        believed = believed_assignment(self._heard_assignment, self._metadata.online_key, self._config, counter, self._wall())
+        believed = believed_assignment(self._heard_assignment, self._metadata.online_key, self._config, counter, self._now)
         if believed != self._assignment:
             write_file(self._file, self._heard_assignment)
             self._assignment = believed
             self._want()
+
+    def _now(self, signed: float) -> float:
+        self._signed_at(signed)
+        return self._wall()
 
     def _believe_manifest(self, path: str) -> Manifest | None:
         """The manifest of a path; None while the metadata does not list it: it may be on its way."""
@@ -179,7 +193,7 @@ class Following:
         """The assignment on disk, if the key that counts now has signed it."""
         try:
             payload = self._file.read_bytes()
-            return believed_assignment(payload, self._metadata.online_key, self._config, 0, 0.0)
+            return believed_assignment(payload, self._metadata.online_key, self._config, 0, lambda _: 0.0)
         except (OSError, PeerError):
             return None
 

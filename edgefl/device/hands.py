@@ -164,7 +164,8 @@ class Hands:
 
     def _train(self, model: HeldModel, train: Train) -> None:
         if model.intact():
-            log.info("%s round %d training", model.name, train.order.round)
+            known = {"model": model.name, "version": train.order.version, "round": train.order.round}
+            log.info("%s round %d training", model.name, train.order.round, extra=known)
             self.trainings.put(model, model.job(train))
         else:
             self.voice.trouble(model.name, "files were damaged on disk; fetching them again")

@@ -27,6 +27,9 @@ from edgefl.wire.messages import Manifest, RoundOrder
 
 log = logging.getLogger("edgefl.device")
 
+ROUND_FIRST = 15.0
+"""Seconds for which an installation that the disk has ended lets a round go first: otherwise a full disk stops both."""
+
 
 @dataclass(slots=True)
 class HeldModel:
@@ -170,7 +173,10 @@ class HeldModel:
         if install:
             ended = self.verdict and self.verdict.version == install.manifest.version
             starts = 0 if ended else install.starts  # it was the disk that ended the installation
-            self.session = replace(self.session, install=replace(install, starts=starts, check_at=resend_at or 0.0))
+            self.session = replace(
+                self.session,
+                install=replace(install, starts=starts, check_at=0.0 if resend_at is None else resend_at + ROUND_FIRST),
+            )
             self._signed[install.manifest] = self.disk.candidate() or b""
 
     def _recover_active(self, manifest: Manifest, resend_at: float | None) -> None:

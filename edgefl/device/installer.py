@@ -93,7 +93,8 @@ class Installer:
             case Activate(manifest, back):
                 model.disk.activate(back=back)
                 model.verdict = None
-                log.info("%s@%d is active", model.name, manifest.version)
+                known = {"model": model.name, "version": manifest.version}
+                log.info("%s@%d is active", model.name, manifest.version, extra=known)
                 return Then.ACTIVATED
             case Repaired(manifest):
                 log.info("%s@%d is whole again", model.name, manifest.version)

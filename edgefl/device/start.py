@@ -9,7 +9,11 @@ from edgefl.device.claimcode import read_code
 from edgefl.device.claiming import claim_if_open, make_claim
 from edgefl.device.config import Bundle
 from edgefl.device.identity import open_claim, take_over
+from edgefl.device.notify import Notifier
+from edgefl.device.progress import Seen
+from edgefl.device.timekeeping import steady_wall, wait_for_time
 from edgefl.device.voice import death
+from edgefl.device.watchdog import Watchdog
 from edgefl.errors import ConfigError, StoreError
 from edgefl.link.address import BrokerAddress
 from edgefl.link.paho import PahoLink
@@ -66,10 +70,20 @@ def _run_agent(bundle: Bundle, should_stop: Callable[[], bool]) -> None:
     address = BrokerAddress(config.host, config.port, bundle.ca, bundle.certificate, bundle.key)
     last_words = death(config.id, session)
     link = PahoLink(address, config.id, will=last_words)
+    wall, watchdog = steady_wall(bundle), Watchdog(Notifier())
+
+    def pulse(seen: Seen) -> None:
+        wall()  # time is remembered although nobody asks for it
+        watchdog.turn(seen)
+
     try:
-        Agent(bundle, link, session).run(should_stop)
+        agent = Agent(bundle, link, session, wall=wall, pulse=pulse, signed_at=wall.at_least)
+        wait_for_time(wall, watchdog.waiting, should_stop)
+        agent.run(should_stop)
     finally:
+        watchdog.stopping()
         link.close(2.0, last=last_words)
+        wall.close()
 
 
 def _give_up(bundle: Bundle, should_stop: Callable[[], bool]) -> None:

@@ -65,6 +65,11 @@ class TrainerProcess:
         return self._job is not None
 
     @property
+    def cpu(self) -> float:
+        """Processor seconds that the child had used when they last became more."""
+        return self._cpu[0]
+
+    @property
     def wake(self) -> tuple[int, ...]:
         """File descriptors that become readable when there may be an answer."""
         return (self._child.stdout.fileno(),) if self._job and self._child and self._child.stdout else ()

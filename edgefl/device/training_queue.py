@@ -21,6 +21,11 @@ class _Turn:
     model: HeldModel
     job: Job | TrialJob
 
+    @property
+    def version(self) -> int:
+        """Which version is trained or tried."""
+        return self.job.version if isinstance(self.job, Job) else self.job.candidate.version
+
 
 class TrainingQueue:
     """Jobs of all models. Owned by the agent's one thread."""
@@ -39,6 +44,16 @@ class TrainingQueue:
     def peak_rss(self) -> int:
         """Peak resident bytes of any trainer so far."""
         return self._trainer.peak_rss
+
+    @property
+    def busy(self) -> bool:
+        """Whether the trainer is at work."""
+        return self._trainer.busy
+
+    @property
+    def cpu(self) -> float:
+        """Processor seconds of the trainer's process, as of the last look at the running job."""
+        return self._trainer.cpu
 
     def put(self, model: HeldModel, job: Job | TrialJob) -> None:
         """Let this job run when it is its turn."""
@@ -79,13 +94,14 @@ class TrainingQueue:
 
 def _outcome(turn: _Turn, answer: Answer) -> Trained | TrainingFailed | Tried:
     name = turn.model.name
+    known = {"model": name, "version": turn.version}
     match answer:
         case Verdict():
             how = f"failed ({answer.code}): {answer.reason}" if answer.code else "passed"
-            log.info("%s@%d: trial of %.2f s %s", name, answer.version, answer.seconds, how)
+            log.info("%s@%d: trial of %.2f s %s", name, answer.version, answer.seconds, how, extra=known)
             return Tried(answer.version, answer.code, answer.reason)
         case Failed():
-            log.warning("%s round %d failed: %s", name, answer.round, answer.reason)
+            log.warning("%s round %d failed: %s", name, answer.round, answer.reason, extra=known)
             return TrainingFailed(answer.round, answer.reason, answer.code)
         case Done():
             return _trained(turn, answer)
@@ -96,5 +112,6 @@ def _trained(turn: _Turn, done: Done) -> Trained | TrainingFailed:
     entry = turn.model.disk.waiting(job.version, job.variant) if isinstance(job, Job) else None
     if entry is None or (entry.round, entry.sha256) != (done.round, done.sha256):
         return TrainingFailed(done.round, "the trainer was done, but its update is not in the outbox")
-    log.info("%s round %d trained in %.2f s", turn.model.name, done.round, done.seconds)
+    known = {"model": turn.model.name, "version": turn.version, "round": done.round}
+    log.info("%s round %d trained in %.2f s", turn.model.name, done.round, done.seconds, extra=known)
     return Trained(done.round, done.sha256, entry.loss_after)

@@ -12,6 +12,7 @@ of another fleet is taken for its own. What is held does not expire.
 
 import hashlib
 import time
+from collections.abc import Callable
 
 from edgefl.codec.weights import Precision, weights_length
 from edgefl.device.config import DeviceConfig
@@ -72,7 +73,9 @@ def kept_manifest(sealed: bytes, model: str, config: DeviceConfig) -> Manifest:
     return manifest
 
 
-def believed_assignment(payload: bytes, key: bytes, config: DeviceConfig, counter: int, now: float) -> Assignment:
+def believed_assignment(
+    payload: bytes, key: bytes, config: DeviceConfig, counter: int, now: Callable[[float], float]
+) -> Assignment:
     """The assignment in a retained announcement.
 
     Args:
@@ -80,7 +83,8 @@ def believed_assignment(payload: bytes, key: bytes, config: DeviceConfig, counte
         key: 32 raw bytes of the key that the fleet's root appoints.
         config: whose it must be.
         counter: of the last assignment that was believed; 0 before the first.
-        now: seconds since 1970; 0 for one that was believed before.
+        now: told when this was signed, says what time it is (both in seconds since 1970): a signature proves that it is not earlier,
+            and may correct a clock that ran ahead. For one that was believed before it says 0.
 
     Raises:
         MessageError: it does not decode.
@@ -94,7 +98,7 @@ def believed_assignment(payload: bytes, key: bytes, config: DeviceConfig, counte
         raise WrongDeviceError("an assignment for another device", expected=config.id, found=assignment.device)
     if assignment.counter < counter:
         raise RollbackError("an older assignment", expected=f"counter {counter} or higher", found=str(assignment.counter))
-    _check_expiry("assignment", assignment.expires, now)
+    _check_expiry("assignment", assignment.expires, now(assignment.issued))
     return assignment
 
 

@@ -81,7 +81,7 @@ class Voice:
         """Log what went wrong, and tell it unless it has been told lately; `model` is empty if none is concerned."""
         now = self._clock()
         pause = 0.0 if self._told_at is None else now - self._told_at
-        log.warning("%s%s", f"{model}: " if model else "", error)
+        log.warning("%s%s", f"{model}: " if model else "", error, extra={"model": model})
         if self._told_at is None or pause >= (TOLD_AGAIN if error == self._trouble else TOLD_APART):
             self._trouble, self._told_at = error, now
             self.report(model, 0, 0, "failed", error=error, code=code)

@@ -77,7 +77,7 @@ class Traffic:
     """Counters since the link was made; bytes are of payloads only.
 
     `sent` counts each hand-over to the network, so a message sent again counts again. `dropped` counts arriving messages that
-    were larger than a packet may be or had a topic that is no text.
+    were larger than a packet may be or had a topic that is no text. `attempts` counts attempts to connect.
     """
 
     sent: int = 0
@@ -85,6 +85,7 @@ class Traffic:
     received: int = 0
     received_bytes: int = 0
     dropped: int = 0
+    attempts: int = 0
 
 
 class Link(Protocol):

@@ -195,6 +195,7 @@ class PahoLink:
 
     def _open(self) -> None:
         self._since = time.monotonic()
+        self._traffic = replace(self._traffic, attempts=self._traffic.attempts + 1)
         try:
             context = tls_context(self._address)
             client = LeashedClient(self._client_id, context, clean_session=self._clean_session, will=self._will)

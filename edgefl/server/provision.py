@@ -41,6 +41,10 @@ from edgefl.strict_toml import write_toml
 MAX_COUNT = 999
 HOUSEKEEPING_MB = 192
 """MiB for the agent itself, on top of what the training process may use: the unit's memory limit is the sum."""
+CACHE_MB = 48
+"""MiB below that limit at which the kernel begins to take back caches."""
+TASKS = 32
+"""Processes and threads besides the trainer's, generously."""
 
 
 TOKEN_BYTES = 32
@@ -186,8 +190,6 @@ def _write_bundle(
         "state": "Models and unsent updates; systemd's StateDirectory wins over it.",
     }
     directory = staging / config.id
-    unit = _template("edgefl-device.service").replace("@DEVICE@", config.id)
-    unit = unit.replace("@MEMORY_MAX@", f"{config.memory_mb + HOUSEKEEPING_MB}M")
     try:
         directory.mkdir(mode=0o700)
     except OSError as error:
@@ -204,10 +206,26 @@ def _write_bundle(
     write_file(directory / "ca.crt", authority.root)
     write_file(directory / "root.json", trust.root)
     write_file(directory / "device.toml", write_toml(config, comments).encode())
-    write_file(directory / "edgefl-device.service", unit.encode())
-    for script in ("install.sh", "trim.sh"):
+    write_file(directory / "edgefl-device.service", _unit(config).encode())
+    write_file(directory / "camera.conf", _template("camera.conf").encode())
+    for script in ("install.sh", "trim.sh", "uninstall.sh"):
         write_file(directory / script, _template(script).encode(), 0o755)
     return Provisioned(Device(config.id, config.profile, serial, now), out / config.id, claim)
+
+
+def _unit(config: DeviceConfig) -> str:
+    """The systemd unit with the limits of this device."""
+    values = {
+        "DEVICE": config.id,
+        "MEMORY_HIGH": f"{config.memory_mb + HOUSEKEEPING_MB - CACHE_MB}M",
+        "MEMORY_MAX": f"{config.memory_mb + HOUSEKEEPING_MB}M",
+        "CPU_QUOTA": f"{100 * config.threads + 50}%",
+        "TASKS_MAX": str(TASKS + 4 * config.threads),
+    }
+    unit = _template("edgefl-device.service")
+    for name, value in values.items():
+        unit = unit.replace(f"@{name}@", value)
+    return unit
 
 
 def _commit(

@@ -149,7 +149,7 @@ class Service:
         self._write_books()
         closed = training.advance()
         if closed is not None:
-            log.info("%s@%d %s", model, training.record.version, closed)
+            log.info("%s@%d %s", model, training.record.version, closed, extra=training.known)
             self._blocks.offer(self._catalogue.files())
             self._announce()
             self._catalogue.remove_garbage()

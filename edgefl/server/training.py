@@ -112,13 +112,19 @@ class Training:
         self._buffer: list[UpdateKey] = []
         self._restore_updates()
 
+    @property
+    def known(self) -> dict[str, str | int]:
+        """What a log line about it says in fields of their own."""
+        return {"model": self.record.model, "version": self.record.version, "round": self.state.number}
+
     def _restore_updates(self) -> None:
         """Fold again what waits, and recognise again what does not."""
         for update in () if self.state.finished else waiting_updates(self._database, self.record.id):
             try:
                 sparse = self.histories.decode(update.data, update.variant, update.round, update.before)
             except UpdateError as error:  # the disk has lost what it was coded with
-                log.error("%s: an update of %s for round %d is lost: %s", self.record.model, update.device, update.round, error)
+                about = {**self.known, "device": update.device, "round": update.round}
+                log.error("%s: an update of %s is lost: %s", self.record.model, update.device, error, extra=about)
                 continue
             self._fold((update.device, update.round), update.variant, update.samples, sparse)
         since = self.state.number - self.record.plan.staleness
@@ -233,7 +239,7 @@ class Training:
         try:
             return mean_loss(losses(self._database, self.record.model, self.record.version, number))
         except StoreError as error:
-            log.warning("%s: the losses of round %d cannot be read: %s", self.record.model, number, error)
+            log.warning("%s: the losses of round %d cannot be read: %s", self.record.model, number, error, extra=self.known)
             return 0.0
 
     def _step(self) -> tuple[Step, Float32, Offer]:
@@ -244,7 +250,7 @@ class Training:
             return step, held, self._write_files(held)
         except ModelError as error:
             name = f"{self.record.model}@{self.record.version} round {self.state.number}"
-            log.error("%s has diverged, its updates are given up: %s", name, error)
+            log.error("%s has diverged, its updates are given up: %s", name, error, extra=self.known)
             return Step(self.parent, self._aggregation.state, step.scores), self.held, self.offer
 
     def _next_held(self, parent: Float32) -> Float32:
@@ -264,7 +270,7 @@ class Training:
         try:
             return self._evaluator.evaluate(parent)
         except EdgeflError as error:
-            log.error("%s cannot be evaluated: %s", self.record.model, error)
+            log.error("%s cannot be evaluated: %s", self.record.model, error, extra=self.known)
             return None
         finally:
             if (took := time.monotonic() - began) > LONG_EVALUATION:
