@@ -5,22 +5,18 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgefl.server.askers import MOST_ASKERS, MOST_REMEMBERED, REPEAT_BURST, REPEAT_RATE, REQUEST_BURST
 from edgefl.server.delivery import (
+    ALONE_EACH,
     BLOCK_COST,
-    MOST_ACTIVE,
     MOST_FILES,
     MOST_PER_REQUEST,
+    MOST_SHARED,
     Delivery,
-    Effect,
-    Offered,
-    Refuse,
-    SendBlocks,
-    Tick,
-    Wanted,
-    Withdrawn,
     step,
     wake_at,
 )
+from edgefl.server.delivery_events import Effect, Offered, Refuse, SendBlocks, Tick, Wanted, Withdrawn
 from edgefl.wire.blocks import want
 from edgefl.wire.messages import FileRef, Want
 
@@ -144,17 +140,17 @@ def test_memory_stays_bounded_under_endless_requests() -> None:
     for number in range(5000):
         state, effects = step(state, Wanted(f"d{number}", request(rng.choice(files[:1000]), rng.randrange(1000))), number / 1e6)
         refused += len(effects)
-        assert len(state.active) <= MOST_ACTIVE
+        assert len(state.lanes) <= MOST_SHARED
     assert refused > 1000
     now = 1.0
     for _ in range(200):
         state, _ = step(state, Tick(ROOM), now)
-        assert all(len(active.sent) <= 7 for active in state.active.values())
+        assert all(len(lane.sent) <= 7 for lane in state.lanes.values())
         state, _ = step(state, Wanted("a", request(files[0], rng.randrange(1000))), now)
         now += 0.01
     state, _ = step(state, Tick(ROOM), now + 1.0)
     state, _ = step(state, Tick(ROOM), now + 2.0)
-    assert state.active == {}
+    assert state.lanes == {}
 
 
 @settings(max_examples=60, deadline=None)

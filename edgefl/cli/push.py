@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @click.option("--proximal", is_flag=True, help="Make FedProx's term possible; its weight comes with `edgefl train start`.")
 @click.option("--freeze", multiple=True, metavar="PATTERN", help="Do not train tensors of these names; may be repeated.")
 @click.option("--personal", multiple=True, metavar="PATTERN", help="Keep tensors of these names on each device; may be repeated.")
+@click.option("--source", "sources", multiple=True, metavar="URL", help="Files also at https://... or file:///...; repeatable.")
 @json_option
 @fleet_option
 def push(
@@ -44,6 +45,7 @@ def push(
     proximal: bool,
     freeze: tuple[str, ...],
     personal: tuple[str, ...],
+    sources: tuple[str, ...],
     as_json: bool,
     fleet_path: Path,
 ) -> None:
@@ -62,7 +64,7 @@ def push(
     examples = open_source(holdout).load() if holdout else None
     request = PushRequest(
         name or _default_name(model), model, weights, batch, seed, examples,
-        recipe=Recipe(loss, optimizer, proximal), freeze=freeze, personal=personal,
+        recipe=Recipe(loss, optimizer, proximal), freeze=freeze, personal=personal, sources=sources,
     )  # fmt: skip
     made = make(fleet, request, profiles, now=time.time(), on_progress=lambda text: click.echo(text, err=True))
     if as_json:

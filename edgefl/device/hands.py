@@ -37,6 +37,7 @@ from edgefl.device.sending import UpdateSender
 from edgefl.device.training import TrainerProcess
 from edgefl.device.training_queue import TrainingQueue
 from edgefl.device.voice import Voice
+from edgefl.device.ways import ways_of
 from edgefl.errors import StoreError, UpdateError
 from edgefl.link.contract import Link
 from edgefl.store.blobs import BlobStore
@@ -92,7 +93,7 @@ class Hands:
     def _perform(self, model: HeldModel, effect: Effect) -> None:  # noqa: C901 - one case per kind of effect
         match effect:
             case Fetch(files):
-                self.fetcher.need(model.name, files)
+                self.fetcher.need(model.name, files, ways_of(model.session.installing))
             case Rebuild(difference, weights):
                 self._rebuild(model, difference, weights)
             case Activate(manifest):

@@ -59,20 +59,25 @@ class Voice:
         state = State(self._session, online=True, profile=config.profile, engine=config.engine, software=software, models=models)
         self._say(topics.state(config.id), encode(state), retain=True)
 
-    def report(self, model: str, version: int, number: int, step: str, *, percent: int = 0, error: str = "") -> None:
+    def report(
+        self, model: str, version: int, number: int, step: str, *, percent: int = 0, error: str = "", code: str = ""
+    ) -> None:
         """Tell how far a model is; `step` as in `wire.messages.Report`."""
         received = self._link.traffic.received_bytes
-        report = Report(model or "none", version, number, step, percent, received, self._memory(), error[:LONGEST_ERROR])
+        report = Report(model or "none", version, number, step, percent, received, self._memory(), error[:LONGEST_ERROR], code)
         self._say(topics.report(self._config.id), encode(report))
 
-    def trouble(self, model: str, error: str) -> None:
-        """Log what went wrong, and tell it unless it has been told lately; `model` is empty if none is concerned."""
+    def trouble(self, model: str, error: str, *, code: str = "") -> None:
+        """Log what went wrong, and tell it unless it has been told lately; `model` is empty if none is concerned.
+
+        `code` is the error's, see `edgefl.errors`.
+        """
         now = self._clock()
         pause = 0.0 if self._told_at is None else now - self._told_at
         log.warning("%s%s", f"{model}: " if model else "", error)
         if self._told_at is None or pause >= (TOLD_AGAIN if error == self._trouble else TOLD_APART):
             self._trouble, self._told_at = error, now
-            self.report(model, 0, 0, "failed", error=error)
+            self.report(model, 0, 0, "failed", error=error, code=code)
 
     def _say(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         try:

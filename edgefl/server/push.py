@@ -11,7 +11,7 @@ Rules:
 """
 
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,13 +31,15 @@ from edgefl.recipe import PLAIN, Recipe
 from edgefl.server.founding import online_signer, release_signer
 from edgefl.server.pushed import PushedVariant
 from edgefl.server.variants import store_parent
+from edgefl.server.version_differences import version_differences
 from edgefl.server.workshop import Made, Workshop
 from edgefl.store.blobs import BlobStore
 from edgefl.store.database import open_database
 from edgefl.store.fleet import Fleet
 from edgefl.store.garbage import keeping_new_blobs
 from edgefl.store.registry import list_devices
-from edgefl.wire.messages import Manifest, decode, encode
+from edgefl.wire.messages import Difference, Manifest, decode, encode
+from edgefl.wire.sources import check_sources
 
 MAX_BATCH = 65536
 LIFETIME = 365 * 86400
@@ -58,6 +60,7 @@ class PushRequest:
         lifetime: seconds until the manifests expire.
         recipe: loss and optimiser.
         freeze, personal: patterns of the names of tensors that are not trained, and of those that stay on each device.
+        sources: other places where devices may fetch the version's files, `https://...` or `file:///...`.
     """
 
     model: str
@@ -70,6 +73,7 @@ class PushRequest:
     recipe: Recipe = PLAIN
     freeze: tuple[str, ...] = ()
     personal: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
 
 
 def profiles_in_use(fleet: Fleet) -> tuple[Profile, ...]:
@@ -136,8 +140,10 @@ def push(
     )
     with keeping_new_blobs(blobs):
         made = [workshop.make(profile) for profile in profiles]
+        on_progress("comparing with earlier versions")
+        differences = version_differences(fleet.database, blobs, request.model, made)
         on_progress("signing")
-        record = _Version(request, source, layout, store_parent(blobs, parent), int(now))
+        record = _Version(request, source, layout, store_parent(blobs, parent), int(now), differences)
         version = _record(fleet, record, made)
     return tuple(_outcome(request.model, version, one) for one in made)
 
@@ -149,6 +155,7 @@ def _check(request: PushRequest, profiles: Sequence[Profile]) -> None:
         raise ModelError(
             "impossible push", expected=f"batch 1 to {MAX_BATCH}, lifetime above 0", found=f"{request.batch}, {request.lifetime}"
         )
+    check_sources(request.sources)
     names = [profile.name for profile in profiles]
     if not names or len(set(names)) < len(names):
         raise ProfileError("impossible push", expected="one profile or more, each once", found=", ".join(names) or "none")
@@ -163,13 +170,14 @@ def _check(request: PushRequest, profiles: Sequence[Profile]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Version:
-    """What all variants of a version share; `weights` is the SHA-256 of the parent vector."""
+    """What all variants of a version share; `weights` is the SHA-256 of the parent vector, `differences` are by profile."""
 
     request: PushRequest
     source: ModelSource
     layout: Layout
     weights: bytes
     created: int
+    differences: Mapping[str, tuple[Difference, ...]]
 
 
 def _record(fleet: Fleet, shared: _Version, made: Iterable[Made]) -> int:
@@ -211,6 +219,8 @@ def _manifest(shared: _Version, one: Made, number: int, round_key: bytes) -> Man
         created=shared.created,
         expires=shared.created + shared.request.lifetime,
         recipe=shared.request.recipe,
+        differences=shared.differences[one.profile.name],
+        sources=shared.request.sources,
     )
 
 

@@ -128,6 +128,11 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True):
         raise MessageError(f"manifest of {self.model}@{self.version} lists no {role!r} file")
 
     @property
+    def offered(self) -> tuple[FileRef, ...]:
+        """Everything that a device may ask the server for: the files, and the differences to the weights."""
+        return (*self.files, *(difference.file for difference in self.differences))
+
+    @property
     def total_bytes(self) -> int:
         """Bytes of all files together."""
         return sum(ref.length for ref in self.files)

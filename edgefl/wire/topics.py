@@ -68,6 +68,11 @@ def block(sha256: str) -> str:
     return f"{ROOT}/all/block/{sha256[:16]}"
 
 
+def own_block(device: str) -> str:
+    """The blocks that a device has asked for alone."""
+    return f"{ROOT}/down/{device}/block"
+
+
 def parse_up(topic: str) -> tuple[str, str]:
     """Device id and kind (`state`, `want`, `update`, `report`) of a topic that a device has written to.
 
@@ -87,8 +92,8 @@ def parse_down(topic: str) -> tuple[str, str]:
         MessageError: the topic is no such topic.
     """
     match topic.split("/"):
-        case ["efl", "v1", "down", device, "receipt"] if is_id(device):
-            return "receipt", ""
+        case ["efl", "v1", "down", device, ("receipt" | "block") as kind] if is_id(device):
+            return kind, ""
         case ["efl", "v1", "all", ("manifest" | "round") as kind, model, _] if is_id(model):
             return kind, model
         case ["efl", "v1", "all", "block", name]:
