@@ -5,9 +5,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgefl.server.askers import MOST_ASKERS, MOST_REMEMBERED, REPEAT_BURST, REPEAT_RATE, REQUEST_BURST
 from edgefl.server.delivery import (
-    ALONE_EACH,
     BLOCK_COST,
     MOST_FILES,
     MOST_PER_REQUEST,

@@ -144,6 +144,7 @@ class Office:
     Attributes:
         receipts: `store` them, `refuse` them, or stay `silent`.
         serves: whether it answers requests for blocks.
+        alone: requests to be served alone.
         updates: heads and bytes of whole updates as they arrived, by round.
         reports, states: what the device has said.
     """
@@ -159,6 +160,7 @@ class Office:
         self.updates, self.reports, self.states = defaultdict(list), [], []
         self.files, self.vectors = {}, {}
         self._parts = defaultdict(dict)
+        self.alone = 0
 
     def offer(self, role, data):
         """Have a file."""
@@ -208,12 +210,14 @@ class Office:
 
     def _on_want(self, payload):
         request = decode(payload, Want)
+        self.alone += request.alone
         if self.serves and request.sha256 in self.files:
             ref, data = self.files[request.sha256]
             for index in wanted(request):
                 start = index * BLOCK_SIZE
                 block = Block(ref.sha256[:16], index, data[start : start + block_length(ref, index)])
-                self.link.publish(topics.block(ref.sha256.hex()), encode(block), qos=0)
+                topic = topics.own_block(DEVICE) if request.alone else topics.block(ref.sha256.hex())
+                self.link.publish(topic, encode(block), qos=0)
 
     def _on_update(self, payload):
         part = decode(payload, UpdatePart)

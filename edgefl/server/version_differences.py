@@ -13,17 +13,20 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgefl.codec.difference import apply_difference, encode_difference
 from edgefl.errors import EdgeflError
 from edgefl.layout import Layout
-from edgefl.server.workshop import Made
 from edgefl.store.blobs import BlobStore
 from edgefl.store.database import open_database
 from edgefl.store.offers import recent_offers
 from edgefl.store.versions import earlier_variants
 from edgefl.wire.blocks import file_ref
 from edgefl.wire.messages import Difference, FileRef
+
+if TYPE_CHECKING:
+    from edgefl.server.workshop import Made  # loads torch, which differences do not need
 
 REACH = 2
 """Versions before the new one."""
@@ -37,7 +40,7 @@ _ENTRY = 120
 log = logging.getLogger("edgefl.server")
 
 
-def version_differences(path: Path, blobs: BlobStore, model: str, made: Iterable[Made]) -> Mapping[str, tuple[Difference, ...]]:
+def version_differences(path: Path, blobs: BlobStore, model: str, made: Iterable["Made"]) -> Mapping[str, tuple[Difference, ...]]:
     """Shorter ways to the weights of each profile, by its name.
 
     Args:
