@@ -8,60 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from edgefl.device.fetching import AT_ONCE, Fetcher
+from edgefl.device.fetching import AT_ONCE
 from edgefl.device.rests import LONGEST_PAUSE, PAUSE
 from edgefl.errors import LinkError, MessageError
-from edgefl.link.contract import Arrived
-from edgefl.link.memory import MemoryBroker
-from edgefl.store.blobs import BlobStore
 from edgefl.wire.blocks import file_ref
 from edgefl.wire.messages import BLOCK_SIZE, FileRef
 
-_SPEC = importlib.util.spec_from_file_location("toyboard", Path(__file__).with_name("toyboard.py"))
+_SPEC = importlib.util.spec_from_file_location("toyfetch", Path(__file__).with_name("toyfetch.py"))
 toy = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(toy)
 CONTENT = random.Random(1).randbytes(5 * BLOCK_SIZE + 7)
 
 
-class World:
-    """A fetcher, a link, and a server that has files."""
-
-    def __init__(self, root):
-        """Connected and with nothing to do."""
-        self.clock = toy.Clock()
-        self.broker = MemoryBroker(random.Random(0))
-        self.office = toy.Office(self.broker, self.clock)
-        self.link = self.broker.link(toy.DEVICE)
-        self.link.poll(0.0)
-        self.blobs = BlobStore(root / "blobs")
-        self.partial = root / "partial"
-        self.fetcher = self.start()
-
-    def start(self):
-        """A fetcher as after a start of the agent."""
-        self.fetcher = Fetcher(
-            toy.DEVICE, self.link, self.blobs, self.partial, reserve=0, clock=self.clock.monotonic, rng=random.Random(0)
-        )
-        return self.fetcher
-
-    def turns(self, count=20, seconds=0.1):
-        """Let time pass; what has been completed."""
-        done = []
-        for _ in range(count):
-            for event in self.link.poll(0.0):
-                if isinstance(event, Arrived):
-                    self.fetcher.arrived(event.payload)
-            self.fetcher.tick()
-            self.office.turn()
-            self.clock.now += seconds
-            done += self.fetcher.completed()
-        return done
-
-
 @pytest.fixture
 def world(tmp_path):
     """A world."""
-    world = World(tmp_path)
+    world = toy.World(tmp_path)
     yield world
     world.fetcher.close()
 
