@@ -108,18 +108,13 @@ class LeashedClient(mqtt.Client):
         if len(packet) > HEAD:
             del packet[HEAD:]
         try:
-            data = super()._sock_recv(min(bufsize, READ_SIZE))
+            return super()._sock_recv(min(bufsize, READ_SIZE))
         except BlockingIOError:
             self._drained = True  # loop_read does not tell
             raise
         except OSError as error:
             self.failure = error  # paho would only log it
             raise
-        if data:
-            # What arrives proves that the broker lives. The answer to our ping may wait behind minutes of blocks on a slow link,
-            # for which paho would end a connection that works.
-            self._ping_t = 0.0
-        return data
 
 
 def _no_delay(_client: mqtt.Client, _data: object, sock: object) -> None:
