@@ -109,8 +109,8 @@ def check(boards: list[Board]) -> None:
 
 
 def test_clean_link_costs_one_file() -> None:
-    """Fifty devices that join together cost the server at most 1.3 files, and finish quickly."""
-    boards, broker = simulate(50, Faults())
+    """Two hundred devices that join together cost the server at most 1.3 files, and finish quickly."""
+    boards, broker = simulate(200, Faults())
     check(boards)
     assert broker.published_bytes[TOPIC] <= 1.3 * REF.length
     assert max(board.finished for board in boards) < 5.0

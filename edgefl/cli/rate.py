@@ -11,7 +11,7 @@ SLOWEST = 1000
 
 def rate(text: str) -> float:
     """Bytes per second. A usage error when it is no rate, or below `SLOWEST`."""
-    match = re.fullmatch(r"\s*(\d{1,12}(?:\.\d{1,6})?)\s*([KMG]?I?B?)(?:/s)?\s*", text, re.IGNORECASE)
+    match = re.fullmatch(r"\s*(\d{1,12}(?:\.\d{1,6})?)\s*([KMG]?I?B?)(?:/s)?\s*", text, re.IGNORECASE | re.ASCII)
     unit = UNITS.get(match[2].upper()) if match else None
     if match is None or unit is None:
         raise click.BadParameter(f"{text[:40]!r} is no rate; give a number and a unit, for example 10MB/s or 64KB/s")

@@ -33,7 +33,7 @@ def check_source(source: str) -> str:
         raise InputError(
             "this is no source of files", expected=expected, found=source[:100], remedy="Correct the source's address"
         )
-    return source.rstrip("/") or source
+    return "file:///" if parts.scheme == "file" and not parts.path.strip("/") else source.rstrip("/")
 
 
 def check_sources(sources: Sequence[str]) -> None:
