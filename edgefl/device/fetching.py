@@ -4,13 +4,11 @@ Model: each model says which files it needs and which ways lead to them (`need`)
 A file begins with the blocks that are on this device already (`device.reuse`), goes on with those that a source off the broker
 has (`device.mirror`), and ends with those that the server sends. For weights that a short difference leads to, the difference is
 fetched instead (`device.needs`). A file that is complete and verified moves into the blob store and is handed out by `completed`.
-A file that nobody needs any more is dropped, its partial blocks stay on disk until `tidy`, so that an order heard twice costs
-nothing.
+What nobody needs any more is dropped; its blocks stay on disk until `tidy`, so that an order heard twice costs nothing.
 
 Rules: a full or broken disk, a file that contradicts its description, or blocks that come too slowly are a pause for that file
-and a reason, never an exception that ends the agent; the pause doubles, and other files go on. Blocks are checked twice: by the
-machine before they are written, by `PartialFile.finish` before the file gets its name. A file that is there already is checked
-before it is handed out.
+and a reason, never an exception that ends the agent; the pause doubles, and other files go on. Blocks are checked before they are
+written and before the file gets its name; a file that is there already is checked before it is handed out.
 """
 
 import contextlib
@@ -82,7 +80,7 @@ class Fetcher:
         self._supply = Supply(clock, context)
         self._active: dict[bytes, Assembly] = {}
         self._there: set[bytes] = set()  # wanted, verified, and handed out
-        self._completed: list[bytes] = []
+        self._completed: dict[bytes, None] = {}
         self._rests = Rests()
         self._trouble: EdgeflError | None = None
         self._alone_until = 0.0
@@ -92,7 +90,7 @@ class Fetcher:
         """Replace what a model needs; what of it is there already is checked, and handed out by `completed` again."""
         self._needs.put(model, files, ways)
         wanted = self._needs.fetched()
-        for sha256 in [s for s in self._active if s not in wanted]:
+        for sha256 in self._active.keys() - wanted.keys():
             self._drop(sha256)
         self._rests = self._rests.only(wanted.keys())
         self._there &= self._needs.files().keys()
@@ -104,7 +102,7 @@ class Fetcher:
 
     def completed(self) -> list[bytes]:
         """Files that have become available since the last call, by SHA-256; those that were there already included."""
-        done, self._completed = self._completed, []
+        done, self._completed = list(self._completed), {}
         return done
 
     def failure(self) -> EdgeflError | None:
@@ -134,9 +132,8 @@ class Fetcher:
 
     def reconnected(self) -> None:
         """The link is up again."""
-        away = self._clock() - self._connected_at
         for sha256 in list(self._active):
-            self._step(sha256, Reconnected(away))
+            self._step(sha256, Reconnected(self._clock() - self._connected_at))
 
     def tick(self) -> None:
         """Time has passed."""
@@ -190,8 +187,7 @@ class Fetcher:
         """Take the room on disk and what is here already; then begin to fetch. Whether the file is complete."""
         file = PartialFile(self._partial, ref, reserve=self._reserve)
         assembly = self._active[ref.sha256] = Assembly(self._device, self._link, file, self._clock)
-        writing = frozenset(f"{sha256.hex()}.part" for sha256 in self._active)
-        assembly.reused = self._index.fill(file, without=writing)
+        assembly.reused = self._index.fill(file, without=self._active.keys())
         return self._go_on(assembly)
 
     def _go_on(self, assembly: Assembly) -> bool:
@@ -212,8 +208,7 @@ class Fetcher:
         return ended and self._go_on(assembly)
 
     def _step(self, sha256: bytes, event: Event) -> None:
-        assembly = self._active.get(sha256)  # the file may have ended while others were looked at
-        if assembly is not None:
+        if (assembly := self._active.get(sha256)) is not None:  # it may have ended while others were looked at
             self._guarded(sha256, partial(assembly.step, event))
             if assembly.alone:
                 self._alone_until = self._clock() + ALONE_SECONDS
@@ -247,11 +242,9 @@ class Fetcher:
 
     def _hand_out(self, sha256: bytes) -> None:
         self._there.add(sha256)
-        if sha256 not in self._completed:
-            self._completed.append(sha256)
+        self._completed[sha256] = None
 
     def _drop(self, sha256: bytes) -> None:
-        assembly = self._active.pop(sha256, None)
-        if assembly is not None:
+        if (assembly := self._active.pop(sha256, None)) is not None:
             assembly.close()
             self._supply.cancel(sha256)

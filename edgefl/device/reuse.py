@@ -14,6 +14,7 @@ Rules:
 
 import contextlib
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from edgefl.store.partial import PartialFile
@@ -38,12 +39,12 @@ class BlockIndex:
         self._directories = directories
         self._known: dict[_Key, bytes] = {}
 
-    def fill(self, file: PartialFile, *, without: frozenset[str]) -> int:
+    def fill(self, file: PartialFile, *, without: AbstractSet[bytes]) -> int:
         """Copy into a file what it lacks and others have; how many blocks.
 
         Args:
             file: to be completed.
-            without: names of files that are being written now.
+            without: SHA-256 of the files that are being written now.
 
         Raises:
             StoreError: the file cannot be written.
@@ -53,7 +54,7 @@ class BlockIndex:
             if not file.have >> index & 1:
                 missing.setdefault(promised, []).append(index)
         copied, left, seen = 0, MOST_READ, set()
-        for key in self._files(without) if missing else ():
+        for key in self._files({f"{sha256.hex()}.part" for sha256 in without}) if missing else ():
             seen.add(key)
             if key not in self._known and left > 0 and sum(map(len, self._known.values())) < MOST_KNOWN * _HASH:
                 left -= key[1]
@@ -66,7 +67,7 @@ class BlockIndex:
         self._known = {key: hashes for key, hashes in self._known.items() if key in seen}
         return copied
 
-    def _files(self, without: frozenset[str]) -> Iterator[_Key]:
+    def _files(self, without: AbstractSet[str]) -> Iterator[_Key]:
         """Files as they are now: path, size, time of the last change."""
         for directory in self._directories:
             with contextlib.suppress(OSError):
