@@ -51,9 +51,18 @@ def test_a_device_that_asks_for_the_same_blocks_over_and_over_costs_its_bucket()
     """For a minute of 64 blocks every 0.6 s, a hundredfold of the file's part, little more than the bucket is sent."""
     for alone in (False, True):
         asks = [request(*range(64), alone=alone)] * 100
-        state, blocks, _ = play(serving(), "rogue", asks, every=0.6)
+        state, blocks, refused = play(serving(), "rogue", asks, every=0.6)
         assert blocks <= 64 + REPEAT_BURST + 60.0 * REPEAT_RATE + MOST_PER_REQUEST
         assert state.counts.throttled >= 6400 - blocks - 64
+        assert refused == 0  # a part of each request is heard
+
+
+def test_a_request_of_which_nothing_is_left_is_refused_by_name() -> None:
+    """So that the server's log says who asks over and over."""
+    state, _, _ = play(serving(), "rogue", [request(*range(64))] * 10, every=0.6)
+    state, effects = step(state, Wanted("rogue", request(63)), 6.0)
+    assert effects == (Refuse("rogue", FILE, "the same blocks too often"),)
+    assert step(state, Wanted("other", request(63)), 6.0)[1] == ()
 
 
 def test_a_device_that_fetches_each_block_once_is_never_slowed_down() -> None:

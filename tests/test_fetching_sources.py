@@ -324,6 +324,16 @@ def test_an_unknown_authority_is_not_believed(site):
     assert site.requests == []
 
 
+def test_a_source_that_never_answers_is_given_up(world, monkeypatch):
+    """A thread that hangs where no timeout reaches it: after two minutes the file is fetched over MQTT."""
+    hang = threading.Event()
+    monkeypatch.setattr(SourceFetch, "_open", lambda *_: hang.wait(30.0))
+    need(world, "file:///anywhere")
+    assert world.turns(3, seconds=60.0) == []
+    assert world.turns(40) == [REF.sha256]
+    hang.set()
+
+
 def test_a_stick_delivers_everything(world, tmp_path):
     """A directory with the file under its hash; blocks that are there are left out."""
     (tmp_path / NAME).write_bytes(CONTENT)

@@ -124,3 +124,40 @@ def test_what_a_manifest_names_is_served_and_kept(fleet):
     with transaction(fleet.database):
         fleet.database.execute("DELETE FROM variants WHERE version=2")
     assert sha256 not in pushed_blobs(fleet.database)
+
+
+@pytest.mark.slow
+def test_a_push_names_its_differences_and_sources(tmp_path):
+    """Two real pushes of a real model, the second with a few weights changed: a device of the first has a short way."""
+    pytest.importorskip("torch")
+    from safetensors.numpy import save_file
+
+    from edgefl.errors import InputError
+    from edgefl.profile import shipped_profiles
+    from edgefl.server.founding import create_fleet
+    from edgefl.server.push import PushRequest, push
+    from edgefl.server.variants import load_parent
+    from edgefl.store.blobs import BlobStore
+    from edgefl.store.database import open_database
+    from edgefl.store.versions import latest_version, variants
+
+    fleet, board = create_fleet(tmp_path / "fleet", name="test"), shipped_profiles()["rpi-zero-2w"]
+    request = PushRequest(model="digits", source="mnist-2nn", batch=10, sources=("https://example.org/blobs",))
+    push(fleet, request, [board], now=toy.START)
+    with pytest.raises(InputError, match="source"):
+        push(fleet, PushRequest(model="digits", source="mnist-2nn", sources=("http://example.org",)), [board], now=toy.START)
+    database, blobs = open_database(fleet.database), BlobStore(fleet.blobs)
+    version = latest_version(database, "digits")
+    vector = moved(load_parent(blobs, version.weights), 1000)
+    save_file({name: value.copy() for name, value in version.layout.views(vector).items()}, tmp_path / "second.safetensors")
+    push(
+        fleet, PushRequest(model="digits", source="mnist-2nn", batch=10, weights=tmp_path / "second.safetensors"), [board], now=1
+    )
+    ((one,), (two,)) = ([record.manifest for record in variants(database, "digits", number)] for number in (1, 2))
+    assert (one.sources, one.differences, two.sources) == (("https://example.org/blobs",), (), ())
+    (way,) = two.differences
+    assert way.base == one.file("weights").sha256
+    assert way.file.length < two.file("weights").length / 20
+    made = apply_difference(blobs.get(way.base), blobs.get(way.file.sha256), two.layout)
+    assert made == blobs.get(two.file("weights").sha256)
+    database.close()

@@ -24,7 +24,8 @@ from edgefl.wire.messages import FileRef
 from edgefl.wire.sources import is_web, place_of
 
 QUEUE = 4
-BLOCK_SECONDS = 60.0
+BLOCK_SECONDS = 30.0
+"""A KiB per second: slower sources than that are left to others."""
 TIMEOUT = 15.0
 """Seconds for each step of a connection."""
 

@@ -2,6 +2,9 @@
 
 Model: for each file one source at a time; the next one when it has failed; none any more when all have. A source that has failed
 rests for `REST_SECONDS` for all files, so that a stick that is not plugged in, or a server that is down, delays a version once.
+
+Rule: a thread that neither delivers nor ends for `STILL_SECONDS` (a name server that does not answer, a card that hangs in the
+kernel) is given up, like a source that has failed.
 """
 
 import logging
@@ -12,6 +15,7 @@ from edgefl.device.mirror import Bell, SourceFetch
 from edgefl.wire.messages import FileRef
 
 REST_SECONDS = 900.0
+STILL_SECONDS = 120.0
 
 log = logging.getLogger("edgefl.device")
 
@@ -28,6 +32,7 @@ class Supply:
         self._clock = clock
         self._context = context
         self._running: dict[bytes, SourceFetch] = {}
+        self._heard: dict[bytes, float] = {}
         self._resting: dict[str, float] = {}
         self._bell: Bell | None = None
 
@@ -44,6 +49,7 @@ class Supply:
         if source is None:
             return False
         self._bell = self._bell or Bell()
+        self._heard[ref.sha256] = now
         self._running[ref.sha256] = SourceFetch(source, ref, have, ring=self._bell.ring, context=self._context)
         return True
 
@@ -52,13 +58,15 @@ class Supply:
         if self._bell and self._running:
             self._bell.silence()
         for sha256, fetch in list(self._running.items()):
-            blocks = list(fetch.take())
-            ended = fetch.done
+            now, blocks = self._clock(), list(fetch.take())
+            self._heard[sha256] = now if blocks else self._heard[sha256]
+            still = now - self._heard[sha256] > STILL_SECONDS
+            ended = fetch.done or still
             if ended:
-                del self._running[sha256]
-                if fetch.error is not None:
-                    log.warning("file %s: %s", sha256.hex()[:16], fetch.error)
-                    self._resting[fetch.source] = self._clock() + REST_SECONDS
+                self.cancel(sha256)
+                if still or fetch.error is not None:
+                    log.warning("file %s: %s", sha256.hex()[:16], fetch.error or f"source {fetch.source} does not answer")
+                    self._resting[fetch.source] = now + REST_SECONDS
             if blocks or ended:
                 yield sha256, blocks, ended
 
@@ -66,6 +74,7 @@ class Supply:
         """A file is not wanted any more."""
         fetch = self._running.pop(sha256, None)
         if fetch is not None:
+            del self._heard[sha256]
             fetch.cancel()
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ served alone. Requests on the lane to all are collected in a bitmap for a short 
 once, on the file's topic. N devices that fetch the same file cost little more than one file. A lane to one device has no merge
 window and is paced by what that device asks for.
 
-    Wanted -> more often than a device may (`server.askers`) -> refused, or its repetitions left out
+    Wanted -> more often than a device may (`server.askers`) -> refused; of repetitions, what is too much is left out
            -> blocks sent within the last moment             -> already under way to the asker as well: nothing
            -> other blocks                                   -> collected; due after the merge window, alone at once
     Tick   -> lanes that are due, in turn, one block each, until their wants, the link's room or the rate is used up
@@ -122,7 +122,11 @@ def _wanted(state: Delivery, device: str, request: Want, now: float) -> Outcome:
         asked=state.counts.asked + len(indices),
         ignored=state.counts.ignored + int.from_bytes(request.bitmap, "little").bit_count() - len(indices),
     )
-    return _collect(replace(state, counts=counts), device, asker, name, bits, now), ()
+    throttled = state.counts.throttled
+    state = _collect(replace(state, counts=counts), device, asker, name, bits, now)
+    if indices and state.counts.throttled - throttled == len(indices):
+        return _refuse(state, device, request, "the same blocks too often")
+    return state, ()
 
 
 def _collect(state: Delivery, device: str, asker: Asker, name: LaneName, bits: int, now: float) -> Delivery:
