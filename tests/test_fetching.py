@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from edgefl.device.fetching import AT_ONCE
+from edgefl.device.fetching import ALONE_SECONDS, AT_ONCE
 from edgefl.device.rests import LONGEST_PAUSE, PAUSE
 from edgefl.errors import LinkError, MessageError
+from edgefl.wire import topics
 from edgefl.wire.blocks import file_ref
-from edgefl.wire.messages import BLOCK_SIZE, FileRef
+from edgefl.wire.messages import BLOCK_SIZE, Block, FileRef, encode
 
 _SPEC = importlib.util.spec_from_file_location("toyfetch", Path(__file__).with_name("toyfetch.py"))
 toy = importlib.util.module_from_spec(_SPEC)
@@ -175,3 +176,34 @@ def test_garbage_instead_of_a_block_is_refused_and_harmless(world):
     with pytest.raises(MessageError):
         world.fetcher.arrived(b"\xc1")
     assert world.turns() == [ref.sha256]
+
+
+def flooded(world, ref):
+    """Two seconds apart, blocks come that others have asked for, until the device leaves them."""
+    world.office.serves = False
+    for index in (3, 4, 3, 4, 3, 4, 3, 4):
+        world.fetcher.arrived(encode(Block(ref.sha256[:16], index, CONTENT[index * BLOCK_SIZE :][:BLOCK_SIZE])))
+        world.clock.now += 2.0
+    world.office.serves = True
+
+
+def test_a_drowned_device_is_served_on_its_own_topic_for_an_hour(world):
+    """It leaves the file's topic, completes alone, begins the next file alone, and after an hour is with the others again."""
+    ref, other, third = (world.office.offer(role, data) for role, data in (("a", CONTENT), ("b", b"b" * 99), ("c", b"c" * 99)))
+    world.fetcher.need("m", (ref,))
+    world.turns(1)
+    flooded(world, ref)
+    assert topics.own_block(toy.toy.DEVICE) in world.link._filters
+    assert topics.block(ref.sha256.hex()) not in world.link._filters
+    assert world.turns(100) == [ref.sha256]
+    assert world.office.alone > 0
+    assert world.blobs.get(ref.sha256) == CONTENT
+    world.clock.now += ALONE_SECONDS - 60.0
+    asked = world.office.alone
+    world.fetcher.need("m", (other,))
+    assert world.turns() == [other.sha256]
+    assert world.office.alone == asked + 1
+    world.clock.now += 60.0
+    world.fetcher.need("m", (third,))
+    assert world.turns() == [third.sha256]
+    assert world.office.alone == asked + 1

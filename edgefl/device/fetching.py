@@ -184,7 +184,7 @@ class Fetcher:
                 self._guarded(sha256, partial(self._begin, ref))
 
     def _begin(self, ref: FileRef) -> bool:
-        """Take the room on disk and what is here already; then begin to fetch. Whether the file is complete."""
+        """Take the room on disk and what is here already, then fetch. Whether the file is complete."""
         file = PartialFile(self._partial, ref, reserve=self._reserve)
         assembly = self._active[ref.sha256] = Assembly(self._device, self._link, file, self._clock)
         assembly.reused = self._index.fill(file, without=self._active.keys())
@@ -209,8 +209,9 @@ class Fetcher:
 
     def _step(self, sha256: bytes, event: Event) -> None:
         if (assembly := self._active.get(sha256)) is not None:  # it may have ended while others were looked at
+            before = assembly.alone
             self._guarded(sha256, partial(assembly.step, event))
-            if assembly.alone:
+            if assembly.alone > before:
                 self._alone_until = self._clock() + ALONE_SECONDS
 
     def _guarded(self, sha256: bytes, work: Callable[[], bool]) -> None:
