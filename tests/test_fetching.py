@@ -207,3 +207,25 @@ def test_a_drowned_device_is_served_on_its_own_topic_for_an_hour(world):
     world.fetcher.need("m", (third,))
     assert world.turns() == [third.sha256]
     assert world.office.alone == asked + 1
+
+
+def test_a_slow_link_full_of_useless_blocks_is_made_anew(world):
+    """What the broker still has for it after the file is there would delay everything else: a new connection sheds it, once."""
+    ref = world.office.offer("a", CONTENT)
+    world.fetcher.need("m", (ref,))
+    assert world.turns() == [ref.sha256]
+    restarts, restart = [], world.link.restart
+    world.link.restart = lambda: (restarts.append(world.clock.now), restart())
+    stale = encode(Block(ref.sha256[:16], 0, CONTENT[:BLOCK_SIZE]))
+    for _ in range(100):
+        world.fetcher.arrived(stale)
+        world.clock.now += 0.01
+    assert restarts == []
+    for _ in range(60):
+        world.clock.now += 2.0
+        world.fetcher.arrived(stale)
+    assert len(restarts) == 1
+    other = world.office.offer("b", CONTENT[::-1])
+    world.link.poll(0.0)
+    world.fetcher.need("m", (other,))
+    assert world.turns(60) == [other.sha256]

@@ -53,7 +53,7 @@ FLOORS = {
     "edgefl.device.voice": 5,
     "edgefl.device.resources": 4,
     "edgefl.device.mirror": 4,
-    "edgefl.device.needs": 4,
+    "edgefl.device.needs": 5,
     "edgefl.device.rebuild": 4,
     "edgefl.device.reuse": 4,
     "edgefl.device.supply": 4,

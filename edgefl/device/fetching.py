@@ -12,23 +12,21 @@ written and before the file gets its name; a file that is there already is check
 """
 
 import contextlib
-import logging
 import random
 import ssl
-from collections.abc import Callable
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
 from edgefl.device.assembly import Assembly
 from edgefl.device.download_events import BlockArrived, Event, Reconnected, Tick
 from edgefl.device.needs import Needs
-from edgefl.device.rebuild import rebuild
 from edgefl.device.rests import Rests
 from edgefl.device.reuse import BlockIndex
 from edgefl.device.supply import Supply
+from edgefl.device.waste import Waste
 from edgefl.device.ways import BLOCKS_ONLY, Ways
-from edgefl.errors import BlockError, EdgeflError, SlowRetrievalError, StoreError, UpdateError
+from edgefl.errors import BlockError, EdgeflError, SlowRetrievalError, StoreError
 from edgefl.link.contract import Link
 from edgefl.store.blobs import BlobStore
 from edgefl.store.partial import PartialFile
@@ -38,8 +36,6 @@ AT_ONCE = 4
 """Files fetched side by side."""
 ALONE_SECONDS = 3600.0
 """How long a link that has proved too slow for what others ask for is taken to be so."""
-
-log = logging.getLogger("edgefl.device")
 
 
 class Fetcher:
@@ -84,6 +80,7 @@ class Fetcher:
         self._rests = Rests()
         self._trouble: EdgeflError | None = None
         self._alone_until = 0.0
+        self._waste = Waste()
         self._connected_at = clock()
 
     def need(self, model: str, files: tuple[FileRef, ...], ways: Ways = BLOCKS_ONLY) -> None:
@@ -127,8 +124,14 @@ class Fetcher:
     def arrived(self, payload: bytes) -> None:
         """A block has come. Raises MessageError when it does not decode."""
         block = decode(payload, Block)
-        for sha256 in [sha256 for sha256 in self._active if sha256.startswith(block.file)]:
+        files = {sha256: assembly.file for sha256, assembly in self._active.items() if sha256.startswith(block.file)}
+        useful = any(not file.have >> block.index & 1 for file in files.values())
+        self._waste = self._waste.heard(self._clock(), useful=useful)
+        for sha256 in files:
             self._step(sha256, BlockArrived(block))
+        if self._waste.too_much(self._clock()):
+            self._waste = self._waste.cured(self._clock())
+            self._link.restart()
 
     def reconnected(self) -> None:
         """The link is up again."""
@@ -160,7 +163,7 @@ class Fetcher:
         """File descriptors that become readable when `tick` has something to do."""
         return self._supply.wake
 
-    def tidy(self, keep: AbstractSet[bytes]) -> None:
+    def tidy(self, keep: Iterable[bytes]) -> None:
         """Remove partial files that are neither needed nor to be kept, as far as the disk lets us."""
         names = {sha256.hex() for sha256 in (*keep, *self._needs.fetched(), *self._needs.files())}
         for path in self._partial.glob("*.part"):
@@ -230,15 +233,8 @@ class Fetcher:
         self._rests = self._rests.only(self._needs.fetched().keys() - {sha256})
         if sha256 in self._needs.files():
             self._hand_out(sha256)
-        for target, difference, layout in self._needs.made_of(sha256):
-            try:
-                rebuild(self._blobs, difference, target, layout, reserve=self._reserve)
-            except (StoreError, UpdateError) as error:
-                log.warning("fetching whole weights: %s", error)
-                self._needs.give_up(difference)
-            else:
-                self._needs.made(target)
-                self._hand_out(target.sha256)
+        for target in self._needs.rebuilt(sha256, reserve=self._reserve):
+            self._hand_out(target)
         self._fill()
 
     def _hand_out(self, sha256: bytes) -> None:

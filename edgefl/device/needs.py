@@ -6,13 +6,18 @@ made once, when the need is stated, and given up for the file itself when the di
 Rule: a file of which blocks are on disk already is fetched itself: it has been begun, perhaps because a difference has failed.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from edgefl.device.rebuild import rebuild
 from edgefl.device.ways import Ways
+from edgefl.errors import StoreError, UpdateError
 from edgefl.layout import Layout
 from edgefl.store.blobs import BlobStore
 from edgefl.wire.messages import Difference, FileRef
+
+log = logging.getLogger("edgefl.device")
 
 
 class Needs:
@@ -58,21 +63,21 @@ class Needs:
         chosen = self._chosen.get(ref.sha256)
         return chosen[0].file if chosen else ref
 
-    def made_of(self, sha256: bytes) -> Iterator[tuple[FileRef, Difference, Layout]]:
-        """The files that are to be made of a difference, with the difference and their layout."""
+    def rebuilt(self, sha256: bytes, *, reserve: int) -> Iterator[bytes]:
+        """Make the files that a difference leads to, now that it is here; the SHA-256 of each that could be made.
+
+        What cannot be made is to be fetched itself from now on. `reserve` is the bytes of disk to leave free.
+        """
         files = self.files()
         for target, (difference, layout) in list(self._chosen.items()):
             if difference.file.sha256 == sha256:
-                yield files[target], difference, layout
-
-    def made(self, target: FileRef) -> None:
-        """A file is here; no way to it is needed any more."""
-        self._chosen.pop(target.sha256, None)
-
-    def give_up(self, difference: Difference) -> None:
-        """A difference does not lead where it should: its files are fetched themselves."""
-        self._failed.add(difference.file.sha256)
-        self._chosen = {target: way for target, way in self._chosen.items() if way[0] != difference}
+                del self._chosen[target]
+                try:
+                    rebuild(self._blobs, difference, files[target], layout, reserve=reserve)
+                    yield target
+                except (StoreError, UpdateError) as error:
+                    log.warning("fetching whole weights: %s", error)
+                    self._failed.add(sha256)
 
     def sources(self, sha256: bytes) -> tuple[str, ...]:
         """Places off the broker where a file should be."""
