@@ -40,7 +40,7 @@ class Board:
         if self.state is None:
             self.link.subscribe(TOPIC)
             self.link.poll(0.0)
-            self.state, effects = download.begin(REF, 0, now)
+            self.state, effects = download.begin(REF, 0, now, first=rng.randrange(len(REF.blocks)))
             self.perform(effects, now)
         for event in self.link.poll(0.0):
             if isinstance(event, Arrived):

@@ -38,11 +38,9 @@ def flood(indices: list[int], gap: float, state: Download | None = None) -> tupl
     return state, [], now
 
 
-@pytest.mark.parametrize("repeated", [False, True])
-def test_a_drowned_download_goes_alone(repeated: bool) -> None:
-    """At 16 KB/s, after a few blocks that nobody here asked for, it leaves the topic and asks for one block, alone."""
-    indices = [20] * 20 if repeated else list(range(20, 40))
-    state, effects, now = flood(indices, 2.0)
+def test_a_drowned_download_goes_alone() -> None:
+    """At 16 KB/s, after a few blocks that are here already, it leaves the topic and asks for one block, alone."""
+    state, effects, now = flood([20] * 20, 2.0)
     assert state.alone
     assert now <= 12.0
     going = [type(effect) for effect in effects if not isinstance(effect, Store)]
@@ -50,6 +48,54 @@ def test_a_drowned_download_goes_alone(repeated: bool) -> None:
     request = next(effect.want for effect in effects if isinstance(effect, Ask))
     assert request.alone
     assert asked(tuple(effects)) == [0]
+
+
+def test_a_slow_link_listens_while_others_ask_for_what_it_misses() -> None:
+    """Thirty missing blocks come that others have asked for: it asks for nothing meanwhile, and for the rest when they end."""
+    state, effects = begin(REF, 0, 0.0)
+    requests, now = [], 0.0
+    for index in range(10, 40):
+        now += 2.0
+        state, effects = step(state, BlockArrived(block(index)), now)
+        requests += asked(effects) if index > 11 else []
+        while (wake_at(state) or now + 9.0) <= now + 1.9:
+            state, effects = step(state, Tick(0.0), wake_at(state) or now)
+            requests += asked(effects) if index > 11 else []
+    assert requests == []
+    assert not state.alone
+    now = wake_at(state) or 0.0
+    assert now <= 70.0
+    state, effects = step(state, Tick(0.0), now)
+    state, more = step(state, Tick(0.0), now)
+    assert asked(effects) + asked(more)
+
+
+def test_asking_begins_somewhere_and_goes_round() -> None:
+    """From a drawn block on to the end, and on from the beginning; every block once."""
+    state, effects = begin(REF, 0, 0.0, first=33)
+    queue, requests, now = asked(effects), list(asked(effects)), 0.0
+    while queue:
+        now += 0.01
+        state, effects = step(state, BlockArrived(block(queue.pop(0))), now)
+        queue += asked(effects)
+        requests += asked(effects)
+    assert requests[:2] == [33, 34]
+    assert sorted(requests) == list(range(COUNT))
+    assert state.complete
+
+
+def test_a_slow_link_says_how_far_it_is_behind() -> None:
+    """Its requests carry the seconds that a block takes to it, never more than it has listened; those of a fast link nothing."""
+    for gap, expected in ((2.0, {2, 4}), (0.01, {0})):
+        state, effects = begin(REF, 0, 0.0)
+        now, queue, behind = 0.0, asked(effects), set()
+        for _ in range(12):
+            now += gap
+            state, effects = step(state, BlockArrived(block(queue.pop(0))), now)
+            queue += asked(effects)
+            behind |= {effect.want.behind for effect in effects if isinstance(effect, Ask)}
+        assert behind <= set(range(min(expected), max(expected) + 1))
+        assert max(behind) >= min(expected)
 
 
 def test_a_fast_link_is_never_alone() -> None:

@@ -60,9 +60,9 @@ class Assembly:
         for index, data in blocks:
             self.file.write(index, data)
 
-    def ask_server(self, *, alone: bool) -> bool:
+    def ask_server(self, *, alone: bool, first: int) -> bool:
         """Fetch what is still missing over MQTT. Raises as `step`."""
-        self.state, effects = begin(self.file.ref, self.file.have, self._clock(), alone=alone, reused=self.reused)
+        self.state, effects = begin(self.file.ref, self.file.have, self._clock(), alone=alone, reused=self.reused, first=first)
         if not alone and not self.state.complete:
             self._link.subscribe(self._topic, qos=0)
         return self._perform(effects)

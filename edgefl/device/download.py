@@ -17,9 +17,10 @@ Rules:
 * The window is AIMD: from 2 blocks it grows by one for each window of timely blocks, up to 8, and halves on a stall. It does not
   grow when an answer takes 4 s, and shrinks when it takes 8: on a link of 16 KB/s one or two blocks are under way, so that a
   ping still comes through within half of any sensible keepalive.
-* Blocks that others have asked for are a gift, until they come in the way: `DROWNED` windows of them while an own request waits,
-  on a link that takes `SLOW_BLOCK` seconds for each. A fleet of slow links in step is not drowned: what one asks for, all want.
-  Once alone, a download stays alone.
+* Blocks that others have asked for are a gift as long as they are missing here. On a slow link, which takes `SLOW_BLOCK` seconds
+  for a block, they fill it, and nothing more is asked for while they come; so slow links share what they ask for.
+* Blocks that are here already come in the way: `DROWNED` windows of them on a slow link while an own request waits, and the
+  download goes alone. It stays alone.
 * Slow retrieval: a file must be there after `GRACE` seconds and what `SLOWEST` allows for its length. Time without a connection
   does not count.
 * A request is overdue after four times the measured answer time, at least 2 s. The time runs from the first request for a block,
@@ -49,11 +50,21 @@ from edgefl.device.download_events import (
     Tick,
     TooSlow,
 )
-from edgefl.device.download_state import FIRST_WINDOW, LARGEST_WINDOW, LONGEST_PAUSE, SHORTEST_PATIENCE, Asked, Download
+from edgefl.device.download_state import (
+    FIRST_WINDOW,
+    LARGEST_WINDOW,
+    LONGEST_PAUSE,
+    SHORTEST_PATIENCE,
+    SLOW_BLOCK,
+    Asked,
+    Download,
+)
 from edgefl.errors import BlockError
 from edgefl.wire.blocks import MAX_WINDOW_SPAN, check_block, want
 from edgefl.wire.messages import BLOCK_SIZE, Block, FileRef
 
+MOST_BEHIND = 30.0
+"""Seconds; the server remembers no longer what it has sent."""
 LONG_ANSWER = 4.0
 """Seconds from request to block beyond which a larger window would only make a longer queue, before pings as well."""
 GRACE = 600.0
@@ -65,7 +76,7 @@ SLOWEST = 2048.0
 Outcome = tuple[Download, tuple[Effect, ...]]
 
 
-def begin(ref: FileRef, have: int, now: float, *, alone: bool = False, reused: int = 0) -> Outcome:
+def begin(ref: FileRef, have: int, now: float, *, alone: bool = False, reused: int = 0, first: int = 0) -> Outcome:
     """Start, or go on after a restart; the first requests are among the effects.
 
     Args:
@@ -74,11 +85,13 @@ def begin(ref: FileRef, have: int, now: float, *, alone: bool = False, reused: i
         now: time.
         alone: the link is known to be too slow for what others ask for.
         reused: how many of the blocks were found on this device.
+        first: block at which asking begins, drawn at random: devices that fetch together then ask for different blocks, and each
+            hears what the others ask for.
     """
     missing = len(ref.blocks) - have.bit_count()
     late_at = now + GRACE + missing * BLOCK_SIZE / SLOWEST
     counts = Counts(reused=reused)
-    state = Download(ref, have, {}, FIRST_WINDOW, 0.0, now, 0, None, counts, alone, 0.0, now, now, late_at)
+    state = Download(ref, have, {}, FIRST_WINDOW, 0.0, now, 0, None, counts, alone, 0.0, now, -math.inf, first, now, late_at)
     if state.complete:
         return state, (Complete(),)
     if not alone:
@@ -103,9 +116,9 @@ def wake_at(state: Download) -> float | None:
     """When the machine wants a `Tick` at the latest; None when complete."""
     if state.complete:
         return None
-    if state.resume_at is not None:
-        return min(state.resume_at, state.late_at)
-    return min(min((asked.last for asked in state.asked.values()), default=state.heard_at) + state.patience, state.late_at)
+    overdue = min((asked.last for asked in state.asked.values()), default=state.heard_at) + state.patience
+    due = overdue if state.resume_at is None else state.resume_at
+    return min(max(due, state.listens_until), state.late_at)
 
 
 def _arrived(state: Download, block: Block, now: float) -> Outcome:
@@ -126,7 +139,7 @@ def _arrived(state: Download, block: Block, now: float) -> Outcome:
         return state, (store, Complete())
     if pausing and state.asked:
         state, effects = _repeat(state, now)
-    elif len(state.asked) * 2 <= state.window:
+    elif len(state.asked) * 2 <= state.window and now >= state.listens_until:
         state, effects = _ask(state, now)
     else:
         effects = ()
@@ -166,6 +179,7 @@ def _credit(state: Download, index: int, now: float) -> Download:
         window=window,
         answer_time=answer_time,
         heard_at=now,
+        gift_at=now if asked is None else state.gift_at,
         silences=0,
         resume_at=None,
         counts=counts,
@@ -173,7 +187,7 @@ def _credit(state: Download, index: int, now: float) -> Download:
 
 
 def _tick(state: Download, now: float, jitter: float) -> Outcome:
-    if state.complete:
+    if state.complete or now < min(state.listens_until, state.late_at):
         return state, ()
     if now >= state.late_at:
         missing = len(state.ref.blocks) - state.have.bit_count()
@@ -198,17 +212,23 @@ def _repeat(state: Download, now: float) -> Outcome:
 
 
 def _ask(state: Download, now: float) -> Outcome:
-    """Fill the window with the first missing blocks."""
+    """Fill the window with the missing blocks that are next, from `first` on and round."""
     room = int(state.window) - len(state.asked)
     missing = ((1 << len(state.ref.blocks)) - 1) & ~state.have
     for index in state.asked:
         missing &= ~(1 << index)
     indices: list[int] = []
     while missing and len(indices) < room:
-        low = missing & -missing
+        later = missing >> state.first << state.first
+        low = (later or missing) & -(later or missing)
         indices.append(low.bit_length() - 1)
         missing ^= low
     return _send(state, indices, now)
+
+
+def _behind(state: Download, now: float) -> int:
+    """Seconds that a block takes to this device, if its link is slow; no more than it has listened."""
+    return int(min(MOST_BEHIND, state.answer_time, now - state.began)) if state.gap >= SLOW_BLOCK else 0
 
 
 def _send(state: Download, indices: list[int], now: float) -> Outcome:
@@ -219,7 +239,7 @@ def _send(state: Download, indices: list[int], now: float) -> Outcome:
     asked = {**state.asked}
     for index in reached:
         known = asked.get(index)
-        asked[index] = replace(known, last=now) if known else Asked(now, now, state.others)
+        asked[index] = replace(known, last=now) if known else Asked(now, now, state.counts.duplicate)
     counts = replace(state.counts, asks=state.counts.asks + 1)
-    request = msgspec.structs.replace(want(state.ref, reached), alone=state.alone)
+    request = msgspec.structs.replace(want(state.ref, reached), alone=state.alone, behind=_behind(state, now))
     return replace(state, asked=asked, counts=counts), (Ask(request),)

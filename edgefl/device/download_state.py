@@ -1,5 +1,6 @@
 """What the download machine knows: which blocks are there, which are asked for, and how the link behaves."""
 
+import math
 from dataclasses import dataclass
 
 from edgefl.device.download_events import Counts
@@ -10,18 +11,20 @@ LARGEST_WINDOW = 8.0
 SHORTEST_PATIENCE = 2.0
 LONGEST_PAUSE = 300.0
 DROWNED = 2.0
-"""Windows of blocks that nobody here has asked for, received while a request waits."""
+"""Windows of blocks that are here already, received while a request waits."""
+LISTEN = 3.0
+"""Blocks' times after a gift for which a slow link waits for more."""
 SLOW_BLOCK = 0.5
 """Seconds between two blocks that mark a slow link: 64 KiB per second."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request for one block: when it was made first, and last, and how many blocks had come unasked before."""
+    """A request for one block: when it was made first, and last, and how many duplicates had come before."""
 
     first: float
     last: float
-    others: int
+    duplicates: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,8 @@ class Download:
         alone: whether requests are for this device alone.
         gap: smoothed seconds between two arriving blocks of the file.
         arrived_at: when the last block of the file arrived, good or not needed.
+        gift_at: when the last block arrived that was missing and not asked for.
+        first: where asking begins; it goes round from there.
         began: when it began, time without a connection left out.
         late_at: the deadline.
     """
@@ -57,6 +62,8 @@ class Download:
     alone: bool
     gap: float
     arrived_at: float
+    gift_at: float
+    first: int
     began: float
     late_at: float
 
@@ -76,14 +83,14 @@ class Download:
         return min(LONGEST_PAUSE, max(SHORTEST_PATIENCE, 4.0 * self.answer_time))
 
     @property
-    def others(self) -> int:
-        """Blocks of the file that came without having been asked for here."""
-        return self.counts.unasked + self.counts.duplicate
-
-    @property
     def drowned(self) -> bool:
-        """Whether what others ask for fills a slow link, so that what was asked for here does not come through."""
+        """Whether blocks that are here already fill a slow link, so that what was asked for does not come through."""
         if not self.asked or self.gap < SLOW_BLOCK:
             return False
-        before = min(asked.others for asked in self.asked.values())
-        return self.others - before >= DROWNED * max(self.window, FIRST_WINDOW)
+        before = min(asked.duplicates for asked in self.asked.values())
+        return self.counts.duplicate - before >= DROWNED * max(self.window, FIRST_WINDOW)
+
+    @property
+    def listens_until(self) -> float:
+        """Before this time there is nothing to ask for: others keep a slow link busy with blocks that are missing here."""
+        return self.gift_at + LISTEN * self.gap if self.gap >= SLOW_BLOCK and not self.alone else -math.inf

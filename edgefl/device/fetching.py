@@ -198,7 +198,7 @@ class Fetcher:
         ref, have = assembly.file.ref, assembly.file.have
         if not assembly.file.complete and self._supply.begin(self._needs.sources(ref.sha256), ref, have):
             return False
-        return assembly.ask_server(alone=self._clock() < self._alone_until)
+        return assembly.ask_server(alone=self._clock() < self._alone_until, first=self._rng.randrange(len(ref.blocks)))
 
     def _take_supplies(self) -> None:
         """Write what sources have delivered; where one has ended, go on with the next or with the server."""

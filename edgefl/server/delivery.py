@@ -13,6 +13,7 @@ window and is paced by what that device asks for.
 Rules:
 
 * A request is a hint, not a debt: what is lost or left out is asked for again.
+* A slow link says how far it is behind; what was sent to all since then is still on its way to it, and is not sent again.
 * Who goes alone no longer listens to all: only what was sent to all before its first request alone counts as under way to it.
 * Everything is bounded: `MOST_FILES` offered files, `MOST_SHARED` lanes to all, `MOST_ALONE` to one device and `ALONE_EACH` to
   the same, `MOST_PER_REQUEST` blocks heard from one request, and what is known of devices. More is refused or ignored, and
@@ -30,7 +31,7 @@ from itertools import islice
 
 from edgefl.server.askers import Asker, Askers, admit, allowed, with_asker
 from edgefl.server.delivery_events import Counts, Effect, Event, Offered, Refuse, SendBlocks, Tick, Wanted, Withdrawn
-from edgefl.server.lanes import Lane, LaneName, indices_of
+from edgefl.server.lanes import REMEMBERED, UNDER_WAY, Lane, LaneName, indices_of
 from edgefl.wire.blocks import wanted
 from edgefl.wire.messages import BLOCK_SIZE, Want
 
@@ -123,19 +124,19 @@ def _wanted(state: Delivery, device: str, request: Want, now: float) -> Outcome:
         ignored=state.counts.ignored + int.from_bytes(request.bitmap, "little").bit_count() - len(indices),
     )
     throttled = state.counts.throttled
-    state = _collect(replace(state, counts=counts), device, asker, name, bits, now)
+    state = _collect(replace(state, counts=counts), device, asker, name, bits, now, request.behind)
     if indices and state.counts.throttled - throttled == len(indices):
         return _refuse(state, device, request, "the same blocks too often")
     return state, ()
 
 
-def _collect(state: Delivery, device: str, asker: Asker, name: LaneName, bits: int, now: float) -> Delivery:
+def _collect(state: Delivery, device: str, asker: Asker, name: LaneName, bits: int, now: float, behind: float) -> Delivery:
     """Put blocks on a lane, those excepted that are there, under way, or asked for too often."""
     sha256, alone = name[0], bool(name[1])
     lane = state.lanes.get(name, Lane())
     if alone and sha256 not in asker.alone:
         lane = replace(lane, sent=state.lanes.get((sha256, ""), Lane()).sent)
-    crossed = bits & lane.under_way(now)
+    crossed = bits & lane.under_way(now, max(UNDER_WAY, behind))
     merged = bits & lane.want & ~crossed
     asker, fresh = allowed(asker, sha256, bits & ~crossed & ~merged)
     counts = replace(
@@ -165,13 +166,20 @@ def _refuse(state: Delivery, device: str, request: Want, reason: str) -> Outcome
     return replace(state, counts=counts), (Refuse(device, request.sha256, reason),)
 
 
-def _forget(state: Delivery, now: float) -> Delivery:
-    """Drop lanes on which nothing is wanted or under way."""
-    return replace(state, lanes={name: lane for name, lane in state.lanes.items() if lane.want or lane.under_way(now)})
+def _forget(state: Delivery, now: float, seconds: float = UNDER_WAY) -> Delivery:
+    """Drop lanes on which nothing is wanted, and to all nothing was sent for so long."""
+    return replace(
+        state,
+        lanes={
+            name: lane
+            for name, lane in state.lanes.items()
+            if lane.want or lane.under_way(now, UNDER_WAY if name[1] else seconds)
+        },
+    )
 
 
 def _tick(state: Delivery, room: int, now: float) -> Outcome:
-    state = _forget(_refill(state, now), now)
+    state = _forget(_refill(state, now), now, REMEMBERED)
     limit = max(0, room if state.rate is None else min(room, int(state.tokens)))
     chosen, order = _choose(state, limit // BLOCK_COST, now)
     lanes = {name: state.lanes[name] for name in order} | dict(state.lanes)

@@ -220,12 +220,14 @@ class Want(msgspec.Struct, frozen=True, array_like=True):
     """Wanted blocks of a file: bit i of `bitmap` (least significant bit of byte 0 first) stands for block `first + i`.
 
     `alone` asks for an answer on the device's own topic, at its own pace: a slow link cannot take what others have asked for.
+    `behind` is how many seconds a block takes to the device on a slow link; what was sent since then is still on its way to it.
     """
 
     sha256: Sha256
     first: Annotated[int, msgspec.Meta(ge=0, lt=MAX_BLOCKS)]
     bitmap: Annotated[bytes, msgspec.Meta(min_length=1, max_length=64)]
     alone: bool = False
+    behind: Annotated[int, msgspec.Meta(ge=0, le=30)] = 0
 
 
 class Block(msgspec.Struct, frozen=True, array_like=True):
