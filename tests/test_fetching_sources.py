@@ -22,6 +22,7 @@ from edgefl.device.mirror import Bell, SourceFetch
 from edgefl.device.supply import REST_SECONDS
 from edgefl.device.ways import Ways
 from edgefl.errors import BlockError, EndlessDataError, LinkError, MessageError, SlowRetrievalError
+from edgefl.store.partial import PartialFile
 from edgefl.wire.blocks import file_ref
 from edgefl.wire.messages import BLOCK_SIZE
 
@@ -54,8 +55,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         asked = self.headers.get("Range", "")
         if asked:
-            start = int(asked.removeprefix("bytes=").split("-")[0])
-            self._answer(206, data[start:], {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"})
+            start, last = map(int, asked.removeprefix("bytes=").split("-"))
+            self._answer(206, data[start : last + 1], {"Content-Range": f"bytes {start}-{last}/{len(data)}"})
         else:
             self._answer(200, data)
 
@@ -220,18 +221,26 @@ def test_a_web_server_delivers_everything(world, site):
 
 def test_a_web_server_is_asked_for_the_rest_only(world, site):
     """What is on disk from before a restart is neither asked for nor read again."""
-    need(world)
-    while world.fetcher._active[REF.sha256].file.have.bit_count() < 6:
-        world.turns(1)
-    have = world.fetcher._active[REF.sha256].file.have
-    world.fetcher.close()
-    sent = world.blocks_sent()
-    world.start(context=site.context)
+    with PartialFile(world.partial, REF, reserve=0) as file:
+        for index in (0, 1, 2, 5, 6, 12):
+            file.write(index, CONTENT[index * BLOCK_SIZE : (index + 1) * BLOCK_SIZE])
     need(world, site.address)
     fetched(world)
-    first = (~have & (have + 1)).bit_length() - 1
-    assert site.requests == [(f"/{NAME}", f"bytes={first * BLOCK_SIZE}-{REF.length - 1}")]
-    assert world.blocks_sent() <= sent + 8
+    ranges = [f"bytes={first * BLOCK_SIZE}-{(last + 1) * BLOCK_SIZE - 1}" for first, last in ((3, 4), (7, 11))]
+    assert site.requests == [(f"/{NAME}", part) for part in ranges]
+    assert world.broker.published.total() == 0
+
+
+def test_many_holes_are_one_request(site):
+    """A file of which every other block is there is read once through."""
+    have = sum(1 << index for index in range(1, 40, 2))
+    content = random.Random(3).randbytes(40 * BLOCK_SIZE)
+    ref = file_ref("weights", content)
+    site.files[ref.sha256.hex()] = content
+    blocks, error = read(site.address, have, ref, context=site.context)
+    assert error is None
+    assert sorted(blocks) == list(range(0, 40, 2))
+    assert len(site.requests) == 1
 
 
 @pytest.mark.parametrize("mood", ["damaged", "truncated", "missing", "downgrading", "too_long", "another_part"])

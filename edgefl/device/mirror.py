@@ -1,8 +1,8 @@
 """Fetching a file's missing blocks from a source off the broker, in a thread of its own.
 
-Model: the thread reads the file from the first missing block on, checks each block, and puts those that are missing into a short
-queue; then it rings. The agent's one thread takes them and writes them; the file on disk is touched by nobody else. Whatever goes
-wrong ends the thread with an error, and the rest of the file is asked for over MQTT.
+Model: the thread reads each run of missing blocks, checks each block, and puts it into a short queue; then it rings. The agent's
+one thread takes them and writes them; the file on disk is touched by nobody else. Whatever goes wrong ends the thread with an
+error, and the rest of the file is asked for over MQTT.
 
 Rules: no more is read than the file's promised length and one byte; a block takes at most `BLOCK_SECONDS`; at most `QUEUE` blocks
 are in memory; the thread ends with the process.
@@ -20,10 +20,12 @@ from typing import Protocol
 
 from edgefl.errors import BlockError, EdgeflError, EndlessDataError, LinkError, SlowRetrievalError
 from edgefl.wire.blocks import block_length, check_block
-from edgefl.wire.messages import FileRef
+from edgefl.wire.messages import BLOCK_SIZE, FileRef
 from edgefl.wire.sources import is_web, place_of
 
 QUEUE = 4
+MOST_RUNS = 8
+"""Requests for one file; with more holes in it, what lies between them is read as well."""
 BLOCK_SECONDS = 30.0
 """A KiB per second: slower sources than that are left to others."""
 TIMEOUT = 15.0
@@ -136,28 +138,32 @@ class SourceFetch:
             self._ring()
 
     def _read(self) -> None:
-        missing = ((1 << len(self._ref.blocks)) - 1) & ~self._have
-        first, last = (missing & -missing).bit_length() - 1, missing.bit_length() - 1
-        offset = first * block_length(self._ref, 0)
-        with self._open(offset) as stream:
+        for first, last in _runs(((1 << len(self._ref.blocks)) - 1) & ~self._have):
+            if not self._cancelled.is_set():
+                self._read_run(first, last)
+
+    def _read_run(self, first: int, last: int) -> None:
+        """Read the blocks from the first to the last."""
+        end = min(self._ref.length, (last + 1) * BLOCK_SIZE)
+        with self._open(first * BLOCK_SIZE, end) as stream:
             skip = stream.skip
             while skip > 0 and not self._cancelled.is_set():
-                skip -= len(self._exactly(stream, min(skip, block_length(self._ref, 0))))
+                skip -= len(self._exactly(stream, min(skip, BLOCK_SIZE)))
             for index in range(first, last + 1):
                 data = self._exactly(stream, block_length(self._ref, index))
                 check_block(self._ref, index, data)
-                if missing >> index & 1 and not self._put(index, data):
+                if not self._have >> index & 1 and not self._put(index, data):
                     return
-            if last == len(self._ref.blocks) - 1 and stream.read(1):
+            if end == self._ref.length and stream.read(1):
                 raise EndlessDataError(f"source {self.source[:100]} has too much", expected=f"{self._ref.length} bytes")
 
-    def _open(self, offset: int) -> AbstractContextManager[_Stream]:
+    def _open(self, offset: int, end: int) -> AbstractContextManager[_Stream]:
         place = place_of(self.source, self._ref.sha256)
         if not is_web(self.source):
             return _OpenFile(place, offset, self._ref.length)
         from edgefl.device.web import WebFile  # noqa: PLC0415 - a board without web sources does not pay for an HTTP client
 
-        return WebFile(place, offset, self._ref.length, self._context or ssl.create_default_context(), TIMEOUT)
+        return WebFile(place, offset, end, self._ref.length, self._context or ssl.create_default_context(), TIMEOUT)
 
     def _exactly(self, stream: _Stream, count: int) -> bytes:
         """So many bytes, in good time."""
@@ -179,6 +185,19 @@ class SourceFetch:
                 self._ring()
                 return True
         return False
+
+
+def _runs(missing: int) -> list[tuple[int, int]]:
+    """First and last block of each run of missing blocks; one over everything if there are many."""
+    runs: list[tuple[int, int]] = []
+    left = missing
+    while left:
+        first = (left & -left).bit_length() - 1
+        filled = left >> first
+        last = first + ((filled + 1) & -(filled + 1)).bit_length() - 2
+        runs.append((first, last))
+        left = left >> (last + 1) << (last + 1)
+    return runs if len(runs) <= MOST_RUNS else [(runs[0][0], runs[-1][1])]
 
 
 class _OpenFile:

@@ -41,6 +41,7 @@ class WebFile:
     Args:
         url: of the file, `https://...`.
         offset: first byte wanted.
+        end: byte after the last one wanted.
         length: bytes of the whole file, as promised.
         context: which certificates are believed.
         timeout: seconds for each step.
@@ -51,14 +52,14 @@ class WebFile:
         MessageError: it sends another part than was asked for.
     """
 
-    def __init__(self, url: str, offset: int, length: int, context: ssl.SSLContext, timeout: float) -> None:
+    def __init__(self, url: str, offset: int, end: int, length: int, context: ssl.SSLContext, timeout: float) -> None:
         opener = OpenerDirector()
         for handler in (
             ProxyHandler(), HTTPSHandler(context=context), HTTPDefaultErrorHandler(), HTTPErrorProcessor(), _HttpsOnly(),
         ):  # fmt: skip
             opener.add_handler(handler)
         self._url = url
-        request = Request(url, headers={"Range": f"bytes={offset}-{length - 1}"} if offset else {})  # noqa: S310 - checked: https
+        request = Request(url, headers={"Range": f"bytes={offset}-{end - 1}"} if end - offset < length else {})  # noqa: S310 - checked: https
         try:
             self._answer = opener.open(request, timeout=timeout)
         except HTTPError as error:
@@ -68,9 +69,8 @@ class WebFile:
             ) from None
         except (URLError, http.client.HTTPException, OSError, ValueError) as error:
             raise LinkError(f"source {url[:100]} cannot be reached", found=str(error)[:200]) from None
-        self._left = length
         try:
-            self._check(offset, length)
+            self._check(offset, end, length)
         except Exception:
             self.close()
             raise
@@ -97,13 +97,13 @@ class WebFile:
         """Bytes to be read before those that were asked for."""
         return self._skip
 
-    def _check(self, offset: int, length: int) -> None:
+    def _check(self, offset: int, end: int, length: int) -> None:
         partial = self._answer.status == http.client.PARTIAL_CONTENT
         described = self._answer.headers.get("Content-Range", "")
         if partial and not described.startswith(f"bytes {offset}-"):
             raise MessageError(f"source {self._url[:100]} sends another part", expected=f"bytes {offset}-", found=described[:60])
         self._skip = 0 if partial else offset
-        promised = length - offset if partial else length
+        promised = end - offset if partial else length
         stated = self._answer.headers.get("Content-Length", "")
         if stated.isdigit() and int(stated) > promised:
             raise EndlessDataError(f"source {self._url[:100]} has too much", expected=f"{promised} bytes", found=stated)
