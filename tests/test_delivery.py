@@ -7,20 +7,15 @@ from hypothesis import strategies as st
 
 from edgefl.server.delivery import (
     BLOCK_COST,
-    MOST_ACTIVE,
     MOST_FILES,
     MOST_PER_REQUEST,
+    MOST_SHARED,
     Delivery,
-    Effect,
-    Offered,
-    Refuse,
-    SendBlocks,
-    Tick,
-    Wanted,
-    Withdrawn,
     step,
     wake_at,
 )
+from edgefl.server.delivery_events import Effect, Offered, Refuse, SendBlocks, Tick, Wanted, Withdrawn
+from edgefl.server.lanes import REMEMBERED, SLOT
 from edgefl.wire.blocks import want
 from edgefl.wire.messages import FileRef, Want
 
@@ -74,6 +69,22 @@ def test_request_that_crosses_the_blocks_is_not_answered_twice() -> None:
     state, _ = step(state, Wanted("b", request(FILE, 1)), 3.3)
     state, effects = step(state, Tick(ROOM), 3.35)
     assert sent(effects) == [(FILE, 1)]
+
+
+def test_what_is_on_its_way_to_a_slow_link_is_not_sent_again() -> None:
+    """A device that is six seconds behind gets nothing that went out within these, and everything older or alone."""
+    state = serving(FILE)
+    for moment, index in ((1.0, 1), (5.0, 2), (9.0, 3)):
+        state, _ = step(state, Wanted("a", request(FILE, index)), moment)
+        state, _ = step(state, Tick(ROOM), moment + 0.05)
+    slow = request(FILE, 1, 2, 3)
+    state, _ = step(state, Wanted("b", Want(slow.sha256, slow.first, slow.bitmap, behind=6)), 10.0)
+    state, effects = step(state, Tick(ROOM), 10.05)
+    assert sent(effects) == [(FILE, 1)]
+    assert state.counts.crossed == 2
+    state, _ = step(state, Wanted("b", request(FILE, 2, 3)), 10.1)
+    state, effects = step(state, Tick(ROOM), 10.15)
+    assert sent(effects) == [(FILE, 2), (FILE, 3)]
 
 
 def test_unknown_files_and_blocks_are_refused_and_ignored() -> None:
@@ -144,17 +155,17 @@ def test_memory_stays_bounded_under_endless_requests() -> None:
     for number in range(5000):
         state, effects = step(state, Wanted(f"d{number}", request(rng.choice(files[:1000]), rng.randrange(1000))), number / 1e6)
         refused += len(effects)
-        assert len(state.active) <= MOST_ACTIVE
+        assert len(state.lanes) <= MOST_SHARED
     assert refused > 1000
     now = 1.0
     for _ in range(200):
         state, _ = step(state, Tick(ROOM), now)
-        assert all(len(active.sent) <= 7 for active in state.active.values())
+        assert all(len(lane.sent) <= REMEMBERED / SLOT + 2 for lane in state.lanes.values())
         state, _ = step(state, Wanted("a", request(files[0], rng.randrange(1000))), now)
         now += 0.01
     state, _ = step(state, Tick(ROOM), now + 1.0)
-    state, _ = step(state, Tick(ROOM), now + 2.0)
-    assert state.active == {}
+    state, _ = step(state, Tick(ROOM), now + 2.0 + REMEMBERED)
+    assert state.lanes == {}
 
 
 @settings(max_examples=60, deadline=None)

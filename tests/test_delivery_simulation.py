@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from edgefl.device import download
+from edgefl.device import download, download_events, download_state
 from edgefl.link.contract import Arrived
 from edgefl.link.memory import Faults, MemoryBroker, MemoryLink
-from edgefl.server import delivery
+from edgefl.server import delivery, delivery_events
 from edgefl.wire import topics
 from edgefl.wire.blocks import file_ref
 from edgefl.wire.messages import BLOCK_SIZE, Block, Want, decode, encode
@@ -30,7 +30,7 @@ class Board:
     joins: float
     data: bytearray = field(default_factory=lambda: bytearray(REF.length))
     stored: Counter[int] = field(default_factory=Counter)
-    state: download.Download | None = None
+    state: download_state.Download | None = None
     finished: float = 0.0
 
     def turn(self, now: float, rng: random.Random) -> None:
@@ -40,29 +40,29 @@ class Board:
         if self.state is None:
             self.link.subscribe(TOPIC)
             self.link.poll(0.0)
-            self.state, effects = download.begin(REF, 0, now)
+            self.state, effects = download.begin(REF, 0, now, first=rng.randrange(len(REF.blocks)))
             self.perform(effects, now)
         for event in self.link.poll(0.0):
             if isinstance(event, Arrived):
-                self.state, effects = download.step(self.state, download.BlockArrived(decode(event.payload, Block)), now)
+                self.state, effects = download.step(self.state, download_events.BlockArrived(decode(event.payload, Block)), now)
                 self.perform(effects, now)
         due = download.wake_at(self.state)
         if due is not None and due <= now:
-            self.state, effects = download.step(self.state, download.Tick(rng.random()), now)
+            self.state, effects = download.step(self.state, download_events.Tick(rng.random()), now)
             self.perform(effects, now)
 
-    def perform(self, effects: tuple[download.Effect, ...], now: float) -> None:
+    def perform(self, effects: tuple[download_events.Effect, ...], now: float) -> None:
         """Do what the machine says."""
         for effect in effects:
             match effect:
-                case download.Ask(request):
+                case download_events.Ask(request):
                     self.link.publish(topics.want(self.name), encode(request))
-                case download.Store(index, data):
+                case download_events.Store(index, data):
                     self.data[index * BLOCK_SIZE : index * BLOCK_SIZE + len(data)] = data
                     self.stored[index] += 1
-                case download.Complete():
+                case download_events.Complete():
                     self.finished = now
-                case download.Reject():
+                case download_events.Reject():
                     pytest.fail("no block was damaged")
 
 
@@ -74,7 +74,7 @@ def simulate(count: int, faults: Faults, *, late: int = 0, seed: int = 0) -> tup
     server.subscribe(topics.ALL_UP)
     server.poll(0.0)
     broker.faults = faults
-    state, _ = delivery.step(delivery.Delivery(), delivery.Offered(REF.sha256, len(REF.blocks)), 0.0)
+    state, _ = delivery.step(delivery.Delivery(), delivery_events.Offered(REF.sha256, len(REF.blocks)), 0.0)
     boards = [
         Board(f"d{number}", broker.link(f"d{number}"), rng.uniform(0.0, 2.0 if number < late else 0.02))
         for number in range(count)
@@ -88,12 +88,12 @@ def simulate(count: int, faults: Faults, *, late: int = 0, seed: int = 0) -> tup
         for event in server.poll(0.0):
             if isinstance(event, Arrived):
                 device, _ = topics.parse_up(event.topic)
-                state, _ = delivery.step(state, delivery.Wanted(device, decode(event.payload, Want)), now)
+                state, _ = delivery.step(state, delivery_events.Wanted(device, decode(event.payload, Want)), now)
         due = delivery.wake_at(state)
         if due is not None and due <= now:
-            state, effects = delivery.step(state, delivery.Tick((8 << 20) - server.outgoing), now)
+            state, effects = delivery.step(state, delivery_events.Tick((8 << 20) - server.outgoing), now)
             for effect in effects:
-                assert isinstance(effect, delivery.SendBlocks)
+                assert isinstance(effect, delivery_events.SendBlocks)
                 for index in effect.indices:
                     data = CONTENT[index * BLOCK_SIZE :][:BLOCK_SIZE]
                     server.publish(TOPIC, encode(Block(REF.sha256[:16], index, data)), qos=0)
@@ -108,9 +108,10 @@ def check(boards: list[Board]) -> None:
         assert set(board.stored.values()) == {1}
 
 
-def test_clean_link_costs_one_file() -> None:
-    """Fifty devices that join together cost the server at most 1.3 files, and finish quickly."""
-    boards, broker = simulate(50, Faults())
+@pytest.mark.parametrize("count", [50, pytest.param(200, marks=pytest.mark.slow)])
+def test_clean_link_costs_one_file(count: int) -> None:
+    """However many devices join together, they cost the server at most 1.3 files, and finish quickly."""
+    boards, broker = simulate(count, Faults())
     check(boards)
     assert broker.published_bytes[TOPIC] <= 1.3 * REF.length
     assert max(board.finished for board in boards) < 5.0

@@ -1,26 +1,16 @@
 """The download machine: what it asks for, when it asks again, and that nothing bad gets in."""
 
+import math
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgefl.device.download import (
-    LARGEST_WINDOW,
-    Ask,
-    BlockArrived,
-    Complete,
-    Download,
-    Effect,
-    Reconnected,
-    Reject,
-    Store,
-    Tick,
-    begin,
-    step,
-    wake_at,
-)
+from edgefl.device.download import begin, step, wake_at
+from edgefl.device.download_events import Ask, BlockArrived, Complete, Effect, Reconnected, Reject, Store, Tick
+from edgefl.device.download_state import LARGEST_WINDOW, Download
 from edgefl.wire.blocks import block_length, file_ref, wanted
 from edgefl.wire.messages import BLOCK_SIZE, Block, FileRef
 
@@ -167,6 +157,7 @@ def test_lost_block_is_asked_again_at_once_while_others_flow() -> None:
 def test_silence_is_answered_with_growing_random_pauses() -> None:
     """When nothing arrives, the limit of the pause doubles from 2 to 300 s; jitter 0 asks at once; a block ends it."""
     state, _ = begin(REF, 0, 0.0)
+    state = replace(state, late_at=math.inf)
     now, pauses = 0.0, []
     for _ in range(12):
         now = wake_at(state) or 0.0

@@ -8,59 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from edgefl.device.fetching import AT_ONCE, LONGEST_PAUSE, PAUSE, Fetcher
+from edgefl.device.fetching import ALONE_SECONDS, AT_ONCE
+from edgefl.device.rests import LONGEST_PAUSE, PAUSE
 from edgefl.errors import LinkError, MessageError
-from edgefl.link.contract import Arrived
-from edgefl.link.memory import MemoryBroker
-from edgefl.store.blobs import BlobStore
+from edgefl.wire import topics
 from edgefl.wire.blocks import file_ref
-from edgefl.wire.messages import BLOCK_SIZE, FileRef
+from edgefl.wire.messages import BLOCK_SIZE, Block, FileRef, encode
 
-_SPEC = importlib.util.spec_from_file_location("toyboard", Path(__file__).with_name("toyboard.py"))
+_SPEC = importlib.util.spec_from_file_location("toyfetch", Path(__file__).with_name("toyfetch.py"))
 toy = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(toy)
 CONTENT = random.Random(1).randbytes(5 * BLOCK_SIZE + 7)
 
 
-class World:
-    """A fetcher, a link, and a server that has files."""
-
-    def __init__(self, root):
-        """Connected and with nothing to do."""
-        self.clock = toy.Clock()
-        self.broker = MemoryBroker(random.Random(0))
-        self.office = toy.Office(self.broker, self.clock)
-        self.link = self.broker.link(toy.DEVICE)
-        self.link.poll(0.0)
-        self.blobs = BlobStore(root / "blobs")
-        self.partial = root / "partial"
-        self.fetcher = self.start()
-
-    def start(self):
-        """A fetcher as after a start of the agent."""
-        self.fetcher = Fetcher(
-            toy.DEVICE, self.link, self.blobs, self.partial, reserve=0, clock=self.clock.monotonic, rng=random.Random(0)
-        )
-        return self.fetcher
-
-    def turns(self, count=20, seconds=0.1):
-        """Let time pass; what has been completed."""
-        done = []
-        for _ in range(count):
-            for event in self.link.poll(0.0):
-                if isinstance(event, Arrived):
-                    self.fetcher.arrived(event.payload)
-            self.fetcher.tick()
-            self.office.turn()
-            self.clock.now += seconds
-            done += self.fetcher.completed()
-        return done
-
-
 @pytest.fixture
 def world(tmp_path):
     """A world."""
-    world = World(tmp_path)
+    world = toy.World(tmp_path)
     yield world
     world.fetcher.close()
 
@@ -171,8 +135,8 @@ def test_a_file_without_room_rests_while_others_go_on(world, monkeypatch):
     monkeypatch.setattr(os, "posix_fallocate", allocate)
     world.fetcher.need("m", (large, small))
     assert world.turns() == [small.sha256]
-    assert "disk full" in world.fetcher.failure()
-    assert world.fetcher.failure() == ""
+    assert "disk full" in str(world.fetcher.failure())
+    assert world.fetcher.failure() is None
     told = 0
     for _ in range(4000):
         world.turns(1, seconds=1.0)
@@ -190,7 +154,7 @@ def test_a_file_that_contradicts_its_description_is_not_fetched_for_ever(world):
     world.office.files[lie.sha256] = (lie, CONTENT)
     world.fetcher.need("m", (lie,))
     assert world.turns(2000, seconds=1.0) == []
-    assert "wrong hash" in world.fetcher.failure()
+    assert "wrong hash" in str(world.fetcher.failure())
     assert world.broker.delivered_bytes.total() < 12 * len(CONTENT)
     assert not world.blobs.has(lie.sha256)
     assert PAUSE < LONGEST_PAUSE
@@ -212,3 +176,56 @@ def test_garbage_instead_of_a_block_is_refused_and_harmless(world):
     with pytest.raises(MessageError):
         world.fetcher.arrived(b"\xc1")
     assert world.turns() == [ref.sha256]
+
+
+def flooded(world, ref):
+    """Two seconds apart, blocks come that others have asked for, until the device leaves them."""
+    world.office.serves = False
+    for index in (3, 4, 3, 4, 3, 4, 3, 4):
+        world.fetcher.arrived(encode(Block(ref.sha256[:16], index, CONTENT[index * BLOCK_SIZE :][:BLOCK_SIZE])))
+        world.clock.now += 2.0
+    world.office.serves = True
+
+
+def test_a_drowned_device_is_served_on_its_own_topic_for_an_hour(world):
+    """It leaves the file's topic, completes alone, begins the next file alone, and after an hour is with the others again."""
+    ref, other, third = (world.office.offer(role, data) for role, data in (("a", CONTENT), ("b", b"b" * 99), ("c", b"c" * 99)))
+    world.fetcher.need("m", (ref,))
+    world.turns(1)
+    flooded(world, ref)
+    assert topics.own_block(toy.toy.DEVICE) in world.link._filters
+    assert topics.block(ref.sha256.hex()) not in world.link._filters
+    assert world.turns(100) == [ref.sha256]
+    assert world.office.alone > 0
+    assert world.blobs.get(ref.sha256) == CONTENT
+    world.clock.now += ALONE_SECONDS - 60.0
+    asked = world.office.alone
+    world.fetcher.need("m", (other,))
+    assert world.turns() == [other.sha256]
+    assert world.office.alone == asked + 1
+    world.clock.now += 60.0
+    world.fetcher.need("m", (third,))
+    assert world.turns() == [third.sha256]
+    assert world.office.alone == asked + 1
+
+
+def test_a_slow_link_full_of_useless_blocks_is_made_anew(world):
+    """What the broker still has for it after the file is there would delay everything else: a new connection sheds it, once."""
+    ref = world.office.offer("a", CONTENT)
+    world.fetcher.need("m", (ref,))
+    assert world.turns() == [ref.sha256]
+    restarts, restart = [], world.link.restart
+    world.link.restart = lambda: (restarts.append(world.clock.now), restart())
+    stale = encode(Block(ref.sha256[:16], 0, CONTENT[:BLOCK_SIZE]))
+    for _ in range(100):
+        world.fetcher.arrived(stale)
+        world.clock.now += 0.01
+    assert restarts == []
+    for _ in range(60):
+        world.clock.now += 2.0
+        world.fetcher.arrived(stale)
+    assert len(restarts) == 1
+    other = world.office.offer("b", CONTENT[::-1])
+    world.link.poll(0.0)
+    world.fetcher.need("m", (other,))
+    assert world.turns(60) == [other.sha256]

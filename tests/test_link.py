@@ -445,3 +445,20 @@ def test_more_than_a_window_of_qos_0_goes_out_at_once(world: World) -> None:
 def test_wildcards(topic_filter: str, topic: str, covered: bool) -> None:
     """Filters cover topics as section 4.7 of MQTT 3.1.1 says."""
     assert matches(topic_filter, topic) is covered
+
+
+def test_restart_makes_a_new_connection_and_keeps_what_is_wanted(world: World) -> None:
+    """The link says that it was lost and is back; what was subscribed to still comes. Without a connection nothing happens."""
+    a, b = world.link("a"), world.link("b")
+    b.subscribe("efl/v1/up/+/want")
+    b.restart()
+    online(a, b)
+    a.restart()
+    a.publish("efl/v1/up/a/want", b"after")
+    b.restart()
+    lost, back = gather(a, b, until=lambda events: all(Connected(False) in seen for seen in events))
+    assert [[type(event) for event in seen][:2] for seen in (lost, back)] == [[Disconnected, Connected]] * 2
+    settle(b)
+    a.publish("efl/v1/up/a/want", b"again")
+    _, seen = gather(a, b, until=lambda events: bool(messages(events[1])))
+    assert messages(seen)[-1].payload in (b"after", b"again")

@@ -157,6 +157,7 @@ class Office:
     Attributes:
         receipts: `store` them, `refuse` them, or stay `silent`.
         serves: whether it answers requests for blocks.
+        alone: requests to be served alone.
         updates: heads and bytes of whole updates as they arrived, by round.
         reports, states: what the device has said.
     """
@@ -172,6 +173,7 @@ class Office:
         self.files, self.vectors = {}, {}
         self.found()
         self._parts = defaultdict(dict)
+        self.alone = 0
 
     def found(self):
         """Become another fleet's server, with keys and metadata of its own."""
@@ -257,12 +259,14 @@ class Office:
 
     def _on_want(self, payload):
         request = decode(payload, Want)
+        self.alone += request.alone
         if self.serves and request.sha256 in self.files:
             ref, data = self.files[request.sha256]
             for index in wanted(request):
                 start = index * BLOCK_SIZE
                 block = Block(ref.sha256[:16], index, data[start : start + block_length(ref, index)])
-                self.link.publish(topics.block(ref.sha256.hex()), encode(block), qos=0)
+                topic = topics.own_block(DEVICE) if request.alone else topics.block(ref.sha256.hex())
+                self.link.publish(topic, encode(block), qos=0)
 
     def _on_update(self, payload):
         part = decode(payload, UpdatePart)

@@ -121,16 +121,17 @@ class ToyFleet:
             add_devices(self.database, [Device(name, profile, "00", START) for name, profile in profiles.items()])
         self.profiles |= profiles
 
-    def push(self, *profiles, model=MODEL, seed=0, graphs=b"a graph", recipe=PLAIN, hold=False):
-        """Enter a version for these profiles (all by default); its number."""
-        parent = np.random.default_rng(seed).normal(scale=0.1, size=WIDE.size).astype(np.float32)
+    def push(self, *profiles, model=MODEL, seed=0, graphs=b"a graph", recipe=PLAIN, hold=False, parent=None, **said):
+        """Enter a version for these profiles (all by default); its number. `said` goes into its manifests."""
+        if parent is None:
+            parent = np.random.default_rng(seed).normal(scale=0.1, size=WIDE.size).astype(np.float32)
         with transaction(self.database):
             (last,) = self.database.execute("SELECT MAX(version) FROM versions WHERE model=?", (model,)).fetchone()
             number = int(last or 0) + 1
             row = (model, number, START, msgspec.msgpack.encode(WIDE), store_parent(self.blobs, parent))
             self.database.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?)", row)
             for profile in profiles or VARIANTS:
-                self._enter(model, number, profile, parent, graphs, recipe)
+                self._enter(model, number, profile, parent, graphs, recipe, said)
             known = documents(self.database)
             put_documents(
                 self.database,
@@ -140,7 +141,7 @@ class ToyFleet:
                 release(self.database, model, number, self.clock.wall())
         return number
 
-    def _enter(self, model, number, profile, parent, graphs, recipe):
+    def _enter(self, model, number, profile, parent, graphs, recipe, said):
         name, layout, precision = VARIANTS[profile]
         weights = encode_weights(parent[nested_index(WIDE, layout)], layout, precision)
         graph = graphs + name.encode()
@@ -163,6 +164,7 @@ class ToyFleet:
             int(START) * 2,
             recipe,
         )
+        manifest = msgspec.structs.replace(manifest, **said)
         size = sum(ref.length for ref in files)
         row = (model, number, profile, name, precision.value, layout.size, size, 10**6, None, encode(manifest))
         self.database.execute("INSERT INTO variants VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @click.option(
     "--trial", type=click.FloatRange(1, 86400), default=900.0, show_default=True, help="Seconds a device's trial may take."
 )
-@click.option("--source", "sources", multiple=True, metavar="URL", help="Where else its files may be had; may be repeated.")
+@click.option("--source", "sources", multiple=True, metavar="URL", help="Files also at https://... or file:///...; repeatable.")
 @click.option("--keys", multiple=True, type=click.Path(path_type=Path, file_okay=False), help="Directory with release keys.")
 @json_option
 @fleet_option

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgefl.cli.options import fleet_option, log_json_option
+from edgefl.cli.rate import rate
 
 if TYPE_CHECKING:
     from edgefl.link.address import BrokerAddress
@@ -23,15 +24,29 @@ BUSY_SECONDS = 5.0
 
 
 @click.command()
+@click.option(
+    "--rate",
+    "everybody",
+    type=rate,
+    metavar="RATE",
+    help="Most that blocks may take, to all devices together.  [default: no limit]",
+)
+@click.option(
+    "--device-rate", type=rate, metavar="RATE", help="The same for each device that is served alone.  [default: no limit]"
+)
 @fleet_option
 @log_json_option
-def serve(fleet_path: Path) -> None:
-    """Run the server of a fleet until SIGTERM or Ctrl-C: announce versions, deliver blocks, run rounds."""
+def serve(everybody: float | None, device_rate: float | None, fleet_path: Path) -> None:
+    """Run the server of a fleet until SIGTERM or Ctrl-C: announce versions, deliver blocks, run rounds.
+
+    Rates are like 10MB/s or 64KB/s. How often a device may ask is always limited.
+    """
     from edgefl.cli.process import log_to_stderr, stop_on_signals
     from edgefl.errors import FleetError
     from edgefl.link.address import BrokerAddress
     from edgefl.link.paho import PahoLink
     from edgefl.names import SERVER
+    from edgefl.server.blocks import Rates
     from edgefl.server.keys import online_signer
     from edgefl.server.service import Service
     from edgefl.store.blobs import BlobStore
@@ -57,7 +72,15 @@ def serve(fleet_path: Path) -> None:
             )
         link = PahoLink(address, SERVER, clean_session=False)
         claims, renewals = _credential_desks(fleet, database, address)
-        service = Service(database, BlobStore(fleet.blobs), link, signer, claims=claims, renewals=renewals)
+        service = Service(
+            database,
+            BlobStore(fleet.blobs),
+            link,
+            signer,
+            rates=Rates(everybody, device_rate),
+            claims=claims,
+            renewals=renewals,
+        )
         link.connect()
         click.echo(f"serving fleet {fleet.settings.name} at {address}")
         try:

@@ -107,7 +107,7 @@ class Agent:
 
     def _turn(self) -> None:
         hands = self._hands
-        for event in self._link.poll(self._wait(), hands.trainings.wake):
+        for event in self._link.poll(self._wait(), (*hands.trainings.wake, *hands.fetcher.wake)):
             self._on_link(event)
         self._follow()
         hands.fetcher.tick()
@@ -198,8 +198,8 @@ class Agent:
             for sha256 in files:
                 for model in list(self._models.values()):
                     self._hands.happen(model, Fetched(sha256))
-        if reason := self._hands.fetcher.failure():
-            self._hands.voice.trouble("", f"fetching pauses: {reason}")
+        if trouble := self._hands.fetcher.failure():
+            self._hands.voice.trouble("", f"fetching pauses: {trouble}", code=trouble.code)
             self._hands.tidy()  # what is not needed any more may be what fills the disk
 
     def _held(self, name: str) -> HeldModel:

@@ -7,12 +7,22 @@ that others have asked for arrive as well; every good block that is missing is w
                   -> had already        -> counted, nothing else
                   -> of another file    -> counted, nothing else
                   -> damaged            -> Reject; the request stands, and the stall timer asks again
-    time passes   -> a request overdue  -> halve the window; ask again, at once if other blocks are flowing,
+    others' blocks fill a slow link     -> GoAlone: ask for blocks on the device's own topic, one window at its own pace
+    time passes   -> the deadline       -> TooSlow, once
+                  -> a request overdue  -> halve the window; ask again, at once if other blocks are flowing,
                                            otherwise after a pause that doubles each time
 
 Rules:
 
-* The window is AIMD: from 2 blocks it grows by one for each window of timely blocks, up to 8, and halves on a stall.
+* The window is AIMD: from 2 blocks it grows by one for each window of timely blocks, up to 8, and halves on a stall. It does not
+  grow when an answer takes 4 s, and shrinks when it takes 8: on a link of 16 KB/s one or two blocks are under way, so that a
+  ping still comes through within half of any sensible keepalive.
+* Blocks that others have asked for are a gift as long as they are missing here. On a slow link, which takes `SLOW_BLOCK` seconds
+  for a block, they fill it, and nothing more is asked for while they come; so slow links share what they ask for.
+* Blocks that are here already come in the way: `DROWNED` windows of them on a slow link while an own request waits, and the
+  download goes alone. It stays alone.
+* Slow retrieval: a file must be there after `GRACE` seconds and what `SLOWEST` allows for its length. Time without a connection
+  does not count.
 * A request is overdue after four times the measured answer time, at least 2 s. The time runs from the first request for a block,
   so that a link slower than the timer is learnt in spite of repetitions.
 * When nothing arrives at all, the pause before asking again is drawn from 0 to 2, 4, 8 ... 300 s (full jitter): a server that
@@ -21,141 +31,73 @@ Rules:
 * Times are seconds of a monotonic clock. Randomness comes with the `Tick`.
 """
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import replace
 
+import msgspec
+
+from edgefl.device.download_events import (
+    Ask,
+    BlockArrived,
+    Complete,
+    Counts,
+    Effect,
+    Event,
+    GoAlone,
+    Reconnected,
+    Reject,
+    Store,
+    Tick,
+    TooSlow,
+)
+from edgefl.device.download_state import (
+    FIRST_WINDOW,
+    LARGEST_WINDOW,
+    LONGEST_PAUSE,
+    SHORTEST_PATIENCE,
+    SLOW_BLOCK,
+    Asked,
+    Download,
+)
 from edgefl.errors import BlockError
 from edgefl.wire.blocks import MAX_WINDOW_SPAN, check_block, want
-from edgefl.wire.messages import Block, FileRef, Want
+from edgefl.wire.messages import BLOCK_SIZE, Block, FileRef
 
-FIRST_WINDOW = 2.0
-LARGEST_WINDOW = 8.0
-SHORTEST_PATIENCE = 2.0
-LONGEST_PAUSE = 300.0
-
-
-@dataclass(frozen=True, slots=True)
-class BlockArrived:
-    """A decoded block, of this file or another."""
-
-    block: Block
-
-
-@dataclass(frozen=True, slots=True)
-class Reconnected:
-    """The link is up again; what was asked before may be lost."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time has passed; `jitter` is drawn uniformly from [0, 1)."""
-
-    jitter: float
-
-
-Event = BlockArrived | Reconnected | Tick
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """Send this request."""
-
-    want: Want
-
-
-@dataclass(frozen=True, slots=True)
-class Store:
-    """Write this block; it has been checked."""
-
-    index: int
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Complete:
-    """All blocks are there: verify the whole file."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reject:
-    """A block of this file was not what its description promises."""
-
-    index: int
-    reason: str
-
-
-Effect = Ask | Store | Complete | Reject
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A request for one block: when it was made first, and last."""
-
-    first: float
-    last: float
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """What has happened so far, in blocks (`asks` in requests, `stalls` in overdue timers)."""
-
-    stored: int = 0
-    unasked: int = 0
-    duplicate: int = 0
-    foreign: int = 0
-    damaged: int = 0
-    asks: int = 0
-    stalls: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Download:
-    """State of one download.
-
-    Attributes:
-        ref: the file.
-        have: bitmap of the blocks that are there (bit i for block i).
-        asked: outstanding requests by block index; at most `LARGEST_WINDOW`.
-        window: blocks that may be outstanding.
-        answer_time: smoothed seconds from request to block; 0 before the first.
-        heard_at: when the last good block arrived.
-        silences: stalls in a row without a good block between.
-        resume_at: end of the pause, None while not pausing.
-        counts: statistics.
-    """
-
-    ref: FileRef
-    have: int
-    asked: dict[int, Asked]
-    window: float
-    answer_time: float
-    heard_at: float
-    silences: int
-    resume_at: float | None
-    counts: Counts
-
-    @property
-    def complete(self) -> bool:
-        """Whether all blocks are there."""
-        return self.have.bit_count() == len(self.ref.blocks)
-
-    @property
-    def percent(self) -> int:
-        """Progress, 0 to 100; 100 only when complete."""
-        return 100 * self.have.bit_count() // len(self.ref.blocks)
-
-    @property
-    def patience(self) -> float:
-        """Seconds after which a request is overdue."""
-        return min(LONGEST_PAUSE, max(SHORTEST_PATIENCE, 4.0 * self.answer_time))
+MOST_BEHIND = 30.0
+"""Seconds; the server remembers no longer what it has sent."""
+LONG_ANSWER = 4.0
+"""Seconds from request to block beyond which a larger window would only make a longer queue, before pings as well."""
+GRACE = 600.0
+"""Seconds that a file may take in addition to what its length allows."""
+SLOWEST = 2048.0
+"""Bytes per second below which a file is late: a version of 10 MB takes an hour and a half then."""
 
 
 Outcome = tuple[Download, tuple[Effect, ...]]
 
 
-def begin(ref: FileRef, have: int, now: float) -> Outcome:
-    """Start, or go on after a restart, with the blocks in the bitmap `have`; the first requests are among the effects."""
-    state = Download(ref, have, {}, FIRST_WINDOW, 0.0, now, 0, None, Counts())
-    return (state, (Complete(),)) if state.complete else _ask(state, now)
+def begin(ref: FileRef, have: int, now: float, *, alone: bool = False, reused: int = 0, first: int = 0) -> Outcome:
+    """Start, or go on after a restart; the first requests are among the effects.
+
+    Args:
+        ref: the file.
+        have: bitmap of the blocks that are there.
+        now: time.
+        alone: the link is known to be too slow for what others ask for.
+        reused: how many of the blocks were found on this device.
+        first: block at which asking begins, drawn at random: devices that fetch together then ask for different blocks, and each
+            hears what the others ask for.
+    """
+    missing = len(ref.blocks) - have.bit_count()
+    late_at = now + GRACE + missing * BLOCK_SIZE / SLOWEST
+    counts = Counts(reused=reused)
+    state = Download(ref, have, {}, FIRST_WINDOW, 0.0, now, 0, None, counts, alone, 0.0, now, -math.inf, first, now, late_at)
+    if state.complete:
+        return state, (Complete(),)
+    if not alone:
+        return _ask(state, now)
+    state, effects = _ask(replace(state, window=1.0), now)
+    return state, (GoAlone(), *effects)
 
 
 def step(state: Download, event: Event, now: float) -> Outcome:
@@ -163,8 +105,9 @@ def step(state: Download, event: Event, now: float) -> Outcome:
     match event:
         case BlockArrived(block):
             return _arrived(state, block, now)
-        case Reconnected():
-            return _ask(replace(state, asked={}, silences=0, resume_at=None), now)
+        case Reconnected(away):
+            late_at, began = state.late_at + away, state.began + away
+            return _ask(replace(state, asked={}, silences=0, resume_at=None, late_at=late_at, began=began), now)
         case Tick(jitter):
             return _tick(state, now, jitter)
 
@@ -173,33 +116,48 @@ def wake_at(state: Download) -> float | None:
     """When the machine wants a `Tick` at the latest; None when complete."""
     if state.complete:
         return None
-    if state.resume_at is not None:
-        return state.resume_at
-    return min((asked.last for asked in state.asked.values()), default=state.heard_at) + state.patience
+    overdue = min((asked.last for asked in state.asked.values()), default=state.heard_at) + state.patience
+    due = overdue if state.resume_at is None else state.resume_at
+    return min(max(due, state.listens_until), state.late_at)
 
 
 def _arrived(state: Download, block: Block, now: float) -> Outcome:
     counts = state.counts
     if block.file != state.ref.sha256[: len(block.file)]:
         return replace(state, counts=replace(counts, foreign=counts.foreign + 1)), ()
+    state = _measured(state, now)
     if state.have >> block.index & 1:
-        return replace(state, counts=replace(counts, duplicate=counts.duplicate + 1)), ()
+        return _unless_drowned(replace(state, counts=replace(counts, duplicate=counts.duplicate + 1)), (), now)
     try:
         check_block(state.ref, block.index, block.data)
     except BlockError as error:
         return replace(state, counts=replace(counts, damaged=counts.damaged + 1)), (Reject(block.index, str(error)),)
-    pausing = state.resume_at is not None
+    pausing, asked = state.resume_at is not None, block.index in state.asked
     state = _credit(state, block.index, now)
     store = Store(block.index, block.data)
     if state.complete:
         return state, (store, Complete())
     if pausing and state.asked:
         state, effects = _repeat(state, now)
-    elif len(state.asked) * 2 <= state.window:
+    elif len(state.asked) * 2 <= state.window and now >= state.listens_until:
         state, effects = _ask(state, now)
     else:
         effects = ()
-    return state, (store, *effects)
+    return (state, (store, *effects)) if asked else _unless_drowned(state, (store, *effects), now)
+
+
+def _measured(state: Download, now: float) -> Download:
+    """A block of the file has come; how far apart they come is how slow the link is, if there is a queue before it."""
+    gap = now - state.arrived_at
+    return replace(state, gap=gap if state.gap == 0.0 else 0.5 * (state.gap + gap), arrived_at=now)
+
+
+def _unless_drowned(state: Download, effects: tuple[Effect, ...], now: float) -> Outcome:
+    """Go alone if what others ask for fills a slow link, so that what was asked for here does not come through."""
+    if state.alone or not state.drowned:
+        return state, effects
+    state, asking = _ask(replace(state, alone=True, window=1.0, asked={}), now)
+    return state, (*(effect for effect in effects if not isinstance(effect, Ask)), GoAlone(), *asking)
 
 
 def _credit(state: Download, index: int, now: float) -> Download:
@@ -209,7 +167,9 @@ def _credit(state: Download, index: int, now: float) -> Download:
     if asked is not None:
         measured = now - asked.first
         answer_time = measured if answer_time == 0.0 else 0.875 * answer_time + 0.125 * measured
-        if now - asked.last <= state.patience:
+        if measured > 2.0 * LONG_ANSWER:
+            window = max(1.0, window - 1.0 / window)
+        elif measured < LONG_ANSWER and now - asked.last <= state.patience:
             window = min(LARGEST_WINDOW, window + 1.0 / window)
     counts = replace(state.counts, stored=state.counts.stored + 1, unasked=state.counts.unasked + (asked is None))
     return replace(
@@ -219,6 +179,7 @@ def _credit(state: Download, index: int, now: float) -> Download:
         window=window,
         answer_time=answer_time,
         heard_at=now,
+        gift_at=now if asked is None else state.gift_at,
         silences=0,
         resume_at=None,
         counts=counts,
@@ -226,8 +187,11 @@ def _credit(state: Download, index: int, now: float) -> Download:
 
 
 def _tick(state: Download, now: float, jitter: float) -> Outcome:
-    if state.complete:
+    if state.complete or now < min(state.listens_until, state.late_at):
         return state, ()
+    if now >= state.late_at:
+        missing = len(state.ref.blocks) - state.have.bit_count()
+        return replace(state, late_at=math.inf), (TooSlow(missing, now - state.began),)
     if state.resume_at is not None:
         return _repeat(state, now) if now >= state.resume_at else (state, ())
     overdue = [index for index, asked in state.asked.items() if now >= asked.last + state.patience]  # as in `wake_at`
@@ -248,17 +212,23 @@ def _repeat(state: Download, now: float) -> Outcome:
 
 
 def _ask(state: Download, now: float) -> Outcome:
-    """Fill the window with the first missing blocks."""
+    """Fill the window with the missing blocks that are next, from `first` on and round."""
     room = int(state.window) - len(state.asked)
     missing = ((1 << len(state.ref.blocks)) - 1) & ~state.have
     for index in state.asked:
         missing &= ~(1 << index)
     indices: list[int] = []
     while missing and len(indices) < room:
-        low = missing & -missing
+        later = missing >> state.first << state.first
+        low = (later or missing) & -(later or missing)
         indices.append(low.bit_length() - 1)
         missing ^= low
     return _send(state, indices, now)
+
+
+def _behind(state: Download, now: float) -> int:
+    """Seconds that a block takes to this device, if its link is slow; no more than it has listened."""
+    return int(min(MOST_BEHIND, state.answer_time, now - state.began)) if state.gap >= SLOW_BLOCK else 0
 
 
 def _send(state: Download, indices: list[int], now: float) -> Outcome:
@@ -268,6 +238,8 @@ def _send(state: Download, indices: list[int], now: float) -> Outcome:
     reached = [index for index in sorted(indices) if index - min(indices) < MAX_WINDOW_SPAN]
     asked = {**state.asked}
     for index in reached:
-        asked[index] = Asked(asked[index].first if index in asked else now, now)
+        known = asked.get(index)
+        asked[index] = replace(known, last=now) if known else Asked(now, now, state.counts.duplicate)
     counts = replace(state.counts, asks=state.counts.asks + 1)
-    return replace(state, asked=asked, counts=counts), (Ask(want(state.ref, reached)),)
+    request = msgspec.structs.replace(want(state.ref, reached), alone=state.alone, behind=_behind(state, now))
+    return replace(state, asked=asked, counts=counts), (Ask(request),)

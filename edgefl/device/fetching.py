@@ -1,64 +1,41 @@
-"""Fetching files from the server: the shell around the download machine, with its partial files on disk.
+"""Fetching the files that the device's models need: the shell around the download machine, with its partial files on disk.
 
-Model: each model says which files it needs (`need`); the union of these is fetched, a few at a time. A file that is complete and
-verified moves into the blob store and is handed out by `completed`. A file that nobody needs any more is dropped, its partial
-blocks stay on disk until `tidy`, so that an order heard twice costs nothing.
+Model: each model says which files it needs and which ways lead to them (`need`); the union of these is fetched, a few at a time.
+A file begins with the blocks that are on this device already (`device.reuse`), goes on with those that a source off the broker
+has (`device.mirror`), and ends with those that the server sends. For weights that a short difference leads to, the difference is
+fetched instead (`device.needs`). A file that is complete and verified moves into the blob store and is handed out by `completed`.
+What nobody needs any more is dropped; its blocks stay on disk until `tidy`, so that an order heard twice costs nothing.
 
-Rules: a full or broken disk, or a file that contradicts its description, is a pause for that file and a reason, never an
-exception that ends the agent; the pause doubles, and other files go on. Blocks are checked twice: by the machine before they are
-written, by `PartialFile.finish` before the file gets its name. A file that is there already is checked before it is handed out.
+Rules: a full or broken disk, a file that contradicts its description, or blocks that come too slowly are a pause for that file
+and a reason, never an exception that ends the agent; the pause doubles, and other files go on. Blocks are checked before they are
+written and before the file gets its name; a file that is there already is checked before it is handed out.
 """
 
 import contextlib
 import random
-from collections.abc import Callable, Iterable, Mapping
-from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+import ssl
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
-from edgefl.device.download import (
-    Ask,
-    BlockArrived,
-    Complete,
-    Download,
-    Effect,
-    Event,
-    Reconnected,
-    Reject,
-    Store,
-    Tick,
-    begin,
-    step,
-    wake_at,
-)
-from edgefl.errors import BlockError, LinkError, StoreError
+from edgefl.device.assembly import Assembly
+from edgefl.device.download_events import BlockArrived, Event, Reconnected, Tick
+from edgefl.device.needs import Needs
+from edgefl.device.rests import Rests
+from edgefl.device.reuse import BlockIndex
+from edgefl.device.supply import Supply
+from edgefl.device.waste import Waste
+from edgefl.device.ways import BLOCKS_ONLY, Ways
+from edgefl.errors import BlockError, EdgeflError, SlowRetrievalError, StoreError
 from edgefl.link.contract import Link
 from edgefl.store.blobs import BlobStore
 from edgefl.store.partial import PartialFile
-from edgefl.wire import topics
-from edgefl.wire.messages import Block, FileRef, decode, encode
+from edgefl.wire.messages import Block, FileRef, decode
 
 AT_ONCE = 4
 """Files fetched side by side."""
-PAUSE = 15.0
-"""Seconds to wait after the first failure of a file."""
-LONGEST_PAUSE = 900.0
-
-
-@dataclass(slots=True)
-class _Active:
-    """A download in progress and its file."""
-
-    state: Download
-    file: PartialFile
-
-
-@dataclass(slots=True)
-class _Pause:
-    """A file that has failed: how often, and until when it rests."""
-
-    failures: int
-    until: float
+ALONE_SECONDS = 3600.0
+"""How long a link that has proved too slow for what others ask for is taken to be so."""
 
 
 class Fetcher:
@@ -72,6 +49,7 @@ class Fetcher:
         reserve: bytes of disk to leave free.
         clock: monotonic seconds.
         rng: of the pauses' jitter.
+        context: which web servers are believed as sources; None for the system's certificates.
     """
 
     def __init__(
@@ -84,6 +62,7 @@ class Fetcher:
         reserve: int,
         clock: Callable[[], float],
         rng: random.Random,
+        context: ssl.SSLContext | None = None,
     ) -> None:
         self._device = device
         self._link = link
@@ -92,21 +71,26 @@ class Fetcher:
         self._reserve = reserve
         self._clock = clock
         self._rng = rng
-        self._needs: dict[str, tuple[FileRef, ...]] = {}
-        self._active: dict[bytes, _Active] = {}
+        self._needs = Needs(blobs, partial)
+        self._index = BlockIndex(blobs.root, partial)
+        self._supply = Supply(clock, context)
+        self._active: dict[bytes, Assembly] = {}
         self._there: set[bytes] = set()  # wanted, verified, and handed out
-        self._completed: list[bytes] = []
-        self._pauses: dict[bytes, _Pause] = {}
-        self._reason = ""
+        self._completed: dict[bytes, None] = {}
+        self._rests = Rests()
+        self._trouble: EdgeflError | None = None
+        self._alone_until = 0.0
+        self._waste = Waste()
+        self._connected_at = clock()
 
-    def need(self, model: str, files: tuple[FileRef, ...]) -> None:
+    def need(self, model: str, files: tuple[FileRef, ...], ways: Ways = BLOCKS_ONLY) -> None:
         """Replace what a model needs; what of it is there already is checked, and handed out by `completed` again."""
-        self._needs[model] = files
-        wanted = self._wanted()
-        for sha256 in [s for s in self._active if s not in wanted]:
+        self._needs.put(model, files, ways)
+        wanted = self._needs.fetched()
+        for sha256 in self._active.keys() - wanted.keys():
             self._drop(sha256)
-        self._pauses = {sha256: pause for sha256, pause in self._pauses.items() if sha256 in wanted}
-        self._there &= wanted.keys()
+        self._rests = self._rests.only(wanted.keys())
+        self._there &= self._needs.files().keys()
         for sha256 in dict.fromkeys(ref.sha256 for ref in files):
             self._there.discard(sha256)
             if sha256 not in self._active and self._blobs.intact(sha256):
@@ -115,69 +99,73 @@ class Fetcher:
 
     def completed(self) -> list[bytes]:
         """Files that have become available since the last call, by SHA-256; those that were there already included."""
-        done, self._completed = self._completed, []
+        done, self._completed = list(self._completed), {}
         return done
 
-    def failure(self) -> str:
-        """Why a file pauses, told once; empty if none does."""
-        reason, self._reason = self._reason, ""
-        return reason
+    def failure(self) -> EdgeflError | None:
+        """Why a file pauses, told once; None if none does."""
+        trouble, self._trouble = self._trouble, None
+        return trouble
 
     def percent(self, model: str) -> int:
         """Share of a model's needed bytes that are there, 0 to 100."""
-        total = sum(ref.length for ref in self._needs.get(model, ()))
-        there = 0
-        for ref in self._needs.get(model, ()):
-            if ref.sha256 in self._there:
-                there += ref.length
-            elif ref.sha256 in self._active:
-                there += ref.length * self._active[ref.sha256].state.percent // 100
-        return 100 * there // total if total else 100
+        total = sum(ref.length for ref in self._needs.of(model))
+        return 100 * self.fetched(model) // total if total else 100
 
-    def fetched(self, files: Iterable[FileRef]) -> int:
-        """Bytes of these files that are there, those of incomplete files included."""
+    def fetched(self, model: str) -> int:
+        """How many of a model's needed bytes are there; of a file that a difference makes, in proportion to the difference."""
         there = 0
-        for ref in files:
-            if ref.sha256 in self._active:
-                there += ref.length * self._active[ref.sha256].state.percent // 100
-            elif self._blobs.has(ref.sha256):
-                there += ref.length
+        for ref in self._needs.of(model):
+            active = self._active.get(self._needs.instead(ref).sha256)
+            percent = 100 if ref.sha256 in self._there else active.percent if active else 0
+            there += ref.length * percent // 100
         return there
 
     def arrived(self, payload: bytes) -> None:
         """A block has come. Raises MessageError when it does not decode."""
         block = decode(payload, Block)
-        for sha256, active in list(self._active.items()):
-            if sha256.startswith(block.file):
-                self._step(sha256, active, BlockArrived(block))
+        files = {sha256: assembly.file for sha256, assembly in self._active.items() if sha256.startswith(block.file)}
+        useful = any(not file.have >> block.index & 1 for file in files.values())
+        self._waste = self._waste.heard(self._clock(), useful=useful)
+        for sha256 in files:
+            self._step(sha256, BlockArrived(block))
+        if self._waste.too_much(self._clock()):
+            self._waste = self._waste.cured(self._clock())
+            self._link.restart()
 
     def reconnected(self) -> None:
         """The link is up again."""
-        for sha256, active in list(self._active.items()):
-            self._step(sha256, active, Reconnected())
+        for sha256 in list(self._active):
+            self._step(sha256, Reconnected(self._clock() - self._connected_at))
 
     def tick(self) -> None:
         """Time has passed."""
-        if any(pause.until <= self._clock() for pause in self._pauses.values()):
+        now = self._clock()
+        self._take_supplies()
+        if self._rests.over(now):
             self._fill()
         if not self._link.connected:
             return
-        for sha256, active in list(self._active.items()):
-            at = wake_at(active.state)
-            if at is not None and at <= self._clock():
-                self._step(sha256, active, Tick(self._rng.random()))
+        self._connected_at = now
+        for sha256, at in [(sha256, assembly.wake_at) for sha256, assembly in self._active.items()]:
+            if at is not None and at <= now:
+                self._step(sha256, Tick(self._rng.random()))
 
     def wait(self) -> float:
         """Seconds until `tick` has something to do. Without a connection no request is ever due."""
-        running = self._active.values() if self._link.connected else ()
-        times = [at for active in running if (at := wake_at(active.state)) is not None]
         now = self._clock()
-        times += [pause.until for pause in self._pauses.values() if pause.until > now]
+        running = self._active.values() if self._link.connected else ()
+        times = [at for assembly in running if (at := assembly.wake_at) is not None] + self._rests.ends(now)
         return max(0.0, min(times) - now) if times else 3600.0
 
-    def tidy(self, keep: AbstractSet[bytes]) -> None:
+    @property
+    def wake(self) -> tuple[int, ...]:
+        """File descriptors that become readable when `tick` has something to do."""
+        return self._supply.wake
+
+    def tidy(self, keep: Iterable[bytes]) -> None:
         """Remove partial files that are neither needed nor to be kept, as far as the disk lets us."""
-        names = {sha256.hex() for sha256 in (*keep, *self._wanted())}
+        names = {sha256.hex() for sha256 in (*keep, *self._needs.fetched(), *self._needs.files())}
         for path in self._partial.glob("*.part"):
             if path.stem not in names:
                 with contextlib.suppress(OSError):
@@ -185,73 +173,75 @@ class Fetcher:
 
     def close(self) -> None:
         """Stop; what is on disk is used at the next start."""
-        for active in self._active.values():
-            active.file.close()
+        self._supply.close()
+        for assembly in self._active.values():
+            assembly.file.close()
         self._active.clear()
 
-    def _wanted(self) -> Mapping[bytes, FileRef]:
-        return {ref.sha256: ref for files in self._needs.values() for ref in files}
-
     def _fill(self) -> None:
-        """Begin downloads while there is room."""
-        for sha256, ref in self._wanted().items():
+        """Begin files while there is room."""
+        for sha256, ref in self._needs.fetched().items():
             if len(self._active) >= AT_ONCE:
                 return
-            pause = self._pauses.get(sha256)
-            if sha256 in self._active or sha256 in self._there or (pause and pause.until > self._clock()):
-                continue
-            try:
-                file = PartialFile(self._partial, ref, reserve=self._reserve)
-            except StoreError as error:
-                self._rest(sha256, str(error))
-                continue
-            state, effects = begin(ref, file.have, self._clock())
-            active = self._active[sha256] = _Active(state, file)
-            self._link.subscribe(topics.block(sha256.hex()), qos=0)
-            self._perform(sha256, active, effects)
+            if sha256 not in self._active and sha256 not in self._there and not self._rests.resting(sha256, self._clock()):
+                self._guarded(sha256, partial(self._begin, ref))
 
-    def _step(self, sha256: bytes, active: _Active, event: Event) -> None:
-        active.state, effects = step(active.state, event, self._clock())
-        self._perform(sha256, active, effects)
+    def _begin(self, ref: FileRef) -> bool:
+        """Take the room on disk and what is here already, then fetch. Whether the file is complete."""
+        file = PartialFile(self._partial, ref, reserve=self._reserve)
+        assembly = self._active[ref.sha256] = Assembly(self._device, self._link, file, self._clock)
+        assembly.reused = self._index.fill(file, without=self._active.keys())
+        return self._go_on(assembly)
 
-    def _perform(self, sha256: bytes, active: _Active, effects: tuple[Effect, ...]) -> None:
+    def _go_on(self, assembly: Assembly) -> bool:
+        """Fetch what is missing from the next source off the broker, or from the server. Whether the file is complete."""
+        ref, have = assembly.file.ref, assembly.file.have
+        if not assembly.file.complete and self._supply.begin(self._needs.sources(ref.sha256), ref, have):
+            return False
+        return assembly.ask_server(alone=self._clock() < self._alone_until, first=self._rng.randrange(len(ref.blocks)))
+
+    def _take_supplies(self) -> None:
+        """Write what sources have delivered; where one has ended, go on with the next or with the server."""
+        for sha256, blocks, ended in self._supply.take():
+            if (assembly := self._active.get(sha256)) is not None:
+                self._guarded(sha256, partial(self._write, assembly, blocks, ended=ended))
+
+    def _write(self, assembly: Assembly, blocks: list[tuple[int, bytes]], *, ended: bool) -> bool:
+        assembly.write(blocks)
+        return ended and self._go_on(assembly)
+
+    def _step(self, sha256: bytes, event: Event) -> None:
+        if (assembly := self._active.get(sha256)) is not None:  # it may have ended while others were looked at
+            before = assembly.alone
+            self._guarded(sha256, partial(assembly.step, event))
+            if assembly.alone > before:
+                self._alone_until = self._clock() + ALONE_SECONDS
+
+    def _guarded(self, sha256: bytes, work: Callable[[], bool]) -> None:
+        """Do it; finish the file if it is complete then, and let it rest if it fails."""
         try:
-            for effect in effects:
-                match effect:
-                    case Ask(request):
-                        with contextlib.suppress(LinkError):  # no room in the queue: asked again when it is overdue
-                            self._link.publish(topics.want(self._device), encode(request), qos=0)
-                    case Store(index, data):
-                        active.file.write(index, data)
-                    case Complete():
-                        self._finish(sha256, active)
-                    case Reject():
-                        pass  # counted by the machine, which asks for the block again
-        except (StoreError, BlockError) as error:
+            if work():
+                self._finish(sha256)
+        except (StoreError, BlockError, SlowRetrievalError) as error:
             self._drop(sha256)
-            self._rest(sha256, str(error))
+            self._rests = self._rests.failed(sha256, self._clock())
+            self._trouble = error
 
-    def _finish(self, sha256: bytes, active: _Active) -> None:
-        active.file.finish(self._blobs.root)
+    def _finish(self, sha256: bytes) -> None:
+        self._active[sha256].file.finish(self._blobs.root)
         self._drop(sha256)
-        self._pauses.pop(sha256, None)
-        self._hand_out(sha256)
+        self._rests = self._rests.only(self._needs.fetched().keys() - {sha256})
+        if sha256 in self._needs.files():
+            self._hand_out(sha256)
+        for target in self._needs.rebuilt(sha256, reserve=self._reserve):
+            self._hand_out(target)
         self._fill()
 
     def _hand_out(self, sha256: bytes) -> None:
         self._there.add(sha256)
-        if sha256 not in self._completed:
-            self._completed.append(sha256)
+        self._completed[sha256] = None
 
     def _drop(self, sha256: bytes) -> None:
-        active = self._active.pop(sha256, None)
-        if active is not None:
-            active.file.close()
-            self._link.unsubscribe(topics.block(sha256.hex()))
-
-    def _rest(self, sha256: bytes, reason: str) -> None:
-        """Leave a file alone for a while."""
-        failures = self._pauses[sha256].failures + 1 if sha256 in self._pauses else 1
-        pause = min(LONGEST_PAUSE, PAUSE * 2.0 ** min(failures - 1, 16))
-        self._pauses[sha256] = _Pause(failures, self._clock() + pause)
-        self._reason = reason
+        if (assembly := self._active.pop(sha256, None)) is not None:
+            assembly.close()
+            self._supply.cancel(sha256)

@@ -39,6 +39,7 @@ from edgefl.device.state import Phase
 from edgefl.device.training import TrainerProcess
 from edgefl.device.training_queue import TrainingQueue
 from edgefl.device.voice import Voice
+from edgefl.device.ways import ways_of
 from edgefl.errors import BlockError, StoreError, UpdateError
 from edgefl.link.contract import Link
 from edgefl.store.blobs import BlobStore
@@ -108,7 +109,7 @@ class Hands:
     def _perform(self, model: HeldModel, effect: Effect) -> None:  # noqa: C901 - one case per kind of effect
         match effect:
             case Fetch(files):
-                self.fetcher.need(model.name, files)
+                self.fetcher.need(model.name, files, ways_of(model.session.installing))
             case Rebuild(difference, weights):
                 self._rebuild(model, difference, weights)
             case Adopt(order):
@@ -209,7 +210,7 @@ class Hands:
             fetching = install is not None and install.phase is Phase.FETCHING
             if install and fetching and self._link.connected and percent != model.percent_told:
                 model.percent_told = percent
-                fetched = self.fetcher.fetched(install.manifest.files)
+                fetched = self.fetcher.fetched(model.name)
                 self.voice.report(model.name, install.manifest.version, 0, "fetching", percent=percent, fetched=fetched)
 
     def tidy(self) -> None:

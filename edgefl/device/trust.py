@@ -83,8 +83,8 @@ def believed_assignment(
         key: 32 raw bytes of the key that the fleet's root appoints.
         config: whose it must be.
         counter: of the last assignment that was believed; 0 before the first.
-        now: told when this was signed, says what time it is (both in seconds since 1970): a signature proves that it is not earlier,
-            and may correct a clock that ran ahead. For one that was believed before it says 0.
+        now: told when this was signed, says what time it is (both in seconds since 1970): a signature proves that it is not
+            earlier, and may correct a clock that ran ahead. For one that was believed before it says 0.
 
     Raises:
         MessageError: it does not decode.

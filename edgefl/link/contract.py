@@ -145,6 +145,13 @@ class Link(Protocol):
         """Counters."""
         ...
 
+    def restart(self) -> None:
+        """Give the connection up without a good-bye and make a new one: what waits in the broker for QoS 0 is dropped there.
+
+        Without a connection nothing happens.
+        """
+        ...
+
     def close(self, timeout: float = 5.0, *, last: Message | None = None) -> None:
         """Send what is queued, then `last`, wait for the acknowledgements, disconnect so that no will is published.
 

@@ -243,6 +243,10 @@ class MemoryLink:
             self._broker.detach(self._client_id, politely=True)
         self._closed = True
 
+    def restart(self) -> None:
+        """Make a new connection; see `Link.restart`."""
+        self.drop()
+
     def drop(self) -> None:
         """Cut the connection: the broker publishes the will; the next poll says so and the one after reconnects."""
         if self._up:

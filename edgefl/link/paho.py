@@ -161,6 +161,11 @@ class PahoLink:
         """Counters."""
         return self._traffic
 
+    def restart(self) -> None:
+        """Make a new connection; see `Link.restart`."""
+        if self._up:
+            self._lost(Trouble("given up to leave behind what nobody here needs"))
+
     def close(self, timeout: float = 5.0, *, last: Message | None = None) -> None:
         """Send what is queued and disconnect cleanly; see `Link.close`."""
         deadline = time.monotonic() + timeout

@@ -6,9 +6,11 @@ one file and not the server.
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from edgefl.errors import BlockError, MessageError, StoreError
-from edgefl.server.delivery import Delivery, Effect, Event, Offered, Refuse, SendBlocks, Tick, Wanted, Withdrawn, step, wake_at
+from edgefl.server.delivery import Delivery, step, wake_at
+from edgefl.server.delivery_events import Counts, Effect, Event, Offered, Refuse, SendBlocks, Tick, Wanted, Withdrawn
 from edgefl.store.blobs import BlobStore
 from edgefl.wire import topics
 from edgefl.wire.blocks import block_length, check_block
@@ -17,6 +19,21 @@ from edgefl.wire.messages import BLOCK_SIZE, Block, FileRef, Want, encode
 PublishBlock = Callable[[str, str, bytes], None]
 """Model, topic, payload."""
 
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Bytes per second of block messages that may leave; None for no limit.
+
+    Attributes:
+        everybody: to all devices together.
+        device: to each device that is served alone.
+    """
+
+    everybody: float | None = None
+    device: float | None = None
+
+
+UNLIMITED = Rates()
 log = logging.getLogger("edgefl.server")
 
 
@@ -25,16 +42,22 @@ class BlockServer:
 
     Args:
         blobs: where the files are.
-        publish: sends a block to everybody who listens, and counts its bytes for the model.
+        publish: sends a block to whoever listens on a topic, and counts its bytes for the model.
         room: bytes that the link's queue can take now.
+        rates: how fast blocks may leave.
     """
 
-    def __init__(self, blobs: BlobStore, publish: PublishBlock, room: Callable[[], int]) -> None:
+    def __init__(self, blobs: BlobStore, publish: PublishBlock, room: Callable[[], int], rates: Rates = UNLIMITED) -> None:
         self._blobs = blobs
         self._publish = publish
         self._room = room
         self._files: dict[bytes, tuple[str, FileRef]] = {}
-        self._delivery = Delivery()
+        self._delivery = Delivery(rate=rates.everybody, device_rate=rates.device)
+
+    @property
+    def counts(self) -> Counts:
+        """What has happened so far."""
+        return self._delivery.counts
 
     def offer(self, files: Mapping[bytes, tuple[str, FileRef]]) -> None:
         """Serve these files, by SHA-256 with the model that each belongs to, and no others."""
@@ -64,7 +87,7 @@ class BlockServer:
             if isinstance(effect, SendBlocks):
                 try:
                     for index in effect.indices:
-                        self._send(effect.sha256, index)
+                        self._send(effect.sha256, index, effect.device)
                 except (StoreError, BlockError) as error:
                     log.error("a file cannot be served any more: %s", error)
                     self._step(Withdrawn(effect.sha256), now)
@@ -74,11 +97,12 @@ class BlockServer:
         at = wake_at(self._delivery)
         return 3600.0 if at is None else max(0.0, at - now)
 
-    def _send(self, sha256: bytes, index: int) -> None:
+    def _send(self, sha256: bytes, index: int, device: str) -> None:
         model, ref = self._files[sha256]
         data = self._blobs.read_range(sha256, index * BLOCK_SIZE, block_length(ref, index))
         check_block(ref, index, data)
-        self._publish(model, topics.block(sha256.hex()), encode(Block(sha256[:16], index, data)))
+        topic = topics.own_block(device) if device else topics.block(sha256.hex())
+        self._publish(model, topic, encode(Block(sha256[:16], index, data)))
 
     def _step(self, event: Event, now: float) -> tuple[Effect, ...]:
         self._delivery, effects = step(self._delivery, event, now)

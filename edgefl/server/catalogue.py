@@ -129,7 +129,7 @@ class Catalogue:
         """The files that devices may ask for now, by SHA-256, with the model that each belongs to."""
         files: dict[bytes, tuple[str, FileRef]] = {}
         for record in self.announced:
-            files |= {ref.sha256: (record.manifest.model, ref) for ref in record.manifest.files}
+            files |= {ref.sha256: (record.manifest.model, ref) for ref in record.manifest.offered}
         for model, training in self.trainings.items():
             files |= {ref.sha256: (model, ref) for ref in (*training.offer.all_files(), *training.earlier)}
         return files

@@ -1,20 +1,26 @@
 """The delivery machine: merges the block requests of a fleet, so that each wanted block goes out once. Pure.
 
-Model. The shell offers files. Requests for blocks of a file are collected in a bitmap for a short *merge window*; then the
-wanted blocks are sent, once, on the file's topic, to which every interested device listens. N devices that fetch the same file
-cost little more than one file.
+Model. The shell offers files. A *lane* is a file and whom its blocks go to: all who listen, or one device that has asked to be
+served alone. Requests on the lane to all are collected in a bitmap for a short *merge window*; then the wanted blocks are sent,
+once, on the file's topic. N devices that fetch the same file cost little more than one file. A lane to one device has no merge
+window and is paced by what that device asks for.
 
-    Wanted -> blocks sent within the last moment -> already under way to the asker as well: nothing
-           -> other blocks                       -> collected; due after the merge window
-    Tick   -> files that are due, in turn, one block each, until their wants, the link's room or the rate is used up
+    Wanted -> more often than a device may (`server.askers`) -> refused; of repetitions, what is too much is left out
+           -> blocks sent within the last moment             -> already under way to the asker as well: nothing
+           -> other blocks                                   -> collected; due after the merge window, alone at once
+    Tick   -> lanes that are due, in turn, one block each, until their wants, the link's room or the rate is used up
 
 Rules:
 
-* A request is a hint, not a debt: nothing is kept per device, and what is lost or left out is asked for again.
-* Everything is bounded: bits for the blocks of at most `MOST_FILES` offered files, `MOST_ACTIVE` files with wants,
-  `MOST_PER_REQUEST` blocks heard from one request. More is refused or ignored, and counted.
-* The rate limit is a token bucket in bytes per second that holds a quarter of a second, and at least one block. Files share
-  it block by block in rotation, so that one large file does not starve a small one.
+* A request is a hint, not a debt: what is lost or left out is asked for again.
+* A slow link says how far it is behind; what was sent to all since then is still on its way to it, and is not sent again.
+* Who goes alone no longer listens to all: only what was sent to all before its first request alone counts as under way to it.
+* Everything is bounded: `MOST_FILES` offered files, `MOST_SHARED` lanes to all, `MOST_ALONE` to one device and `ALONE_EACH` to
+  the same, `MOST_PER_REQUEST` blocks heard from one request, and what is known of devices. More is refused or ignored, and
+  counted.
+* The rate limit of all is a token bucket in bytes per second that holds a quarter of a second, and at least one block. Lanes
+  share it block by block in rotation, so that one large file does not starve a small one. The rate limit of a device spaces the
+  blocks that are sent to it alone.
 * Times are seconds of a monotonic clock. There is no randomness.
 """
 
@@ -23,108 +29,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
+from edgefl.server.askers import Asker, Askers, admit, allowed, with_asker
+from edgefl.server.delivery_events import Counts, Effect, Event, Offered, Refuse, SendBlocks, Tick, Wanted, Withdrawn
+from edgefl.server.lanes import REMEMBERED, UNDER_WAY, Lane, LaneName, indices_of
 from edgefl.wire.blocks import wanted
 from edgefl.wire.messages import BLOCK_SIZE, Want
 
 MERGE_WINDOW = 0.05
-UNDER_WAY = 0.5
-"""Seconds after sending during which another request for the same block is taken to have crossed it."""
 RETRY_ROOM = 0.02
 """Seconds after which the link is looked at again when it had no room."""
-SLOT = 0.1
-"""Sendings closer together than this are remembered as one."""
 BLOCK_COST = BLOCK_SIZE + 64
 """Bytes of one block's message."""
 MOST_FILES = 4096
-MOST_ACTIVE = 256
+MOST_SHARED = 256
+MOST_ALONE = 4096
+ALONE_EACH = 4
 MOST_PER_REQUEST = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Offered:
-    """A file can be served from now on; `blocks` is how many it has."""
-
-    sha256: bytes
-    blocks: int
-
-
-@dataclass(frozen=True, slots=True)
-class Withdrawn:
-    """A file is no longer served; what was wanted of it is forgotten."""
-
-    sha256: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """A device asks for blocks."""
-
-    device: str
-    want: Want
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time has passed, and the link can take `room` more bytes."""
-
-    room: int
-
-
-Event = Offered | Withdrawn | Wanted | Tick
-
-
-@dataclass(frozen=True, slots=True)
-class SendBlocks:
-    """Publish these blocks of a file, in this order."""
-
-    sha256: bytes
-    indices: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Refuse:
-    """A device asks for what is not served."""
-
-    device: str
-    sha256: bytes
-    reason: str
-
-
-Effect = SendBlocks | Refuse
-
-
-@dataclass(frozen=True, slots=True)
-class Active:
-    """A file of which blocks are wanted or were just sent.
-
-    Attributes:
-        want: bitmap of the blocks to send.
-        due: when to send them.
-        sent: what was sent lately: time and bitmap, oldest first.
-    """
-
-    want: int = 0
-    due: float = 0.0
-    sent: tuple[tuple[float, int], ...] = ()
-
-    def under_way(self, now: float) -> int:
-        """Bitmap of the blocks sent within the last `UNDER_WAY` seconds."""
-        bits = 0
-        for when, indices in self.sent:
-            bits |= indices if now - when < UNDER_WAY else 0
-        return bits
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """What has happened so far, in blocks (`refused` in requests)."""
-
-    asked: int = 0
-    sent: int = 0
-    merged: int = 0
-    crossed: int = 0
-    ignored: int = 0
-    refused: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,19 +52,23 @@ class Delivery:
     """State of the delivery of all files.
 
     Attributes:
-        rate: bytes per second, None for no limit.
+        rate: bytes per second to everybody together, None for no limit.
+        device_rate: bytes per second to each device that is served alone, None for no limit.
         merge: seconds for which requests are collected.
         files: number of blocks by SHA-256 of the offered files.
-        active: by SHA-256, in the order of rotation.
+        lanes: in the order of rotation.
+        askers: what each device has cost lately.
         tokens: bytes that may be sent, as of `filled_at`.
         blocked_until: no sending before this time (rate or room used up).
         counts: statistics.
     """
 
     rate: float | None = None
+    device_rate: float | None = None
     merge: float = MERGE_WINDOW
     files: Mapping[bytes, int] = field(default_factory=dict)
-    active: Mapping[bytes, Active] = field(default_factory=dict)
+    lanes: Mapping[LaneName, Lane] = field(default_factory=dict)
+    askers: Askers = field(default_factory=dict)
     tokens: float = 0.0
     filled_at: float = 0.0
     blocked_until: float = 0.0
@@ -162,7 +86,8 @@ def step(state: Delivery, event: Event, now: float) -> Outcome:
                 return state, ()
             return replace(state, files={**state.files, sha256: blocks}), ()
         case Withdrawn(sha256):
-            return _withdraw(state, sha256), ()
+            files = {name: blocks for name, blocks in state.files.items() if name != sha256}
+            return replace(state, files=files, lanes={k: lane for k, lane in state.lanes.items() if k[0] != sha256}), ()
         case Wanted(device, request):
             return _wanted(state, device, request, now)
         case Tick(room):
@@ -171,44 +96,69 @@ def step(state: Delivery, event: Event, now: float) -> Outcome:
 
 def wake_at(state: Delivery) -> float | None:
     """When the machine wants a `Tick` at the latest; None while nothing is wanted."""
-    due = [active.due for active in state.active.values() if active.want]
+    due = [_due(state, name, lane) for name, lane in state.lanes.items() if lane.want]
     return max(min(due), state.blocked_until) if due else None
 
 
-def _withdraw(state: Delivery, sha256: bytes) -> Delivery:
-    files = {name: blocks for name, blocks in state.files.items() if name != sha256}
-    active = {name: value for name, value in state.active.items() if name != sha256}
-    return replace(state, files=files, active=active)
+def _due(state: Delivery, name: LaneName, lane: Lane) -> float:
+    asker = state.askers.get(name[1]) if state.device_rate else None
+    return max(lane.due, asker.next_at) if asker else lane.due
 
 
 def _wanted(state: Delivery, device: str, request: Want, now: float) -> Outcome:
+    askers, asker = admit(state.askers, device, now)
+    state = replace(state, askers=askers)
     blocks = state.files.get(request.sha256)
-    if blocks is None:
-        return _refuse(state, device, request, "no such file")
-    if request.sha256 not in state.active and len(state.active) >= MOST_ACTIVE:
+    if asker is None or blocks is None:
+        return _refuse(state, device, request, "no such file" if asker else "too many requests")
+    name = (request.sha256, device if request.alone else "")
+    if name not in state.lanes and not _has_place(state, name):
         state = _forget(state, now)
-        if len(state.active) >= MOST_ACTIVE:
+        if not _has_place(state, name):
             return _refuse(state, device, request, "too many files at once")
     indices = [index for index in islice(wanted(request), MOST_PER_REQUEST) if index < blocks]
-    bits = 0
-    for index in indices:
-        bits |= 1 << index
-    active = state.active.get(request.sha256, Active())
-    crossed = bits & active.under_way(now)
-    merged = bits & active.want & ~crossed
-    fresh = bits & ~crossed & ~merged
+    bits = sum(1 << index for index in indices)
     counts = replace(
         state.counts,
         asked=state.counts.asked + len(indices),
-        merged=state.counts.merged + merged.bit_count(),
-        crossed=state.counts.crossed + crossed.bit_count(),
         ignored=state.counts.ignored + int.from_bytes(request.bitmap, "little").bit_count() - len(indices),
     )
-    state = replace(state, counts=counts)
+    throttled = state.counts.throttled
+    state = _collect(replace(state, counts=counts), device, asker, name, bits, now, request.behind)
+    if indices and state.counts.throttled - throttled == len(indices):
+        return _refuse(state, device, request, "the same blocks too often")
+    return state, ()
+
+
+def _collect(state: Delivery, device: str, asker: Asker, name: LaneName, bits: int, now: float, behind: float) -> Delivery:
+    """Put blocks on a lane, those excepted that are there, under way, or asked for too often."""
+    sha256, alone = name[0], bool(name[1])
+    lane = state.lanes.get(name, Lane())
+    if alone and sha256 not in asker.alone:
+        lane = replace(lane, sent=state.lanes.get((sha256, ""), Lane()).sent)
+    crossed = bits & lane.under_way(now, max(UNDER_WAY, behind))
+    merged = bits & lane.want & ~crossed
+    asker, fresh = allowed(asker, sha256, bits & ~crossed & ~merged)
+    counts = replace(
+        state.counts,
+        merged=state.counts.merged + merged.bit_count(),
+        crossed=state.counts.crossed + crossed.bit_count(),
+        throttled=state.counts.throttled + (bits & ~crossed & ~merged & ~fresh).bit_count(),
+    )
+    askers = with_asker(state.askers, device, asker.remembering(sha256, bits, alone=alone))
+    state = replace(state, counts=counts, askers=askers)
     if not fresh:
-        return state, ()
-    active = replace(active, want=active.want | fresh, due=active.due if active.want else now + state.merge)
-    return replace(state, active={**state.active, request.sha256: active}), ()
+        return state
+    due = lane.due if lane.want else now + (0.0 if alone else state.merge)
+    return replace(state, lanes={**state.lanes, name: replace(lane, want=lane.want | fresh, due=due)})
+
+
+def _has_place(state: Delivery, name: LaneName) -> bool:
+    """Whether there may be one more lane of this kind."""
+    if not name[1]:
+        return sum(not device for _, device in state.lanes) < MOST_SHARED
+    own = sum(device == name[1] for _, device in state.lanes)
+    return own < ALONE_EACH and len(state.lanes) < MOST_SHARED + MOST_ALONE
 
 
 def _refuse(state: Delivery, device: str, request: Want, reason: str) -> Outcome:
@@ -216,25 +166,35 @@ def _refuse(state: Delivery, device: str, request: Want, reason: str) -> Outcome
     return replace(state, counts=counts), (Refuse(device, request.sha256, reason),)
 
 
-def _forget(state: Delivery, now: float) -> Delivery:
-    """Drop files of which nothing is wanted or under way."""
-    active = {name: value for name, value in state.active.items() if value.want or value.under_way(now)}
-    return replace(state, active=active)
+def _forget(state: Delivery, now: float, seconds: float = UNDER_WAY) -> Delivery:
+    """Drop lanes on which nothing is wanted, and to all nothing was sent for so long."""
+    return replace(
+        state,
+        lanes={
+            name: lane
+            for name, lane in state.lanes.items()
+            if lane.want or lane.under_way(now, UNDER_WAY if name[1] else seconds)
+        },
+    )
 
 
 def _tick(state: Delivery, room: int, now: float) -> Outcome:
-    state = _forget(_refill(state, now), now)
+    state = _forget(_refill(state, now), now, REMEMBERED)
     limit = max(0, room if state.rate is None else min(room, int(state.tokens)))
     chosen, order = _choose(state, limit // BLOCK_COST, now)
-    active = {name: state.active[name] for name in order} | dict(state.active)
+    lanes = {name: state.lanes[name] for name in order} | dict(state.lanes)
+    askers = dict(state.askers)
     for name, bits in chosen.items():
-        active[name] = _mark_sent(active[name], bits, now)
+        lanes[name] = lanes[name].sending(bits, now)
+        if name[1] in askers and state.device_rate:
+            askers[name[1]] = replace(askers[name[1]], next_at=now + bits.bit_count() * BLOCK_COST / state.device_rate)
     total = sum(bits.bit_count() for bits in chosen.values())
+    alone = sum(bits.bit_count() for name, bits in chosen.items() if name[1])
     tokens = state.tokens - total * BLOCK_COST
     pause = max(RETRY_ROOM, (BLOCK_COST - tokens) / state.rate if state.rate else 0.0) if order else 0.0
-    counts = replace(state.counts, sent=state.counts.sent + total)
-    state = replace(state, active=active, counts=counts, tokens=tokens, blocked_until=now + pause)
-    return state, tuple(SendBlocks(name, _indices(bits)) for name, bits in chosen.items())
+    counts = replace(state.counts, sent=state.counts.sent + total, alone=state.counts.alone + alone)
+    state = replace(state, lanes=lanes, askers=askers, counts=counts, tokens=tokens, blocked_until=now + pause)
+    return state, tuple(SendBlocks(name[0], indices_of(bits), name[1]) for name, bits in chosen.items())
 
 
 def _refill(state: Delivery, now: float) -> Delivery:
@@ -245,31 +205,24 @@ def _refill(state: Delivery, now: float) -> Delivery:
     return replace(state, tokens=tokens, filled_at=now)
 
 
-def _choose(state: Delivery, room: int, now: float) -> tuple[dict[bytes, int], tuple[bytes, ...]]:
-    """Up to `room` due blocks, one of each file in turn, lowest first; and the files left with due blocks, next one first."""
-    left = {name: active.want for name, active in state.active.items() if active.want and active.due <= now}
+def _choose(state: Delivery, room: int, now: float) -> tuple[dict[LaneName, int], tuple[LaneName, ...]]:
+    """Up to `room` due blocks, one of each lane in turn, lowest first; and the lanes left with due blocks, next one first.
+
+    With a rate per device, one block of a lane to one device is all that is due.
+    """
+    left = {name: lane.want for name, lane in state.lanes.items() if lane.want and _due(state, name, lane) <= now}
     order, chosen = deque(left), dict.fromkeys(left, 0)
+    served: set[str] = set()
     while order and room > 0:
         name = order.popleft()
+        if name[1] in served:
+            continue
         low = left[name] & -left[name]
         left[name] ^= low
         chosen[name] |= low
         room -= 1
-        if left[name]:
+        if name[1] and state.device_rate:
+            served.add(name[1])
+        elif left[name]:
             order.append(name)
-    return {name: bits for name, bits in chosen.items() if bits}, tuple(order)
-
-
-def _mark_sent(active: Active, bits: int, now: float) -> Active:
-    sent = tuple(entry for entry in active.sent if now - entry[0] < UNDER_WAY)
-    older, slot = (sent[:-1], sent[-1]) if sent and now - sent[-1][0] < SLOT else (sent, (now, 0))
-    return replace(active, want=active.want & ~bits, sent=(*older, (slot[0], slot[1] | bits)))
-
-
-def _indices(bits: int) -> tuple[int, ...]:
-    indices = []
-    while bits:
-        low = bits & -bits
-        indices.append(low.bit_length() - 1)
-        bits ^= low
-    return tuple(indices)
+    return {name: bits for name, bits in chosen.items() if bits}, tuple(name for name in order if name[1] not in served)

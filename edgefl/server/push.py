@@ -13,7 +13,7 @@ Rules:
 """
 
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ from edgefl.recipe import PLAIN, Recipe
 from edgefl.server.keys import signers
 from edgefl.server.pushed import PushedVariant
 from edgefl.server.variants import store_parent
+from edgefl.server.version_differences import version_differences
 from edgefl.server.workshop import Made, Workshop
 from edgefl.store.blobs import BlobStore
 from edgefl.store.database import open_database, transaction
@@ -42,7 +43,8 @@ from edgefl.store.garbage import keeping_new_blobs
 from edgefl.store.registry import list_devices
 from edgefl.store.releases import release
 from edgefl.store.versions import listed_manifests
-from edgefl.wire.messages import Health, Manifest, decode, encode
+from edgefl.wire.messages import Difference, Health, Manifest, decode, encode
+from edgefl.wire.sources import check_sources
 
 MAX_BATCH = 65536
 LENIENT = Health()
@@ -150,8 +152,10 @@ def push(
     )
     with keeping_new_blobs(blobs):
         made = [workshop.make(profile) for profile in profiles]
+        on_progress("comparing with earlier versions")
+        differences = version_differences(fleet.database, blobs, request.model, made)
         on_progress("signing")
-        record = _Version(request, source, layout, store_parent(blobs, parent), int(now))
+        record = _Version(request, source, layout, store_parent(blobs, parent), int(now), differences)
         version = _record(fleet, record, made)
     return tuple(_outcome(request.model, version, one) for one in made)
 
@@ -163,6 +167,7 @@ def _check(request: PushRequest, profiles: Sequence[Profile]) -> None:
         raise ModelError(
             "impossible push", expected=f"batch 1 to {MAX_BATCH}, lifetime above 0", found=f"{request.batch}, {request.lifetime}"
         )
+    check_sources(request.sources)
     names = [profile.name for profile in profiles]
     if not names or len(set(names)) < len(names):
         raise ProfileError("impossible push", expected="one profile or more, each once", found=", ".join(names) or "none")
@@ -177,13 +182,14 @@ def _check(request: PushRequest, profiles: Sequence[Profile]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Version:
-    """What all variants of a version share; `weights` is the SHA-256 of the parent vector."""
+    """What all variants of a version share; `weights` is the SHA-256 of the parent vector, `differences` are by profile."""
 
     request: PushRequest
     source: ModelSource
     layout: Layout
     weights: bytes
     created: int
+    differences: Mapping[str, tuple[Difference, ...]]
 
 
 def _record(fleet: Fleet, shared: _Version, made: Iterable[Made]) -> int:
@@ -222,6 +228,7 @@ def _manifest(shared: _Version, one: Made, number: int, round_key: bytes) -> Man
         expires=shared.created + shared.request.lifetime,
         recipe=shared.request.recipe,
         health=shared.request.health,
+        differences=shared.differences[one.profile.name],
         sources=shared.request.sources,
     )
 

@@ -23,7 +23,7 @@ from edgefl.errors import LinkError, MessageError, PeerError, StoreError
 from edgefl.identity.signing import Signer
 from edgefl.link.contract import Arrived, Connected, Disconnected, Event, Link
 from edgefl.server.announce import Announcer
-from edgefl.server.blocks import BlockServer
+from edgefl.server.blocks import UNLIMITED, BlockServer, Rates
 from edgefl.server.catalogue import Catalogue
 from edgefl.server.claimline import ClaimLine
 from edgefl.server.complaints import Complaints
@@ -53,6 +53,7 @@ class Service:
         database, blobs: the fleet's.
         link: to the broker, as `edgefl-server`.
         signer: the online key.
+        rates: how fast blocks may leave.
         wall: seconds since 1970.
         clock: monotonic seconds.
         claims: where boards ask for their first certificate; None if they cannot.
@@ -66,6 +67,7 @@ class Service:
         link: Link,
         signer: Signer,
         *,
+        rates: Rates = UNLIMITED,
         wall: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
         claims: ClaimLine | None = None,
@@ -81,7 +83,7 @@ class Service:
         self._rollouts = Rollouts(database, wall)
         self._complaints = Complaints()
         self._inbox = Inbox()
-        self._blocks = BlockServer(blobs, self._publish_block, self._room)
+        self._blocks = BlockServer(blobs, self._publish_block, self._room, rates)
         self._signer = signer
         self._announcer = Announcer(self._publish, signer, wall)
         self._online = False

@@ -2,7 +2,7 @@
 
 Model: a training leaves a parent vector and a weight file per variant behind with every round. Kept is
 
-* whatever a push made, of every version: graphs, weights and the parent vector (an operator may want to go back);
+* whatever a push made, of every version: graphs, weights, differences and the parent vector (an operator may want to go back);
 * of every version the newest parent vector: the result of its last closed round, or what its open round started from; and what
   devices hold of it, if that is another; and the state of the server's optimiser;
 * what the server has on offer: the weight files of the last two rounds of each training, and the differences that lead
@@ -34,7 +34,7 @@ def pushed_blobs(database: sqlite3.Connection) -> frozenset[bytes]:
     """Every blob that a push has named, of any version."""
     found = {bytes(row["weights"]) for row in database.execute("SELECT weights FROM versions")}
     for row in database.execute("SELECT manifest FROM variants"):
-        found.update(ref.sha256 for ref in decode(row["manifest"], Manifest).files)
+        found.update(ref.sha256 for ref in decode(row["manifest"], Manifest).offered)
     return frozenset(found)
 
 

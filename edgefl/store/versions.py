@@ -85,6 +85,15 @@ def variants(database: sqlite3.Connection, model: str, version: int) -> list[Var
     return [_variant(row) for row in rows]
 
 
+def earlier_variants(database: sqlite3.Connection, model: str, profile: str, count: int) -> list[VariantRecord]:
+    """The variants of a profile in the last `count` versions that have one, the newest first."""
+    rows = database.execute(
+        "SELECT profile, precision, manifest FROM variants WHERE model=? AND profile=? ORDER BY version DESC LIMIT ?",
+        (model, profile, count),
+    )
+    return [_variant(row) for row in rows]
+
+
 def budgets(database: sqlite3.Connection, model: str, version: int) -> dict[str, int]:
     """Bytes that each profile may store of a version."""
     rows = database.execute("SELECT profile, budget FROM variants WHERE model=? AND version=?", (model, version))

@@ -131,6 +131,11 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True):
         raise MessageError(f"manifest of {self.model}@{self.version} lists no {role!r} file")
 
     @property
+    def offered(self) -> tuple[FileRef, ...]:
+        """Everything that a device may ask the server for: the files, and the differences to the weights."""
+        return (*self.files, *(difference.file for difference in self.differences))
+
+    @property
     def total_bytes(self) -> int:
         """Bytes of all files together."""
         return sum(ref.length for ref in self.files)
@@ -218,12 +223,14 @@ class Want(msgspec.Struct, frozen=True, array_like=True):
     """Wanted blocks of a file: bit i of `bitmap` (least significant bit of byte 0 first) stands for block `first + i`.
 
     `alone` asks for an answer on the device's own topic, at its own pace: a slow link cannot take what others have asked for.
+    `behind` is how many seconds a block takes to the device on a slow link; what was sent since then is still on its way to it.
     """
 
     sha256: Sha256
     first: Annotated[int, msgspec.Meta(ge=0, lt=MAX_BLOCKS)]
     bitmap: Annotated[bytes, msgspec.Meta(min_length=1, max_length=64)]
     alone: bool = False
+    behind: Annotated[int, msgspec.Meta(ge=0, le=30)] = 0
 
 
 class Block(msgspec.Struct, frozen=True, array_like=True):

@@ -100,6 +100,11 @@ def block(sha256: str) -> str:
     return f"{ROOT}/all/block/{sha256[:16]}"
 
 
+def own_block(device: str) -> str:
+    """The blocks that a device has asked for alone."""
+    return f"{ROOT}/down/{device}/block"
+
+
 def parse_up(topic: str) -> tuple[str, str]:
     """Device id and kind (`state`, `want`, `update`, `report`, `renew`) of a topic that a device has written to.
 
@@ -122,7 +127,7 @@ def parse_down(topic: str) -> tuple[str, str]:
         MessageError: the topic is no such topic.
     """
     match topic.split("/"):
-        case ["efl", "v1", "down", device, ("receipt" | "certificate" | "assignment") as kind] if is_id(device):
+        case ["efl", "v1", "down", device, ("receipt" | "certificate" | "assignment" | "block") as kind] if is_id(device):
             return kind, ""
         case ["efl", "v1", "all", "round", model, _] if is_id(model):
             return "round", model

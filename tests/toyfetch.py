@@ -1,0 +1,65 @@
+"""A fetcher on a real disk and a broker in memory, with a scripted server, for the tests of fetching.
+
+No test in here. A test module loads it by its path, because test modules are no package.
+"""
+
+import importlib.util
+import random
+import time
+from pathlib import Path
+
+from edgefl.device.fetching import Fetcher
+from edgefl.link.contract import Arrived
+from edgefl.link.memory import MemoryBroker
+from edgefl.store.blobs import BlobStore
+
+_SPEC = importlib.util.spec_from_file_location("toyboard", Path(__file__).with_name("toyboard.py"))
+toy = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(toy)
+
+
+class World:
+    """A fetcher, a link, and a server that has files."""
+
+    def __init__(self, root):
+        """Connected and with nothing to do."""
+        self.clock = toy.Clock()
+        self.broker = MemoryBroker(random.Random(0))
+        self.office = toy.Office(self.broker, self.clock)
+        self.link = self.broker.link(toy.DEVICE)
+        self.link.poll(0.0)
+        self.blobs = BlobStore(root / "blobs")
+        self.partial = root / "partial"
+        self.fetcher = self.start()
+
+    def start(self, **options):
+        """A fetcher as after a start of the agent."""
+        clock, rng = self.clock.monotonic, random.Random(0)
+        self.fetcher = Fetcher(toy.DEVICE, self.link, self.blobs, self.partial, reserve=0, clock=clock, rng=rng, **options)
+        return self.fetcher
+
+    def blocks_sent(self):
+        """How many blocks the server has published."""
+        return sum(count for topic, count in self.broker.published.items() if "/block" in topic)
+
+    def turns(self, count=20, seconds=0.1):
+        """Let time pass; what has been completed."""
+        done = []
+        for _ in range(count):
+            for event in self.link.poll(0.0):
+                if isinstance(event, Arrived):
+                    self.fetcher.arrived(event.payload)
+            self.fetcher.tick()
+            self.office.turn()
+            self.clock.now += seconds
+            done += self.fetcher.completed()
+        return done
+
+    def until(self, done, seconds=10.0):
+        """Take turns in real time, for what threads do; what has been completed."""
+        completed, end = [], time.monotonic() + seconds
+        while not done(completed):
+            assert time.monotonic() < end, "it did not happen"
+            completed += self.turns(1)
+            time.sleep(0.002)
+        return completed
