@@ -199,7 +199,7 @@ def await_all(receivers: Receivers, devices: int, deadline: float, running: Brok
 
 @contextmanager
 def multicast(stage: Stage) -> Iterator[Callable[[], None]]:
-    """edgefl's server, which answers as soon as devices ask."""
+    """The server of edgefl, which answers as soon as devices ask."""
     with server(stage):
         yield lambda: None
 
@@ -217,15 +217,15 @@ def publisher(stage: Stage, method: str, devices: int) -> Iterator[Callable[[], 
 
 def print_table(rows: Sequence[Row]) -> None:
     """All measurements."""
-    print(
-        f"\n{'method':11}{'devices':>8}{'loss':>6}{'seconds':>9}{'median':>9}{'done':>6}{'egress, MB':>12}{'x variant':>11}{'broker, MB':>12}"
-    )
+    heads = (("devices", 8), ("loss", 6), ("seconds", 9), ("median", 9), ("done", 6), ("egress, MB", 12), ("x variant", 11))
+    print(f"\n{'method':11}" + "".join(f"{head:>{width}}" for head, width in (*heads, ("broker, MB", 12))))
     for row in rows:
         seconds = "-" if row.seconds is None else f"{row.seconds:.1f}"
         median = "-" if row.median_seconds is None else f"{row.median_seconds:.1f}"
+        share = row.egress_bytes / row.blob_bytes
         print(
-            f"{row.method:11}{row.devices:>8}{row.loss:>6.0%}{seconds:>9}{median:>9}{row.completed:>6}{row.egress_bytes / 1e6:>12.1f}"
-            f"{row.egress_bytes / row.blob_bytes:>11.2f}{row.broker_rss_mb:>12.0f}"
+            f"{row.method:11}{row.devices:>8}{row.loss:>6.0%}{seconds:>9}{median:>9}{row.completed:>6}"
+            f"{row.egress_bytes / 1e6:>12.1f}{share:>11.2f}{row.broker_rss_mb:>12.0f}"
         )
 
 

@@ -1,7 +1,7 @@
 """The two usual ways to send a file over MQTT, as plainly as paho allows, in the place of the server.
 
 * `retained`: one message that holds the whole variant, kept by the broker.
-* `unicast`: each device's blocks on a topic of its own, one block for each device in turn, QoS 1, at most `WINDOW` unacknowledged.
+* `unicast`: each device's blocks on a topic of its own, one for each device in turn, QoS 1, at most `WINDOW` unacknowledged.
 """
 
 import ssl

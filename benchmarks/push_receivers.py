@@ -141,7 +141,7 @@ class Receiver:
                 self.ready.release()
 
         def arrived(client: mqtt.Client, _data: object, message: mqtt.MQTTMessage) -> None:
-            if take(message.payload):
+            if take(bytes(message.payload)):
                 self._done()
                 client.disconnect()
 

@@ -1,4 +1,4 @@
-"""What stands ready before anything is delivered: a fleet with one version, bundles, and for each measurement a broker and a server.
+"""What stands ready before anything is delivered: a fleet with one version, bundles; for each measurement a broker and a server.
 
 Model: the fleet is founded once and its version pushed once, by `edgefl push`. Broker and server are started anew for each
 measurement, so that none inherits another's queues. The server's connection leads through a proxy that counts its bytes; devices

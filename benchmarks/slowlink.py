@@ -5,8 +5,8 @@ and nobody else can reach it. `SlowLink` adds a second namespace, joined to the 
 into one comes out of the other half a round trip later, or not at all. Above the packets everything is the kernel's own TCP: its
 retransmissions, its congestion control, its round trips. `tc netem` would do the same where the kernel has it.
 
-Rules: each packet is dropped with the same probability, in both directions, independently; order is kept; bandwidth is not limited.
-Linux and root only (`private_network` says so).
+Rules: each packet is dropped with the same probability, in both directions, independently; order is kept; bandwidth is not
+limited. Linux and root only (`private_network` says so).
 """
 
 import argparse
