@@ -37,7 +37,7 @@ class Result:
     Attributes:
         kills: processes ended by SIGKILL; `at_boundaries` of them by their own fuse, the others from outside.
         lost_updates, double_counts: see `benchmarks.faults_verdict`.
-        devices_without_model: times that a device that had a model was found dead without one, and devices without one at the end.
+        devices_without_model: deaths that left a device without the model that it had, and devices without one at the end.
         boundaries: deaths by boundary.
         struck: deaths from outside, by role.
         settled, stored, rounds: updates that devices were told are stored, that the ledger holds; rounds closed and recomputed.
@@ -147,9 +147,8 @@ def print_result(result: Result) -> None:
         print(f"  {count:5}  {name}")
     for name, count in sorted(result.struck.items()):
         print(f"  {count:5}  {name} at a random moment")
-    print(
-        f"\n{result.kills} killed in {result.seconds:.0f} s, {result.at_boundaries} of them at {len(result.boundaries)} boundaries"
-    )
+    where = f"{result.at_boundaries} of them at {len(result.boundaries)} boundaries"
+    print(f"\n{result.kills} killed in {result.seconds:.0f} s, {where}")
     print(f"{result.settled} updates settled by devices, {result.stored} in the ledger, {result.rounds} rounds recomputed")
     print(
         f"lost updates {result.lost_updates}, double counts {result.double_counts}, without model {result.devices_without_model}"

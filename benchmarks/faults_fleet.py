@@ -1,4 +1,4 @@
-"""A fleet that is killed and comes back: Mosquitto, server and devices, each a real process, started again whenever it has died."""
+"""A fleet that is killed and comes back: Mosquitto, server, devices; real processes, started again whenever they have died."""
 
 import os
 import random

@@ -1,12 +1,12 @@
 """A fuse: it kills the process that carries it, with SIGKILL, at a chosen step of what the process writes to its disk.
 
-Model: whatever changes what would be found after a power cut passes the fuse: before and after a file is renamed or deleted, before
+Model: whatever changes what would be found after a death passes the fuse: before and after a file is renamed or deleted, before
 it is forced to the disk, before a block is written, halfway through it and after it, before and after a transaction commits. Each
 such *boundary* has a name: who (`device`, `trainer`, `server`), what, and on which kind of file or by which function. A process
 that dies writes the name into a file that all share, so that the next one knows which boundaries have had their share of deaths.
 
-Rules: it lives in the benchmark only; what it wraps does its work unchanged. A boundary that has had fewer deaths than the quota is
-fatal every other time, any other one never.
+Rules: it lives in the benchmark only; what it wraps does its work unchanged. A boundary that has had fewer deaths than the quota
+is fatal every other time, any other one never.
 """
 
 import os
@@ -132,7 +132,7 @@ class Fuse:
                 self.burn("before sync", kind)
             real(descriptor)
 
-        os.fsync = fused
+        os.fsync = fused  # type: ignore[assignment] # what a fuse is for
 
     def _around_commit(self) -> None:
         real = Database.__exit__

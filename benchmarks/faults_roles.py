@@ -1,7 +1,7 @@
 """Who lives and dies: a device's agent and the server, each forked from a process that has loaded everything already.
 
-Model: what runs in the child is what `edgefl device run` and `edgefl serve` run, with sockets, files and a trainer of its own; only
-Python's start is spared, which would take most of the time. Each carries a fuse, and notes in a journal what it has settled
+Model: what runs in the child is what `edgefl device run` and `edgefl serve` run, with sockets, files and a trainer of its own;
+only Python's start is spared, which would take most of the time. Each carries a fuse, and notes in a journal what it has settled
 (device) or folded into a round (server) *before* it goes on, so that afterwards somebody can compare.
 
 Rule: the parent has one thread and no open database, because both do not survive a fork.
@@ -28,6 +28,7 @@ from edgefl.device.start import run_device
 from edgefl.device.training import TrainerProcess
 from edgefl.errors import EdgeflError
 from edgefl.server import training
+from edgefl.server.variants import store_parent
 from edgefl.store.model_state import ModelState
 from edgefl.store.outbox import peek
 
@@ -94,7 +95,7 @@ def fork(role: Callable[[], None], log: Path) -> int:
         status = 0
     except EdgeflError as error:
         print(f"ended: {error}", file=sys.stderr, flush=True)
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - a child that has been forked must not return
         traceback.print_exc()
         status = 1
     os._exit(status)
@@ -115,8 +116,8 @@ def run_as_device(bundle: Path, fuse: Fuse, settled: Path) -> None:
         real_init(process, threads, *arguments, **named)
         process._command = [sys.executable, "-m", "benchmarks.faults_trainer", str(threads)]  # noqa: SLF001 - a fuse for it too
 
-    ModelState.settle = settle  # type: ignore[method-assign] # this child is a benchmark's
-    TrainerProcess.__init__ = init  # type: ignore[method-assign]
+    setattr(ModelState, "settle", settle)  # noqa: B010 - an assignment would have to lie about types
+    setattr(TrainerProcess, "__init__", init)  # noqa: B010
     fuse.hand_on()
     fuse.install()
     run_device(load_bundle(bundle), stop_on_signals())
@@ -124,7 +125,7 @@ def run_as_device(bundle: Path, fuse: Fuse, settled: Path) -> None:
 
 def run_as_server(fleet: Path, fuse: Fuse, folded: Path, parents: Path) -> None:
     """`edgefl serve`, until a signal; every parent vector that it makes is kept in a directory."""
-    real_fold, real_store = training.Training._fold, training.store_parent  # noqa: SLF001 - to see what is counted
+    real_fold = training.Training._fold  # noqa: SLF001 - to see what is counted
 
     def fold(self: training.Training, key: tuple[str, int], variant: str, samples: int, update: Sparse) -> None:
         index = self._sent[variant][update.positions].astype("<i8")
@@ -132,13 +133,13 @@ def run_as_server(fleet: Path, fuse: Fuse, folded: Path, parents: Path) -> None:
         Journal(folded).write(Folded(self.record.id, key[0], key[1], samples, index.tobytes(), values))
         real_fold(self, key, variant, samples, update)
 
-    def store_parent(blobs: Any, vector: Any) -> bytes:
-        sha256 = real_store(blobs, vector)
+    def keep_parent(blobs: Any, vector: Any) -> bytes:
+        sha256 = store_parent(blobs, vector)
         (parents / sha256.hex()).write_bytes(vector.astype("<f4").tobytes())
         return sha256
 
-    training.Training._fold = fold  # type: ignore[method-assign] # noqa: SLF001
-    training.store_parent = store_parent
+    setattr(training.Training, "_fold", fold)  # noqa: B010 # noqa: SLF001
+    setattr(training, "store_parent", keep_parent)  # noqa: B010 - the module does not export it
     fuse.install()
     assert serve.callback is not None
     serve.callback(fleet)

@@ -1,7 +1,7 @@
 """What is true after all the dying: read from the fleet's database, the journals and the devices' directories.
 
-* *lost*: an update that a device was told is stored, and the ledger does not hold it; or one that the ledger holds from before the
-  last round that was closed, and no round has counted.
+* *lost*: an update that a device was told is stored, and the ledger does not hold it; or one that the ledger holds from before
+  the last round that was closed, and no round has counted.
 * *double*: an update that stands in the ledger twice; or a closed round whose weights are not those before it plus the mean of
   exactly its updates, each once.
 * *without a model*: a device whose agent, started now, would find no version on disk that it believes and whose files are whole.

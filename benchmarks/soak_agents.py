@@ -1,9 +1,9 @@
 """Many agents in one process: `python -m benchmarks.soak_agents`, told on standard input, in a JSON line, whom to play.
 
 Model: each agent is the one that runs on a board (`edgefl.device.start.run_device`), in a thread, with its own connection, state
-directory and lock. Two things are replaced: the trainer trains in the agent's own thread, and its engine only adds
-a little noise, because here it is not learning that is looked at; and the link can be cut from outside. Now and then a connection is shut down under
-its agent, or an agent is ended and started again. The process itself may be killed at any moment.
+directory and lock. Two things are replaced: the trainer trains in the agent's own thread, and its engine only adds a little
+noise, because here it is not learning that is looked at; and the link can be cut from outside. Now and then a connection is shut
+down under its agent, or an agent is ended and started again. The process itself may be killed at any moment.
 """
 
 import json
@@ -44,7 +44,7 @@ class CuttableLink(PahoLink):
         """End the connection, if there is one."""
         sock = self._client.socket() if self._client else None
         try:
-            if sock is not None:
+            if isinstance(sock, socket.socket):
                 sock.shutdown(socket.SHUT_RDWR)
         except (OSError, ValueError):
             return False
@@ -135,9 +135,12 @@ class Board:
 def main() -> None:
     """Play until the process is killed or its input ends; further lines say how many seconds there are between two faults."""
     orders = json.loads(sys.stdin.readline())
-    start.PahoLink = CuttableLink  # type: ignore[misc] # the process is a benchmark's
-    hands.TrainerProcess = InlineTrainer  # type: ignore[assignment,misc]
-    trainer.open_engine = NoisyEngine  # type: ignore[assignment]
+    for module, name, replacement in (
+        (start, "PahoLink", CuttableLink),
+        (hands, "TrainerProcess", InlineTrainer),
+        (trainer, "open_engine", NoisyEngine),
+    ):
+        setattr(module, name, replacement)
     threading.stack_size(512 * 1024)
     boards = [Board(load_bundle(Path(path))) for path in orders["bundles"]]
     pause = [float(orders["pause"])]
