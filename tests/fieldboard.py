@@ -1,7 +1,7 @@
 """A toy board in the field: the agent in a thread, with a real link through a faulty proxy to a real Mosquitto.
 
-No test in here. A test module loads it by its path, because test modules are no package. The scripted server and the scripted engine
-are those of `toyboard`; broker, TLS, sockets, timers and files are real.
+No test in here. A test module loads it by its path, because test modules are no package. The scripted server and the scripted
+engine are those of `toyboard`; broker, TLS, sockets, timers and files are real.
 """
 
 import importlib.util
@@ -9,13 +9,14 @@ import random
 import subprocess
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 from edgefl.brokers.mosquitto import find_mosquitto, write_configuration
 from edgefl.cli.broker import listener_of
 from edgefl.device import hands
 from edgefl.link.address import BrokerAddress
-from edgefl.link.contract import Disconnected
+from edgefl.link.contract import Arrived, Disconnected
 from edgefl.link.paho import PahoLink
 from edgefl.names import SERVER
 from edgefl.server.founding import create_fleet
@@ -76,6 +77,7 @@ class Field:
         monkeypatch.setattr("edgefl.device.trainer.open_engine", toy.ScriptedEngine)
         self.board = toy.Board(root / "board")
         self.office = self.board.office
+        self.office.turn = partial(turn, self.office)
         self.wait(lambda: self.office.link.connected)
 
     def link(self, name, direct=False, **options):
@@ -157,6 +159,14 @@ class Field:
             link.close(0.0)
         self.proxy.__exit__()
         self.kill_broker()
+
+
+def turn(office):
+    """The office's turn on a real link: what comes while it answers waits for its next turn."""
+    for event in office.link.poll(0.0):
+        if isinstance(event, Arrived) and event.payload:
+            _, kind = toy.topics.parse_up(event.topic)
+            getattr(office, f"_on_{kind}")(event.payload)
 
 
 def found(root):

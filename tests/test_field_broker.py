@@ -12,7 +12,6 @@ import pytest
 
 from edgefl.brokers.mosquitto import find_mosquitto
 from edgefl.device import session
-from edgefl.device.state import Step
 from edgefl.errors import LinkError
 from edgefl.link.backoff import Backoff
 from edgefl.names import SERVER
@@ -75,18 +74,22 @@ def test_an_update_that_the_brokers_full_queue_dropped_arrives_all_the_same(plac
     board, office = there.start_board(), there.office
     office.manifest()
     there.wait(lambda: board.active() == 1)
+    office.receipts = "silent"
+    office.order(1)
+    there.wait(lambda: office.updates[1])
     there.proxy.refuse = True
     there.proxy.cut()
     there.wait(lambda: not board.link.connected)
-    office.order(1)
-    there.wait(lambda: office.link.outgoing == 0)
+    office.updates.clear()  # as if it had been lost on the way
     office.link.close(1.0)  # its session stays with the broker, which queues for it
     neighbour, word = there.link(field.OTHER, direct=True), encode(Report("toy", 1, 1, "fetching"))
     for _ in range(1200):
         neighbour.publish(topics.report(field.OTHER), word)
     until(lambda: neighbour.poll(0.02) is not None and neighbour.outgoing == 0)  # every one was acknowledged
+    sent = board.link.traffic.sent_bytes
     there.proxy.refuse = False
-    until(lambda: board.model.session.work and board.session.work.step is Step.SENDING and board.link.outgoing == 0)
+    until(lambda: board.link.traffic.sent_bytes > sent + len(word) and board.link.connected and board.link.outgoing == 0)
+    office.receipts = "store"
     number = len(office.reports)
     office.link = there.link(SERVER, clean_session=False)
     office.link.subscribe(topics.ALL_UP)

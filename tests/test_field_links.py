@@ -63,8 +63,9 @@ def test_a_link_that_flaps_five_times_delivers(place):
     for _ in range(5):
         there.wait(lambda: there.board.link.connected)
         there.work(0.25)
+        before = len(there.losses)
         there.proxy.cut()
-        there.wait(lambda n=len(there.losses): len(there.losses) > n or not there.board.link.connected)
+        there.wait(lambda before=before: len(there.losses) > before or not there.board.link.connected)
     there.wait(lambda: there.board.active() == 1)
     assert there.proxy.connections >= 6
     assert there.proxy.passed[1] < 2 * 512 * KIB
