@@ -37,6 +37,8 @@ WHOLE = f"{topics.ROOT}/all/whole/variant"
 """Topic of the one retained message."""
 KEEPALIVE = 30
 BETWEEN_TRIES = 2.0
+_TELLING = threading.Lock()
+"""One line at a time."""
 
 
 def own_topic(device: str) -> str:
@@ -157,7 +159,9 @@ class Receiver:
         client.loop_forever()
 
     def _done(self) -> None:
-        print(json.dumps({"device": self.bundle.config.id, "at": time.monotonic()}), flush=True)
+        line = json.dumps({"device": self.bundle.config.id, "at": time.monotonic()})
+        with _TELLING:
+            print(line, flush=True)
 
 
 def main() -> None:
