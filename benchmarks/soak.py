@@ -44,6 +44,8 @@ SAMPLE = 2.0
 """Seconds between two looks at the server's memory."""
 START_SECONDS, CALM_SECONDS = 180.0, 300.0
 BROKER_DOWN = 2.0
+HOLDING = ("adopted", "trained")
+"""Last words of a device that holds the final weights: it has fetched them, or had them because it trained for that round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +219,7 @@ class Soak:
         waiting = {b.name for b in self._bundles if (b / "state" / "models" / MODEL / "outbox").exists()}
         return sum(
             device.id not in waiting
-            and device.step == "adopted"
+            and device.step in HOLDING
             and device.round >= final
             and any(held.startswith(name) for held in device.models)
             for device in status.devices
