@@ -415,11 +415,9 @@ def test_the_state_of_another_fleet_is_not_taken_over(board):
     for topic in list(board.broker.retained):
         board.office.say(topic, b"")
     office = board.office
-    office.found()
+    board.belong()
     office.receipts = "store"
     office.updates.clear()
-    board.config = msgspec.structs.replace(board.config, fleet=office.fleet)
-    (board.root / "root.json").write_bytes(office.documents["1.root"])
     office.manifest(1)
     board.start().run(lambda: board.active() == 1)
     office.order(2, version=1)

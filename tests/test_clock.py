@@ -1,5 +1,6 @@
 """Clocks that are wrong: 1970 after a power cut, ten years ahead, and jumps in the middle of something."""
 
+import hashlib
 import importlib.util
 import itertools
 import random
@@ -240,6 +241,7 @@ def board(tmp_path, monkeypatch):
 
     board.steady = steady
     steady()
+    board.belong(toyboard.START + YEAR * 2)
     yield board
     if board.agent:
         board.lose()
@@ -277,7 +279,7 @@ def test_ten_years_ahead_the_old_version_serves_and_new_words_are_refused_with_t
     board.start()
     assert board.active() == 1
     board.office.manifest(version=2, expires=FAR)
-    board.run(lambda: any("has expired" in error for error in board.office.errors()))
+    board.run(lambda: any("has expired" in error for error in board.office.errors()), turns=2000)
     assert any("Check this device's clock" in error for error in board.office.errors())
     assert board.active() == 1
     # The clock is set right; the retained words come again with the next connection.
@@ -291,8 +293,9 @@ def test_an_expired_word_is_a_freeze(board):
     from edgefl.device.trust import believed_manifest
 
     _, payload = board.office.manifest(expires=FAR, announce=False)
+    path = f"{toyboard.MODEL}/{toyboard.PROFILE}/1"
     with pytest.raises(FreezeError, match="has expired") as caught:
-        believed_manifest(payload, toyboard.MODEL, board.config, toyboard.START + TEN_YEARS)
+        believed_manifest(payload, path, hashlib.sha256(payload).digest(), board.config, toyboard.START + TEN_YEARS)
     assert (caught.value.code, isinstance(caught.value, SignatureError)) == ("freeze", True)
 
 

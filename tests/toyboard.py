@@ -175,10 +175,10 @@ class Office:
         self._parts = defaultdict(dict)
         self.alone = 0
 
-    def found(self):
+    def found(self, now=START):
         """Become another fleet's server, with keys and metadata of its own."""
         self.root, self.release, self.online = Signer.generate(), Signer.generate(), Signer.generate()
-        self.documents = dict(found([self.root], [self.release], self.online, START, thresholds={}))
+        self.documents = dict(found([self.root], [self.release], self.online, now, thresholds={}))
         self.listed, self.assigned, self.counter = {}, {}, 0
 
     @property
@@ -353,6 +353,12 @@ class Board:
     def session(self):
         """What the model's machine knows."""
         return self.model.session
+
+    def belong(self, now=START):
+        """Become a device of a fleet that is founded now."""
+        self.office.found(now)
+        self.config = msgspec.structs.replace(self.config, fleet=self.office.fleet)
+        (self.root / "root.json").write_bytes(self.office.documents["1.root"])
 
     def start(self):
         """Begin anew with what is on disk."""
