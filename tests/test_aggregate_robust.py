@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from edgefl.aggregate.contract import Aggregator
+from edgefl.aggregate.judging import relative
 from edgefl.aggregate.robust import make
-from edgefl.aggregate.standing import after_round, is_excluded
+from edgefl.aggregate.standing import after_round, fallen
 from edgefl.codec.compress import Memory, compress
 from edgefl.codec.scheme import Scheme
 from edgefl.codec.sparsify import Sparse
@@ -130,8 +131,7 @@ def test_hostile_devices_are_named_by_their_scores(name: str, attack: str) -> No
     standings: dict[str, float] = {}
     for _ in range(5):
         standings = after_round(standings, scores)
-    assert all(is_excluded(standings[device], 0.3) for device in bad)
-    assert not any(is_excluded(standings[device], 0.3) for device in good)
+    assert set(fallen(standings, (), 0.3, attackers=1.0, devices=len(standings))) == set(bad)
 
 
 def test_a_long_update_is_cut_to_its_bound() -> None:
@@ -168,9 +168,25 @@ def test_an_excluded_device_needs_a_threshold_and_a_habit() -> None:
     once = after_round({}, {"d": 0.0})
     assert once["d"] == pytest.approx(0.7)
     twice = after_round(once, {"d": 0.0})
-    assert is_excluded(twice["d"], 0.5)
-    assert not is_excluded(0.0, 0.0)
+    assert fallen(twice, (), 0.5, attackers=0.2, devices=1) == ["d"]
+    assert fallen({"d": 0.0}, (), 0.0, attackers=0.2, devices=1) == []
     assert after_round(twice, {"d": 1.0})["d"] > twice["d"]
+
+
+def test_scores_exclude_no_more_than_the_plan_takes_to_be_hostile() -> None:
+    """Of ten bad standings the worst two of ten devices are excluded, once: framing the others does not get rid of them."""
+    standings = {f"d{number}": number / 100 for number in range(10)}
+    assert fallen(standings, (), 0.4, attackers=0.2, devices=10) == ["d0", "d1"]
+    assert fallen(standings, ("d0", "d1"), 0.4, attackers=0.2, devices=10) == []
+    assert fallen(standings, ("d0",), 0.4, attackers=0.2, devices=10) == ["d1"]
+
+
+def test_a_perfectly_agreeing_minority_makes_nobody_else_suspicious() -> None:
+    """Ten of fifty agree to the last bit, the others spread widely around a low value: none of them scores below a half."""
+    rng = np.random.default_rng(0)
+    values = np.concatenate([np.full(10, 0.9), np.abs(rng.normal(0.1, 0.04, 40))])
+    assert relative(values).min() > 0.5
+    assert relative(np.concatenate([values, [-0.3]]))[-1] == 0.0
 
 
 @pytest.mark.parametrize("name", ["mean"])

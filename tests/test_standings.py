@@ -111,11 +111,11 @@ def test_scores_never_reinstate_and_operators_words_stand(fleet):
     """A good round does not bring an excluded device back, and scores do not overwrite who excluded it."""
     exclude(fleet.database, "a", 5.0)
     with fleet.database:
-        record_scores(fleet.database, {"a": 1.0, "b": 0.0}, 0.8, 9.0)
+        record_scores(fleet.database, {"a": 1.0, "b": 0.0}, 0.8, 9.0, attackers=0.2)
     assert excluded(fleet.database, "a").by == "operator"
     assert excluded(fleet.database, "b").by == "scores"
     with fleet.database:
-        record_scores(fleet.database, {"b": 1.0}, 0.5, 10.0)
+        record_scores(fleet.database, {"b": 1.0}, 0.5, 10.0, attackers=0.2)
     assert excluded(fleet.database, "b").excluded == 9.0
 
 
@@ -124,7 +124,7 @@ def test_status_shows_who_is_excluded_and_the_next_cohort_does_without(fleet):
     version = get_version(fleet.database, toy.MODEL, 1)
     able = participants(fleet.database, version)
     with fleet.database:
-        record_scores(fleet.database, {"b": 0.0}, 0.0, 1.0)
+        record_scores(fleet.database, {"b": 0.0}, 0.0, 1.0, attackers=0.2)
     exclude(fleet.database, "a", 1.0)
     shown = {device.id: (device.standing, device.excluded) for device in fleet_status(fleet.database, "toy").devices}
     assert (shown["a"], shown["b"], shown["c"]) == ((1.0, True), (pytest.approx(0.7), False), (1.0, False))

@@ -151,7 +151,21 @@ def root_set(held: Sequence[Held], bounds: Vector, root: Float32 | None) -> Judg
     return Judgement(trust, float(np.median(size / breadth)) * breadth / size, relative(cosine))
 
 
+FREE, FAR = 3.0, 6.0
+"""Deviations below the median up to which a value is ordinary, and from which on it is nobody's honest one."""
+LEAST_SPREAD = 0.15
+"""Of the median, that one deviation is taken to be at least: where all agree very well, a little less is not suspicious."""
+
+
 def relative(values: Vector) -> Vector:
-    """Values against the median one, cut to [0, 1]; all 1 if the median is not positive, since then nobody stands out."""
+    """How ordinary each value is: 1 up to `FREE` deviations below the median one, 0 from `FAR` on, linear between.
+
+    The deviation is the median one (times 1.4826, as of a normal distribution), so that a minority cannot make it. All are 1 if
+    the median is not positive, since then nobody stands out. (A plain ratio to the median condemns honest devices late in a
+    training, when they agree less and less, and the more so when a minority agrees perfectly.)
+    """
     middle = float(np.median(values)) if len(values) else 0.0
-    return np.clip(values / middle, 0.0, 1.0) if middle > 0.0 else np.ones(len(values))
+    if middle <= 0.0:
+        return np.ones(len(values))
+    deviation = max(1.4826 * float(np.median(np.abs(values - middle))), LEAST_SPREAD * middle)
+    return np.clip((FAR - (middle - values) / deviation) / (FAR - FREE), 0.0, 1.0)

@@ -221,7 +221,8 @@ class Training:
         accuracy, loss = (evaluation.accuracy, evaluation.loss) if evaluation else (None, None)
         kept = None if held is parent else store_parent(self._blobs, held)
         result, state = store_parent(self._blobs, parent), self._aggregation.store(step)
-        outcome = Outcome(self._buffer, result, accuracy, loss, kept, state, step.scores, self.record.plan.exclude)
+        plan = self.record.plan
+        outcome = Outcome(self._buffer, result, accuracy, loss, kept, state, step.scores, plan.exclude, plan.attackers)
         if not following.finished:
             self.histories.opens(following.number, offer.files)
         if not close_round(self._database, self.record.id, number, outcome, now, last=following.finished):

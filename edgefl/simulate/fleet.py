@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from edgefl.aggregate.standing import after_round, is_excluded
+from edgefl.aggregate.standing import after_round, fallen
 from edgefl.layout import Index
 from edgefl.participation import chance, lot, takes_part
 from edgefl.simulate.experiment import Experiment, Speeds
@@ -63,7 +63,9 @@ class Fleet:
         after = after_round(known, {str(device): score for device, score in scores.items()})
         for device, standing in after.items():
             self.standing[int(device)] = standing
-            self.excluded[int(device)] |= is_excluded(standing, self.experiment.plan.exclude)
+        plan, before = self.experiment.plan, {str(device) for device in np.flatnonzero(self.excluded)}
+        for device in fallen(after, before, plan.exclude, attackers=plan.attackers, devices=len(self.standing)):
+            self.excluded[int(device)] = True
 
     def chosen(self, number: int, mean_loss: float) -> list[int]:
         """The devices that take part in a round, ascending.

@@ -76,6 +76,7 @@ class Outcome:
         optimizer: SHA-256 of the server optimiser's state after it, if it has one.
         scores: of the round's devices, in [0, 1].
         exclude: standing at which a device is excluded.
+        attackers: fraction of the devices that may be excluded so.
     """
 
     counted: Sequence[tuple[str, int]]
@@ -86,6 +87,7 @@ class Outcome:
     optimizer: bytes | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
     exclude: float = 0.0
+    attackers: float = 0.0
 
 
 def start_training(database: sqlite3.Connection, version: VersionRecord, plan: Plan, holdout: str, now: float) -> int:
@@ -217,7 +219,7 @@ def close_round(database: sqlite3.Connection, training: int, number: int, outcom
             "UPDATE updates SET counted=?, data=x'' WHERE training=? AND device=? AND round=? AND counted IS NULL",
             [(number, training, device, trained_for) for device, trained_for in outcome.counted],
         )
-        record_scores(database, outcome.scores, outcome.exclude, now)
+        record_scores(database, outcome.scores, outcome.exclude, now, attackers=outcome.attackers)
         if last:
             database.execute("UPDATE trainings SET state='finished' WHERE id=?", (training,))
         else:

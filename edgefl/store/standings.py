@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from edgefl.aggregate.standing import TRUSTED, after_round, is_excluded
+from edgefl.aggregate.standing import TRUSTED, after_round, fallen
 from edgefl.store.database import transaction
 
 
@@ -37,25 +37,35 @@ def excluded(database: sqlite3.Connection, device: str) -> Standing | None:
     return Standing(**row) if row is not None and row["excluded"] is not None else None
 
 
-def record_scores(database: sqlite3.Connection, scores: Mapping[str, float], threshold: float, now: float) -> None:
-    """Let a round's scores count, in the transaction that is open; a device that falls to the threshold is excluded.
+def record_scores(
+    database: sqlite3.Connection, scores: Mapping[str, float], threshold: float, now: float, *, attackers: float
+) -> list[str]:
+    """Let a round's scores count, in the transaction that is open.
 
     Args:
         database: the fleet's.
         scores: in [0, 1], by device.
-        threshold: the plan's `exclude`.
+        threshold: the plan's `exclude`; a device that falls to it is excluded.
         now: seconds since 1970.
+        attackers: the plan's fraction of hostile devices; scores exclude no more.
+
+    Returns:
+        The devices that are excluded by this, the worst first.
     """
     known = standings(database)
-    before = {device: known[device].standing for device in scores if device in known}
-    for device, standing in after_round(before, scores).items():
-        bad = is_excluded(standing, threshold)
+    after = after_round({device: known[device].standing for device in scores if device in known}, scores)
+    out = {device for device, standing in known.items() if standing.excluded is not None}
+    by_scores = [device for device in out if known[device].by == "scores"]
+    candidates = {device: standing for device, standing in after.items() if device not in out}
+    bad = fallen(candidates, by_scores, threshold, attackers=attackers, devices=len(known.keys() | scores.keys()))
+    for device, standing in after.items():
         database.execute(
             """INSERT INTO standings (device, standing, excluded, by) VALUES (?, ?, ?, ?) ON CONFLICT (device) DO UPDATE
                SET standing=excluded.standing, excluded=COALESCE(standings.excluded, excluded.excluded),
                    by=CASE WHEN standings.excluded IS NULL THEN excluded.by ELSE standings.by END""",
-            (device, standing, now if bad else None, "scores" if bad else ""),
+            (device, standing, now if device in bad else None, "scores" if device in bad else ""),
         )
+    return bad
 
 
 def exclude(database: sqlite3.Connection, device: str, now: float) -> None:
