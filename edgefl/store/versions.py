@@ -148,10 +148,10 @@ def _variant(row: sqlite3.Row) -> VariantRecord:
 
 
 def able_devices(database: sqlite3.Connection, model: str, version: int) -> frozenset[str]:
-    """The devices that have a profile for which the version has a variant, and are neither revoked nor excluded."""
+    """The devices that have a profile for which the version has a variant, and are neither unclaimed, revoked nor excluded."""
     rows = database.execute(
         """SELECT d.id FROM devices d JOIN variants v ON v.profile=d.profile LEFT JOIN standings s ON s.device=d.id
-           WHERE d.revoked IS NULL AND s.excluded IS NULL AND v.model=? AND v.version=?""",
+           WHERE d.revoked IS NULL AND d.certificate<>'' AND s.excluded IS NULL AND v.model=? AND v.version=?""",
         (model, version),
     )
     return frozenset(row["id"] for row in rows)
