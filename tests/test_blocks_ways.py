@@ -125,8 +125,10 @@ def test_running_server_answers_alone_beside_the_multicast(tmp_path):
 
 
 @pytest.fixture
-def board(tmp_path):
+def board(tmp_path, monkeypatch):
     """A board that holds the first version."""
+    monkeypatch.setattr("edgefl.device.hands.TrainerProcess", board_toy.InlineTrainer)
+    monkeypatch.setattr("edgefl.device.trainer.open_engine", board_toy.ScriptedEngine)
     board = board_toy.Board(tmp_path)
     board.office.manifest(1)
     board.start().run(lambda: board.active() == 1)

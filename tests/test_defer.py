@@ -131,8 +131,7 @@ def test_a_download_pauses_when_its_hours_end_and_keeps_what_it_has(board):
     owner(board, download_hours="11:00-12:30").start().turns(100, seconds=1.0)
     wants = []
     board.office._on_want = wants.append
-    board.turns(20, seconds=1.0)
-    assert wants
+    board.run(lambda: wants, turns=400, seconds=1.0)
     board.run(lambda: deferred(board), turns=900, seconds=4.0)
     wants.clear()
     board.turns(100, seconds=4.0)
@@ -175,7 +174,7 @@ def test_the_owners_word_is_checked(tmp_path):
     """A key of `device.toml` that cannot be meant is refused by name; what is left out allows everything."""
     good = {
         "id": "cam-01", "profile": "p", "engine": "portable", "threads": 1, "memory_mb": 64, "storage_kib": 64, "host": "h",
-        "port": 1, "release_key": "0" * 64,
+        "port": 1, "fleet": "0" * 64,
     }  # fmt: skip
     config = DeviceConfig(**good)
     assert config.policy == Policy()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgefl.brokers.mosquitto import find_mosquitto
-from edgefl.device import session
+from edgefl.device import rounds
 from edgefl.errors import LinkError
 from edgefl.link.backoff import Backoff
 from edgefl.names import SERVER
@@ -69,7 +69,7 @@ def test_a_broker_that_has_forgotten_everything_is_told_again(place):
 @needs_mosquitto
 def test_an_update_that_the_brokers_full_queue_dropped_arrives_all_the_same(place, monkeypatch):
     """The server is away, 1200 messages fill the broker's queue of 1000, the update is dropped in silence: it is sent again."""
-    monkeypatch.setattr(session, "RESEND_AFTER", 2.0)
+    monkeypatch.setattr(rounds, "RESEND_AFTER", 2.0)
     there = place()
     board, office = there.start_board(), there.office
     office.manifest()

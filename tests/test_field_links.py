@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgefl.brokers.mosquitto import find_mosquitto
-from edgefl.device import session
+from edgefl.device import rounds
 
 _SPEC = importlib.util.spec_from_file_location("fieldboard", Path(__file__).with_name("fieldboard.py"))
 field = importlib.util.module_from_spec(_SPEC)
@@ -85,7 +85,7 @@ def test_a_black_hole_is_survived(place):
 
 def test_a_reset_connection_goes_on(place, monkeypatch):
     """RST in the middle of a download and of an update: both arrive."""
-    monkeypatch.setattr(session, "RESEND_AFTER", 1.0)
+    monkeypatch.setattr(rounds, "RESEND_AFTER", 1.0)
     there = fetching(place(), 256, 256 * KIB)
     there.proxy.reset()
     there.wait(lambda: there.board.active() == 1)
@@ -127,7 +127,7 @@ def test_a_link_slower_than_its_keepalive_keeps_its_connection(place):
 
 def test_refused_connections_are_tried_again(place, monkeypatch):
     """Every connection is turned away for a while; the update that was trained meanwhile arrives afterwards, once settled."""
-    monkeypatch.setattr(session, "RESEND_AFTER", 0.5)
+    monkeypatch.setattr(rounds, "RESEND_AFTER", 0.5)
     there = place()
     board = there.start_board()
     there.office.manifest()
