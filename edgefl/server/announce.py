@@ -62,6 +62,10 @@ class Announcer:
         news = (counter, now // RENEW_SECONDS)
         self._say("", topics.assignment(device), news, lambda: encode(self._signer.sign(ASSIGNMENT, encode(assignment))))
 
+    def no_assignment(self, device: str) -> None:
+        """Take back what a device was told that has been revoked."""
+        self._say("", topics.assignment(device), b"", bytes)
+
     def manifest(self, record: VariantRecord) -> None:
         """One variant, to the devices of its profile that are to hold it."""
         model, version = record.manifest.model, record.manifest.version

@@ -42,6 +42,7 @@ class Catalogue:
 
     Attributes:
         profiles: of each valid device, by its id.
+        revoked: ids of the devices that nobody is to hear of or speak to any more.
         announced: the variants that devices may fetch now.
         taken_back: model, profile and version of variants that no device is to fetch any more.
         assigned: counter and models of what each valid device is to hold, by its id.
@@ -59,6 +60,7 @@ class Catalogue:
         self._seen: int | None = None
         self._pushed: frozenset[bytes] = frozenset()
         self.profiles: dict[str, str] = {}
+        self.revoked: list[str] = []
         self.announced: list[VariantRecord] = []
         self.taken_back: list[tuple[str, str, int]] = []
         self.assigned: dict[str, tuple[int, tuple[Assigned, ...]]] = {}
@@ -78,7 +80,9 @@ class Catalogue:
             StoreError: the database cannot be read or written now.
         """
         seen = changes_by_others(self._database)
-        self.profiles = {device.id: device.profile for device in list_devices(self._database) if device.revoked is None}
+        devices = list_devices(self._database)
+        self.profiles = {device.id: device.profile for device in devices if device.revoked is None}
+        self.revoked = [device.id for device in devices if device.revoked is not None]
         self._assign()
         self._pushed = pushed_blobs(self._database)
         self.ended, self.broken = [], {}
@@ -92,7 +96,12 @@ class Catalogue:
             self._seen = seen
 
     def renew_documents(self, signer: Signer) -> None:
-        """Make snapshot and timestamp anew when their time has come. Raises StoreError."""
+        """Make snapshot and timestamp anew when their time has come.
+
+        Raises:
+            FleetError: the signer does not speak for the fleet any more.
+            StoreError: they cannot be written down now.
+        """
         changed = renewed(self.documents, signer, self._wall()) if self.documents else {}
         if changed:
             with transaction(self._database):

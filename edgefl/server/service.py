@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from edgefl.errors import LinkError, MessageError, PeerError, StoreError
+from edgefl.errors import FleetError, LinkError, MessageError, PeerError, StoreError
 from edgefl.identity.signing import Signer
 from edgefl.link.contract import Arrived, Connected, Disconnected, Event, Link
 from edgefl.server.announce import Announcer
@@ -241,6 +241,8 @@ class Service:
         self._announcer.metadata(self._catalogue.documents)
         for device, (counter, models) in self._catalogue.assigned.items():
             self._announcer.assignment(device, counter, models)
+        for device in self._catalogue.revoked:
+            self._announcer.no_assignment(device)
         for training in self._catalogue.trainings.values():
             self._announcer.round(training)
         for model, variant in self._catalogue.ended:
@@ -282,7 +284,7 @@ class Service:
         """Do it now, or complain and leave it to another time."""
         try:
             work()
-        except StoreError as error:
+        except (StoreError, FleetError) as error:
             self._complain(logging.ERROR, str(error))
 
     def _complain(self, level: int, text: str) -> None:
