@@ -13,6 +13,7 @@ from edgefl.server.announce import ORDER_SECONDS, RENEW_SECONDS
 from edgefl.server.status import fleet_status
 from edgefl.server.variants import load_parent
 from edgefl.store.documents import documents, put_documents
+from edgefl.store.garbage import pushed_blobs
 from edgefl.store.ledger import end_training, rounds
 from edgefl.wire import topics
 from edgefl.wire.messages import Assignment, Installed, Manifest, Report, Signed, State, decode, encode
@@ -518,3 +519,16 @@ def test_a_server_whose_key_was_replaced_signs_no_metadata(fleet):
     fleet.online = new
     fleet.serve()
     assert documents(fleet.database)["timestamp"] != known["timestamp"]
+
+
+def test_a_round_that_closes_right_after_a_push_leaves_its_files_alone(fleet):
+    """The garbage of a round is collected before the server has looked at the new version: that version's blobs stay."""
+    fleet.train(rounds=3, cohort=1)
+    server, device = fleet.serve(), fleet.device("a")
+    server.turns(1, seconds=0.0)  # it has just looked
+    fleet.push(seed=2, hold=True)
+    pushed = pushed_blobs(fleet.database)
+    device.send(1)
+    server.hear()
+    assert [one.round for one in rounds(fleet.database, 1)][:1] == [1]
+    assert all(fleet.blobs.intact(sha256) for sha256 in pushed)

@@ -146,8 +146,14 @@ class Catalogue:
     def remove_garbage(self) -> None:
         """Delete the blobs that nobody needs (`edgefl.store.garbage`). Raises StoreError."""
         if not self.broken:
-            named = {sha256 for training in self.trainings.values() for sha256 in training.histories.files()}
-            remove_garbage(self._blobs, self._pushed | newest_parents(self._database) | self.files().keys() | named)
+            remove_garbage(self._blobs, self._needed)
+
+    def _needed(self) -> frozenset[bytes]:
+        """The blobs that must stay, those of a push that has come since the last refresh included."""
+        if self.changed():
+            self._pushed = pushed_blobs(self._database)
+        named = {sha256 for training in self.trainings.values() for sha256 in training.histories.files()}
+        return self._pushed | newest_parents(self._database) | self.files().keys() | named
 
     def open_rounds(self) -> dict[str, tuple[int, int]]:
         """Id of the training and number of the open round, by model in training."""
