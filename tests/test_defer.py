@@ -175,7 +175,7 @@ def test_the_owners_word_is_checked(tmp_path):
     """A key of `device.toml` that cannot be meant is refused by name; what is left out allows everything."""
     good = {
         "id": "cam-01", "profile": "p", "engine": "portable", "threads": 1, "memory_mb": 64, "storage_kib": 64, "host": "h",
-        "port": 1, "fleet": "0" * 64,
+        "port": 1, "release_key": "0" * 64,
     }  # fmt: skip
     config = DeviceConfig(**good)
     assert config.policy == Policy()

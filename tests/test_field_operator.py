@@ -330,7 +330,7 @@ def test_training_goes_on_while_the_next_version_rolls_out(operator):
     operator.begin()
     operator.boards(*NAMES)
     operator.all_hold(1)
-    operator.say("train", "start", "tiny", "--rounds", "2000", "--epochs", "1", "--cohort", "2", "--quorum", "1", "--deadline", "3")
+    operator.say("train", "start", "tiny", *"--rounds 2000 --epochs 1 --cohort 2 --quorum 1 --deadline 3".split())
     operator.until(lambda: operator.rows("SELECT MAX(round) FROM rounds WHERE closed IS NOT NULL")[0][0])
     operator.say(*push_words(operator.place, "other", "--hold"))
     started = json.loads(operator.say("rollout", "start", "tiny@2", "--stages", "1,100%", "--approve", "--json"))
