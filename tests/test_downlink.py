@@ -216,7 +216,7 @@ def test_a_damaged_base_costs_a_whole_file_and_no_round(fleet):
 
 def test_a_difference_that_lies_is_found_out(fleet, monkeypatch):
     """A server that offers what does not lead to the order's weights costs whole files, nothing else."""
-    monkeypatch.setattr("edgefl.device.hands.apply_difference", lambda base, *_: base)
+    monkeypatch.setattr("edgefl.device.rebuild.apply_difference", lambda base, *_: base)
     fleet.train(**PLAN)
     fleet.server = fleet.serve(steps=1)
     fleet.reach(PLAN["rounds"] + 1)

@@ -62,7 +62,7 @@ def rows(fleet: Fleet) -> list[int]:
 
 @pytest.mark.slow
 def test_every_variant_fits_its_profile_and_is_what_its_manifest_says(fleet: Fleet) -> None:
-    """Files on disk match the signed manifest to the byte, fit the budget with working state, and measure as reported."""
+    """Files on disk match the listed manifest to the byte, fit the budget with working state, and measure as reported."""
     boards = (board("large", 65536), board("middle", 1500), board("twin", 1500), board("small", 400))
     said: list[str] = []
     holdout = open_source("digits:?split=test").load()

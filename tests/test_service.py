@@ -7,10 +7,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from edgefl.identity.signing import ASSIGNMENT, verify
+from edgefl.identity.repository import appointed
+from edgefl.identity.signing import ASSIGNMENT, Signer, verify
 from edgefl.server.announce import ORDER_SECONDS, RENEW_SECONDS
 from edgefl.server.status import fleet_status
 from edgefl.server.variants import load_parent
+from edgefl.store.documents import documents, put_documents
+from edgefl.store.garbage import pushed_blobs
 from edgefl.store.ledger import end_training, rounds
 from edgefl.wire import topics
 from edgefl.wire.messages import Assignment, Installed, Manifest, Report, Signed, State, decode, encode
@@ -482,3 +485,50 @@ def test_newest_result_is_a_blob_that_outlives_everything(fleet):
     for (sha256,) in fleet.rows("SELECT weights FROM versions"):
         assert fleet.blobs.has(sha256)
     assert msgspec.json.encode(fleet_status(fleet.database, "toy"))
+
+
+@pytest.mark.parametrize("broker", ["as it was", "restarted from old state"])
+def test_the_assignment_of_a_revoked_device_is_taken_back(fleet, broker):
+    """What was retained for a device is gone when it is revoked, also at a broker that brings it back from an old state."""
+    server, topic = fleet.serve(), topics.assignment("a")
+    before = fleet.broker.retained[topic]
+    with fleet.database:
+        fleet.database.execute("UPDATE devices SET revoked=1 WHERE id='a'")
+    server.turns(3)
+    if broker == "restarted from old state":
+        fleet.broker.stop(forget=False)
+        server.turns(2)
+        fleet.broker.retained[topic] = before
+        fleet.broker.start()
+        server.turns(3)
+    assert topic not in fleet.broker.retained
+    assert topics.assignment("b") in fleet.broker.retained
+
+
+def test_a_server_whose_key_was_replaced_signs_no_metadata(fleet):
+    """Metadata that is due waits for a server with the new key: signed with the old one nobody would believe it."""
+    server = fleet.serve()
+    new = Signer.generate()
+    with fleet.database:
+        known = documents(fleet.database)
+        put_documents(fleet.database, appointed(known, "online", [new], 1, [fleet.root_key], fleet.clock.wall()))
+        known = documents(fleet.database)
+    server.turns(3, seconds=RENEW_SECONDS)
+    assert documents(fleet.database) == known
+    server.kill()
+    fleet.online = new
+    fleet.serve()
+    assert documents(fleet.database)["timestamp"] != known["timestamp"]
+
+
+def test_a_round_that_closes_right_after_a_push_leaves_its_files_alone(fleet):
+    """The garbage of a round is collected before the server has looked at the new version: that version's blobs stay."""
+    fleet.train(rounds=3, cohort=1)
+    server, device = fleet.serve(), fleet.device("a")
+    server.turns(1, seconds=0.0)  # it has just looked
+    fleet.push(seed=2, hold=True)
+    pushed = pushed_blobs(fleet.database)
+    device.send(1)
+    server.hear()
+    assert [one.round for one in rounds(fleet.database, 1)][:1] == [1]
+    assert all(fleet.blobs.intact(sha256) for sha256 in pushed)

@@ -96,10 +96,10 @@ class ToyFleet:
         self.clock = Clock()
         self.broker = MemoryBroker()
         self.blobs = BlobStore(root / "blobs")
-        self.release, self.online = Signer.generate(), Signer.generate()
+        self.release, self.online, self.root_key = Signer.generate(), Signer.generate(), Signer.generate()
         self.database = self._open()
         with transaction(self.database):
-            put_documents(self.database, found([Signer.generate()], [self.release], self.online, START, thresholds={}))
+            put_documents(self.database, found([self.root_key], [self.release], self.online, START, thresholds={}))
         self.profiles = {}
 
     def _open(self, **options):

@@ -32,7 +32,7 @@ from edgefl.device.fetching import Fetcher
 from edgefl.device.held import HeldModel
 from edgefl.device.installer import Installer, Then
 from edgefl.device.job import Job
-from edgefl.device.rebuilding import rebuild
+from edgefl.device.rebuild import rebuild
 from edgefl.device.resources import peak_rss
 from edgefl.device.sending import UpdateSender
 from edgefl.device.state import Phase
@@ -156,7 +156,7 @@ class Hands:
         try:
             if model.session.active is None:
                 raise StoreError("no version is active")
-            rebuild(difference, weights, model.session.active.layout, self.blobs, RESERVE)
+            rebuild(self.blobs, difference, weights, model.session.active.layout, reserve=RESERVE)
         except (StoreError, UpdateError) as error:
             log.warning("%s: fetching whole weights: %s", model.name, error)
             self.happen(model, NotRebuilt(weights.sha256))

@@ -5,10 +5,10 @@ Memory: the two weights files and the difference, and a small multiple of them w
 """
 
 import hashlib
-import shutil
 
 from edgefl.codec.difference import apply_difference
-from edgefl.errors import StoreError, UpdateError
+from edgefl.device.conditions import room_for
+from edgefl.errors import UpdateError
 from edgefl.layout import Layout
 from edgefl.store.blobs import BlobStore
 from edgefl.wire.messages import Difference, FileRef
@@ -32,7 +32,5 @@ def rebuild(blobs: BlobStore, difference: Difference, target: FileRef, layout: L
     made = apply_difference(base, way, layout)
     if hashlib.sha256(made).digest() != target.sha256:
         raise UpdateError("a difference has made other weights than it should", expected=target.sha256.hex()[:16])
-    free = shutil.disk_usage(blobs.root).free
-    if free < len(made) + reserve:
-        raise StoreError("not enough disk space for new weights", expected=f"{len(made) + reserve} bytes free", found=f"{free}")
+    room_for(len(made), blobs, reserve)
     blobs.put(made)

@@ -85,7 +85,13 @@ def with_targets(
 
 
 def renewed(documents: Documents, online: Signer, now: float) -> Documents:
-    """Snapshot and timestamp made anew if one of them is near its end; nothing otherwise. Raises FleetError."""
+    """Snapshot and timestamp made anew if one of them is near its end; nothing otherwise.
+
+    Raises:
+        FleetError: another key speaks for them now; whatever this one signed, nobody would believe it.
+    """
+    if online_key(newest_root(documents)[1]) != online.public_key:
+        raise FleetError("this server's online key was replaced", remedy="Restart `edgefl serve`, which then takes the new one")
     snapshot, timestamp = _online(documents)
     ends = {SNAPSHOT: snapshot.expires.timestamp(), TIMESTAMP: timestamp.expires.timestamp()}
     if all(now < ends[role] - RENEW_BEFORE[role] for role in ends):

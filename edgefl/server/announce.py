@@ -15,6 +15,7 @@ import msgspec
 
 from edgefl.identity.repository import TIMESTAMP
 from edgefl.identity.signing import ASSIGNMENT, ROUND, Signer
+from edgefl.server.catalogue import Catalogue
 from edgefl.server.rounds import widened
 from edgefl.server.training import Training
 from edgefl.store.versions import VariantRecord
@@ -50,6 +51,22 @@ class Announcer:
         """The broker may have lost what was said."""
         self._said.clear()
 
+    def everything(self, catalogue: Catalogue) -> None:
+        """Say what is new since the connection was made."""
+        for record in catalogue.announced:
+            self.manifest(record)
+        self.metadata(catalogue.documents)
+        for device, (counter, models) in catalogue.assigned.items():
+            self.assignment(device, counter, models)
+        for device in catalogue.revoked:
+            self.no_assignment(device)
+        for training in catalogue.trainings.values():
+            self.round(training)
+        for model, variant in catalogue.ended:
+            self.nothing(model, variant)
+        for gone in catalogue.taken_back:
+            self.no_manifest(*gone)
+
     def metadata(self, documents: Mapping[str, bytes]) -> None:
         """The fleet's TUF metadata, the timestamp last."""
         for name, data in sorted(documents.items(), key=lambda item: item[0] == TIMESTAMP):
@@ -61,6 +78,10 @@ class Announcer:
         assignment = Assignment(device, counter, now, now + ORDER_SECONDS, models)
         news = (counter, now // RENEW_SECONDS)
         self._say("", topics.assignment(device), news, lambda: encode(self._signer.sign(ASSIGNMENT, encode(assignment))))
+
+    def no_assignment(self, device: str) -> None:
+        """Take back what a device was told that has been revoked."""
+        self._say("", topics.assignment(device), b"", bytes)
 
     def manifest(self, record: VariantRecord) -> None:
         """One variant, to the devices of its profile that are to hold it."""

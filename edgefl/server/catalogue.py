@@ -42,6 +42,7 @@ class Catalogue:
 
     Attributes:
         profiles: of each valid device, by its id.
+        revoked: ids of the devices that nobody is to hear of or speak to any more.
         announced: the variants that devices may fetch now.
         taken_back: model, profile and version of variants that no device is to fetch any more.
         assigned: counter and models of what each valid device is to hold, by its id.
@@ -59,6 +60,7 @@ class Catalogue:
         self._seen: int | None = None
         self._pushed: frozenset[bytes] = frozenset()
         self.profiles: dict[str, str] = {}
+        self.revoked: list[str] = []
         self.announced: list[VariantRecord] = []
         self.taken_back: list[tuple[str, str, int]] = []
         self.assigned: dict[str, tuple[int, tuple[Assigned, ...]]] = {}
@@ -78,7 +80,9 @@ class Catalogue:
             StoreError: the database cannot be read or written now.
         """
         seen = changes_by_others(self._database)
-        self.profiles = {device.id: device.profile for device in list_devices(self._database) if device.revoked is None}
+        devices = list_devices(self._database)
+        self.profiles = {device.id: device.profile for device in devices if device.revoked is None}
+        self.revoked = [device.id for device in devices if device.revoked is not None]
         self._assign()
         self._pushed = pushed_blobs(self._database)
         self.ended, self.broken = [], {}
@@ -92,7 +96,12 @@ class Catalogue:
             self._seen = seen
 
     def renew_documents(self, signer: Signer) -> None:
-        """Make snapshot and timestamp anew when their time has come. Raises StoreError."""
+        """Make snapshot and timestamp anew when their time has come.
+
+        Raises:
+            FleetError: the signer does not speak for the fleet any more.
+            StoreError: they cannot be written down now.
+        """
         changed = renewed(self.documents, signer, self._wall()) if self.documents else {}
         if changed:
             with transaction(self._database):
@@ -137,8 +146,14 @@ class Catalogue:
     def remove_garbage(self) -> None:
         """Delete the blobs that nobody needs (`edgefl.store.garbage`). Raises StoreError."""
         if not self.broken:
-            named = {sha256 for training in self.trainings.values() for sha256 in training.histories.files()}
-            remove_garbage(self._blobs, self._pushed | newest_parents(self._database) | self.files().keys() | named)
+            remove_garbage(self._blobs, self._needed)
+
+    def _needed(self) -> frozenset[bytes]:
+        """The blobs that must stay, those of a push that has come since the last refresh included."""
+        if self.changed():
+            self._pushed = pushed_blobs(self._database)
+        named = {sha256 for training in self.trainings.values() for sha256 in training.histories.files()}
+        return self._pushed | newest_parents(self._database) | self.files().keys() | named
 
     def open_rounds(self) -> dict[str, tuple[int, int]]:
         """Id of the training and number of the open round, by model in training."""

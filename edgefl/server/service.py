@@ -19,29 +19,25 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from edgefl.errors import LinkError, MessageError, PeerError, StoreError
+from edgefl.errors import FleetError, MessageError, PeerError, StoreError
 from edgefl.identity.signing import Signer
 from edgefl.link.contract import Arrived, Connected, Disconnected, Event, Link
 from edgefl.server.announce import Announcer
 from edgefl.server.blocks import UNLIMITED, BlockServer, Rates
+from edgefl.server.books import Books
 from edgefl.server.catalogue import Catalogue
 from edgefl.server.claimline import ClaimLine
 from edgefl.server.complaints import Complaints
 from edgefl.server.inbox import Inbox
 from edgefl.server.renewal import ROTATE, RenewalDesk
 from edgefl.server.rollouts import Rollouts
-from edgefl.server.traffic import TrafficBook
+from edgefl.server.speech import Speech
 from edgefl.store.blobs import BlobStore
-from edgefl.store.database import transaction
-from edgefl.store.presence import PresenceBook
 from edgefl.wire import topics
 from edgefl.wire.messages import Receipt, Renewed, Report, State, UpdatePart, Want, decode, encode
 
 LOOK_EVERY = 0.5
 """Seconds between two looks at the database."""
-
-QUEUE_LIMIT = 2 * 1024 * 1024
-"""Payload bytes that may wait in the link before block delivery pauses; round orders and receipts still find room."""
 
 log = logging.getLogger("edgefl.server")
 
@@ -73,20 +69,18 @@ class Service:
         claims: ClaimLine | None = None,
         renewals: RenewalDesk | None = None,
     ) -> None:
-        self._database = database
         self._link = link
         self._wall = wall
         self._clock = clock
         self._catalogue = Catalogue(database, blobs, wall)
-        self._traffic = TrafficBook()
-        self._presence = PresenceBook()
+        self._books = Books(database)
         self._rollouts = Rollouts(database, wall)
         self._complaints = Complaints()
         self._inbox = Inbox()
-        self._blocks = BlockServer(blobs, self._publish_block, self._room, rates)
+        self._speech = Speech(link, self._books.traffic, partial(self._complain, logging.WARNING))
+        self._blocks = BlockServer(blobs, self._speech.block, self._speech.room, rates)
         self._signer = signer
-        self._announcer = Announcer(self._publish, signer, wall)
-        self._online = False
+        self._announcer = Announcer(self._speech.announce, signer, wall)
         self._look_at = clock()
         self._claims = claims
         self._renewals = renewals
@@ -119,7 +113,7 @@ class Service:
         self._guarded(lambda: self._catalogue.renew_documents(self._signer))
         for model in tuple(self._catalogue.trainings):
             self._guarded(partial(self._advance, model))
-        self._announce()
+        self._announcer.everything(self._catalogue)
         self._guarded(self._write_books)
         if self._claims is not None:
             self._guarded(self._claims.advance)
@@ -133,7 +127,7 @@ class Service:
         self._write_books()  # what was counted until now belongs to the rounds that were open until now
         self._catalogue.refresh()
         for device in self._renewals.news() if self._renewals else ():
-            self._send("", topics.certificate(device), encode(Renewed(code=ROTATE)), retain=False)
+            self._speech.answer("", topics.certificate(device), encode(Renewed(code=ROTATE)))
         for model, why in self._catalogue.broken.items():
             self._complain(logging.ERROR, f"the training of {model} cannot be taken up: {why}")
         self._blocks.offer(self._catalogue.files())
@@ -153,7 +147,7 @@ class Service:
         if closed is not None:
             log.info("%s@%d %s", model, training.record.version, closed, extra=training.known)
             self._blocks.offer(self._catalogue.files())
-            self._announce()
+            self._announcer.everything(self._catalogue)
             self._catalogue.remove_garbage()
 
     # What arrives
@@ -162,12 +156,12 @@ class Service:
         match event:
             case Connected():
                 log.info("connected to the broker")
-                self._online = True
+                self._speech.online = True
                 self._announcer.forget()
-                self._announce()
+                self._announcer.everything(self._catalogue)
             case Disconnected(reason):
                 log.warning("no connection to the broker: %s", reason)
-                self._online = False
+                self._speech.online = False
             case Arrived(topic, payload, _):
                 self._guarded(lambda: self._on_message(topic, payload))
             case _:
@@ -182,23 +176,23 @@ class Service:
             model = self._on[kind](device, payload)
         except PeerError as error:
             self._complain(logging.WARNING, f"dropped a message on {topic[:80]}: {error}")
-            self._traffic.incident("messages refused")
+            self._books.traffic.incident("messages refused")
         finally:
-            self._traffic.up(model, len(payload))
+            self._books.traffic.up(model, len(payload))
         self._advance(model)
 
     def _on_state(self, device: str, payload: bytes) -> str:
         if not payload:
             return ""  # a retained state that was cleared
         state = decode(payload, State)
-        self._presence.state(device, state, self._wall())
+        self._books.presence.state(device, state, self._wall())
         self._rollouts.state(device, state)
         return state.models[0].model if state.models else ""
 
     def _on_renew(self, device: str, payload: bytes) -> str:
         answer = self._renewals.heard(device, payload) if self._renewals else None
         if answer is not None:
-            self._send("", topics.certificate(device), encode(answer), retain=False)
+            self._speech.answer("", topics.certificate(device), encode(answer))
         return ""
 
     def _on_want(self, device: str, payload: bytes) -> str:
@@ -206,7 +200,7 @@ class Service:
 
     def _on_report(self, device: str, payload: bytes) -> str:
         report = decode(payload, Report)
-        self._presence.report(device, report, self._wall())
+        self._books.presence.report(device, report, self._wall())
         self._rollouts.report(device, report)
         if report.error:
             self._complain(logging.WARNING, f"{device}: {report.model} failed: {report.error}")
@@ -229,60 +223,19 @@ class Service:
         if not answer.stored:
             name = f"{answer.model}@{answer.version} round {answer.round}"
             self._complain(logging.WARNING, f"refused an update of {device} for {name}: {answer.reason}")
-            self._traffic.incident("updates refused")
-        self._send(answer.model, topics.receipt(device), encode(answer), retain=False)
-
-    # What is said
-
-    def _announce(self) -> None:
-        """Say what is new since the connection was made."""
-        for record in self._catalogue.announced:
-            self._announcer.manifest(record)
-        self._announcer.metadata(self._catalogue.documents)
-        for device, (counter, models) in self._catalogue.assigned.items():
-            self._announcer.assignment(device, counter, models)
-        for training in self._catalogue.trainings.values():
-            self._announcer.round(training)
-        for model, variant in self._catalogue.ended:
-            self._announcer.nothing(model, variant)
-        for gone in self._catalogue.taken_back:
-            self._announcer.no_manifest(*gone)
-
-    def _publish(self, model: str, topic: str, payload: bytes) -> bool:
-        return self._online and self._send(model, topic, payload, retain=True)
-
-    def _send(self, model: str, topic: str, payload: bytes, *, retain: bool) -> bool:
-        try:
-            self._link.publish(topic, payload, retain=retain)
-        except LinkError as error:
-            self._complain(logging.WARNING, f"cannot publish on {topic}: {error}")
-            return False
-        self._traffic.down(model, len(payload))
-        return True
-
-    def _publish_block(self, model: str, topic: str, payload: bytes) -> None:
-        self._link.publish(topic, payload, qos=0)
-        self._traffic.down(model, len(payload))
-
-    def _room(self) -> int:
-        return max(0, QUEUE_LIMIT - self._link.outgoing) if self._link.connected else 0
+            self._books.traffic.incident("updates refused")
+        self._speech.answer(answer.model, topics.receipt(device), encode(answer))
 
     # What is written down, and what goes wrong
 
     def _write_books(self) -> None:
-        """Write down what was counted and heard."""
-        if self._traffic or self._presence:
-            with transaction(self._database):
-                self._traffic.write(self._database, self._catalogue.open_rounds())
-                self._presence.write(self._database)
-            self._traffic.clear()
-            self._presence.clear()
+        self._books.write(self._catalogue.open_rounds())
 
     def _guarded(self, work: Callable[[], None]) -> None:
         """Do it now, or complain and leave it to another time."""
         try:
             work()
-        except StoreError as error:
+        except (StoreError, FleetError) as error:
             self._complain(logging.ERROR, str(error))
 
     def _complain(self, level: int, text: str) -> None:

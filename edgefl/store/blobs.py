@@ -3,7 +3,7 @@
 Model: the name is the promise. Putting the same bytes twice stores them once; a file that no longer matches its name is damaged
 and is never handed out. Nothing is ever changed in place, so a copy of the directory is a backup.
 
-Rules: `get` checks the hash on every read; `read_range` does not (its readers check each block against a signed manifest);
+Rules: `get` checks the hash on every read; `read_range` does not (its readers check each block against a believed description);
 `keep_only` deletes what is not wanted and `intact` what is damaged, nothing else deletes.
 """
 

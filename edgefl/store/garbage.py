@@ -12,10 +12,11 @@ Model: a training leaves a parent vector and a weight file per variant behind wi
 Deleted is the rest: results and weight files of older rounds, and the blobs of a push that failed.
 
 Rule: a push writes blobs minutes before it names them in the database. It holds the blob store's lock, shared, from the first
-blob to the commit; the collection needs it alone, and otherwise waits for another time.
+blob to the commit; the collection needs it alone, and otherwise waits for another time. What is needed is read under the lock.
 """
 
 import sqlite3
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager
 
@@ -49,8 +50,12 @@ def newest_parents(database: sqlite3.Connection) -> frozenset[bytes]:
     )
 
 
-def remove_garbage(blobs: BlobStore, needed: AbstractSet[bytes]) -> int:
+def remove_garbage(blobs: BlobStore, needed: Callable[[], AbstractSet[bytes]]) -> int:
     """Delete every other blob and what killed processes left; how many bytes of blobs, 0 while a push is under way.
+
+    Args:
+        blobs: where.
+        needed: what is needed; asked when no push is under way and none can begin, so that one that has just ended counts.
 
     Raises:
         StoreError: a file cannot be deleted.
@@ -59,4 +64,4 @@ def remove_garbage(blobs: BlobStore, needed: AbstractSet[bytes]) -> int:
         if not alone:
             return 0
         remove_leftovers(blobs.root)
-        return blobs.keep_only(needed)
+        return blobs.keep_only(needed())

@@ -52,15 +52,15 @@ class ModelState:
         self.personal = root / "personal"
 
     def current(self) -> bytes | None:
-        """The signed manifest of the active version."""
+        """The sealed manifest of the active version."""
         return self._signed("current")
 
     def previous(self) -> bytes | None:
-        """The signed manifest of the version that was active before."""
+        """The sealed manifest of the version that was active before."""
         return self._signed("previous")
 
     def candidate(self) -> bytes | None:
-        """The signed manifest of the version that is being tried."""
+        """The sealed manifest of the version that is being tried."""
         return self._signed("candidate")
 
     def orders(self) -> tuple[bytes, ...]:

@@ -2,7 +2,7 @@
 
 A source is a directory in which each file has its SHA-256, 64 hexadecimal digits, as name: `https://host/dir` on a web server,
 `file:///dir` on the board itself, for a USB stick. What comes from there is believed as little as what comes from the broker:
-every block is checked against the signed manifest.
+every block is checked against the believed manifest.
 """
 
 from collections.abc import Sequence
