@@ -10,16 +10,21 @@ from edgefl.device import download
 from edgefl.device.download_events import Ask, BlockArrived, Complete, Effect, GoAlone, Tick
 from edgefl.device.download_state import Download
 from edgefl.server import delivery, delivery_events
+from edgefl.server.lanes import slot_of
 from edgefl.wire.blocks import file_ref
 from edgefl.wire.messages import BLOCK_SIZE, Block, Want
 
 COUNT = 24
 CONTENT = random.Random(1).randbytes(COUNT * BLOCK_SIZE)
 REF = file_ref("weights", CONTENT)
-BLOCKS = [Block(REF.sha256[:16], i, CONTENT[i * BLOCK_SIZE : (i + 1) * BLOCK_SIZE]) for i in range(COUNT)]
 RATE = 16_000.0
 IDEAL = REF.length / RATE
 STEP, LATENCY = 0.02, 0.05
+
+
+def block(index: int, sent: int) -> Block:
+    """A good block, sent then."""
+    return Block(REF.sha256[:16], index, CONTENT[index * BLOCK_SIZE : (index + 1) * BLOCK_SIZE], sent)
 
 
 @dataclass
@@ -31,7 +36,7 @@ class Board:
     joins: float
     first: int
     state: Download | None = None
-    queue: deque[tuple[float, int]] = field(default_factory=deque)
+    queue: deque[tuple[float, Block]] = field(default_factory=deque)
     free_at: float = 0.0
     listens: bool = False
     finished: float = 0.0
@@ -40,7 +45,7 @@ class Board:
     def send(self, index: int, now: float) -> None:
         """A block enters the link's queue."""
         self.free_at = max(self.free_at, now) + BLOCK_SIZE / self.rate
-        self.queue.append((self.free_at, index))
+        self.queue.append((self.free_at, block(index, slot_of(now))))
 
     def turn(self, now: float, rng: random.Random) -> None:
         """Hear what has come through, and let the timer run."""
@@ -51,8 +56,8 @@ class Board:
             self.state, effects = download.begin(REF, 0, now, first=self.first)
             self.perform(effects, now)
         while self.queue and self.queue[0][0] <= now and not self.finished:
-            _, index = self.queue.popleft()
-            self.state, effects = download.step(self.state, BlockArrived(BLOCKS[index]), now)
+            _, arrived = self.queue.popleft()
+            self.state, effects = download.step(self.state, BlockArrived(arrived), now)
             self.perform(effects, now)
         due = download.wake_at(self.state)
         if due is not None and due <= now:
