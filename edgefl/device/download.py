@@ -24,8 +24,8 @@ Rules:
   broker for a slow link. So a request says which sending was heard last on this connection, and the server sends again only what
   it had sent before that. Nobody is left to wait: after a new connection, or after silence (two in a row on a slow link), a
   request says that nothing is under way.
-* Blocks that are here already come in the way: `DROWNED` windows of them on a slow link while an own request waits, more than
-  good ones, and the download goes alone. It stays alone. What comes twice because it was asked for twice does not count.
+* Blocks that are here already come in the way: `DROWNED` windows of them on a slow link while an own request waits, more in
+  all than good ones, and the download goes alone. It stays alone. What comes twice because it was asked for twice does not count.
 * Slow retrieval: a file must be there after `GRACE` seconds and what `SLOWEST` allows for its length. Time without a connection
   does not count.
 * A request is overdue after four times the measured answer time, at least 2 s. The time runs from the first request for a block,
@@ -268,7 +268,7 @@ def _send(state: Download, indices: list[int], now: float) -> Outcome:
     asked, repeated = {**state.asked}, state.repeated
     for index in reached:
         known = asked.get(index)
-        asked[index] = replace(known, last=now) if known else Asked(now, now, state.unwanted, state.counts.stored)
+        asked[index] = replace(known, last=now) if known else Asked(now, now, state.unwanted)
         repeated |= 1 << index if known else 0
     counts = replace(state.counts, asks=state.counts.asks + 1)
     behind, heard = (0, 0) if state.deaf else (_behind(state, now), state.heard)

@@ -14,7 +14,7 @@ DROWNED = 2.0
 """Windows of unwanted blocks, received while a request waits."""
 SILENT = 2
 """Silences in a row after which a slow link is taken to have lost what was under way."""
-LISTEN = 3.0
+LISTEN = 1.5
 """Blocks' times after a gift for which a slow link waits for more."""
 REMIND = 4.0
 """Blocks' times after which a slow link asks again."""
@@ -24,12 +24,11 @@ SLOW_BLOCK = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request for one block: when it was made first, and last, and how many unwanted and good blocks had come before."""
+    """A request for one block: when it was made first, and last, and how many unwanted blocks had come before."""
 
     first: float
     last: float
     unwanted: int
-    stored: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +106,14 @@ class Download:
 
     @property
     def drowned(self) -> bool:
-        """Whether unwanted blocks fill a slow link, more than good ones, so that what was asked for does not come through."""
+        """Whether unwanted blocks fill a slow link, so that what was asked for does not come through.
+
+        As long as good blocks are the greater part of all that came, the company costs less than twice the time.
+        """
         if not self.asked or not self.slow:
             return False
-        oldest = min(self.asked.values(), key=lambda asked: asked.first)
-        unwanted, stored = self.unwanted - oldest.unwanted, self.counts.stored - oldest.stored
-        return unwanted >= DROWNED * max(self.window, FIRST_WINDOW) and unwanted > stored
+        before = min(asked.unwanted for asked in self.asked.values())
+        return self.unwanted - before >= DROWNED * max(self.window, FIRST_WINDOW) and self.unwanted > self.counts.stored
 
     @property
     def deaf(self) -> bool:
