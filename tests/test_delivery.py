@@ -114,6 +114,16 @@ def test_who_has_heard_nothing_gets_everything(heard: int) -> None:
     assert sent(step(state, Tick(ROOM), 140.05)[1]) == [(FILE, 1), (FILE, 2)]
 
 
+def test_who_begins_to_listen_gets_what_was_sent_a_moment_ago() -> None:
+    """Devices that start a moment too late for the first blocks do not wait for them."""
+    state = serving(FILE)
+    state, _ = step(state, Wanted("a", request(FILE, 1, 2)), 1.0)
+    state, _ = step(state, Tick(ROOM), 1.05)
+    plain = request(FILE, 1)
+    state, _ = step(state, Wanted("b", Want(plain.sha256, plain.first, plain.bitmap, fresh=True)), 1.1)
+    assert sent(step(state, Tick(ROOM), 1.2)[1]) == [(FILE, 1)]
+
+
 def test_unknown_files_and_blocks_are_refused_and_ignored() -> None:
     """A file that is not served, or no longer, is refused by name; a block beyond the end is ignored; both are counted."""
     state = serving(FILE, blocks=10)

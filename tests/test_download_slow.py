@@ -108,13 +108,14 @@ def stamped(index: int, sent: int) -> Block:
 def test_requests_say_what_was_heard_last_until_the_connection_ends() -> None:
     """The last block's stamp, also of a duplicate; nothing after a new connection, before its first block has come."""
     state, effects = begin(REF, 0, 0.0)
-    assert [effect.want.heard for effect in effects if isinstance(effect, Ask)] == [0]
+    assert [(effect.want.heard, effect.want.fresh) for effect in effects if isinstance(effect, Ask)] == [(0, True)]
     for index, sent in ((0, 700), (5, 650), (5, 710)):
         state, effects = step(state, BlockArrived(stamped(index, sent)), 0.1)
     state, effects = step(state, BlockArrived(stamped(1, 720)), 0.2)
-    assert [effect.want.heard for effect in effects if isinstance(effect, Ask)] == [720]
+    assert [(effect.want.heard, effect.want.fresh) for effect in effects if isinstance(effect, Ask)] == [(720, False)]
     state, effects = step(state, Reconnected(3.0), 50.0)
-    assert [(effect.want.heard, effect.want.behind) for effect in effects if isinstance(effect, Ask)] == [(0, 0)]
+    requests = [effect.want for effect in effects if isinstance(effect, Ask)]
+    assert [(request.heard, request.behind, request.fresh) for request in requests] == [(0, 0, True)]
 
 
 def test_a_slow_link_reminds_while_blocks_come_and_begins_afresh_after_silence() -> None:

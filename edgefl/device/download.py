@@ -272,5 +272,6 @@ def _send(state: Download, indices: list[int], now: float) -> Outcome:
         repeated |= 1 << index if known else 0
     counts = replace(state.counts, asks=state.counts.asks + 1)
     behind, heard = (0, 0) if state.deaf else (_behind(state, now), state.heard)
-    request = msgspec.structs.replace(want(state.ref, reached), alone=state.alone, behind=behind, heard=heard)
+    request = want(state.ref, reached)
+    request = msgspec.structs.replace(request, alone=state.alone, behind=behind, heard=heard, fresh=now <= state.since)
     return replace(state, asked=asked, repeated=repeated, counts=counts), (Ask(request),)

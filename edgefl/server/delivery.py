@@ -15,8 +15,8 @@ Rules:
 * A request is a hint, not a debt: what is lost or left out is asked for again.
 * Late is not lost. A connection through a broker keeps the order and loses nothing while it lasts, so what was sent after the
   last block that the asker has heard (`Want.heard`) is under way to it, for minutes on a slow link; what was sent before and is
-  asked for is lost, and is sent again at once. Who has heard nothing on its connection says how far it is behind; else it is
-  `UNDER_WAY`.
+  asked for is lost, and is sent again at once. Who begins to listen gets everything; who has heard nothing since says
+  how far it is behind, and `UNDER_WAY` is the least of it.
 * Who goes alone no longer listens to all: only what was sent to all before its first request alone counts as under way to it.
 * Everything is bounded: `MOST_FILES` offered files, `MOST_SHARED` lanes to all, `MOST_ALONE` to one device and `ALONE_EACH` to
   the same, `MOST_PER_REQUEST` blocks heard from one request, and what is known of devices. More is refused or ignored, and
@@ -158,6 +158,8 @@ def _collect(state: Delivery, device: str, asker: Asker, name: LaneName, bits: i
 
 def _under_way(lane: Lane, request: Want, now: float) -> int:
     """Bitmap of the blocks that still come to the asker, of their own accord."""
+    if request.fresh:
+        return 0
     if 0 < request.heard <= slot_of(now):  # a number from the future is from the clock of another life of this machine
         return lane.after(request.heard)
     return lane.under_way(now, max(UNDER_WAY, request.behind))

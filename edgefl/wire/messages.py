@@ -226,6 +226,7 @@ class Want(msgspec.Struct, frozen=True, array_like=True):
     `heard` is the `sent` of the last block that came over this connection, 0 for none: a connection keeps the order, so what was
     sent later is still on its way, and what was sent before and is asked for is lost. Without it, `behind` says for how many
     seconds what was sent is still on its way: a slow link's time for a block, or the time for which it has listened in vain.
+    `fresh` says that the device begins to listen with this request: nothing that was sent before is on its way to it.
     """
 
     sha256: Sha256
@@ -234,6 +235,7 @@ class Want(msgspec.Struct, frozen=True, array_like=True):
     alone: bool = False
     behind: Annotated[int, msgspec.Meta(ge=0, le=30)] = 0
     heard: Number = 0
+    fresh: bool = False
 
 
 class Block(msgspec.Struct, frozen=True, array_like=True):

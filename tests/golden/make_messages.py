@@ -84,6 +84,7 @@ MESSAGES: dict[str, msgspec.Struct] = {
     "block": Block(bytes(range(16)), 1, b"\x00"),
     "block-sent": Block(bytes(range(16)), 1, b"\x00", sent=36001),
     "want-heard": Want(bytes(range(32)), 9, b"\x81\x01", heard=36001),
+    "want-fresh": Want(bytes(range(32)), 9, b"\x81\x01", fresh=True),
     "state-birth": State(5, True, "rpi-zero-2w", "portable", "0.1.0", (Installed("digits", 3, "w0.5"),)),
     "state-death": State(5, False),
     "update-part": UpdatePart("digits", 3, "w0.5", 12, 480, 2.25, 1.5, bytes(32), 0, 1, b"update", before=9),
