@@ -23,7 +23,7 @@ from edgefl.server.provision import numbered, provision
 from edgefl.store.atomic import write_file
 from edgefl.store.database import open_database
 from edgefl.store.fleet import Fleet
-from edgefl.store.versions import newest_variants
+from edgefl.store.versions import all_variants, get_variant
 from edgefl.wire.messages import FileRef
 
 PROFILE, MODEL = "rpi-5-8gb", "benchmarks.push_model:FiveMegabytes"
@@ -94,7 +94,7 @@ def stage(workspace: Path, devices: int, hosts: tuple[str, ...], bind: str) -> I
         push.wait(PUSH_SECONDS)
         push.check()
         with closing(open_database(fleet.database)) as database:
-            (record,) = newest_variants(database)
+            record = get_variant(database, *all_variants(database)[0])
         bundles = tuple(one.bundle for one in made)
         yield Stage(workspace, fleet, bundles, record.manifest.files, port, bind, proxy)
 

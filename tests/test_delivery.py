@@ -2,6 +2,7 @@
 
 import random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +16,7 @@ from edgefl.server.delivery import (
     wake_at,
 )
 from edgefl.server.delivery_events import Effect, Offered, Refuse, SendBlocks, Tick, Wanted, Withdrawn
-from edgefl.server.lanes import REMEMBERED, SLOT
+from edgefl.server.lanes import MOST_SLOTS, REMEMBERED, slot_of
 from edgefl.wire.blocks import want
 from edgefl.wire.messages import FileRef, Want
 
@@ -85,6 +86,42 @@ def test_what_is_on_its_way_to_a_slow_link_is_not_sent_again() -> None:
     state, _ = step(state, Wanted("b", request(FILE, 2, 3)), 10.1)
     state, effects = step(state, Tick(ROOM), 10.15)
     assert sent(effects) == [(FILE, 2), (FILE, 3)]
+
+
+def test_what_was_sent_after_the_block_that_was_heard_is_late_and_not_lost() -> None:
+    """Minutes later nothing is sent again that went out after it; what went out before is lost, and sent at once."""
+    state = serving(FILE)
+    moments = {1: 100.0, 2: 140.0, 3: 180.0, 4: 180.01}
+    for index, moment in moments.items():
+        state, _ = step(state, Wanted("a", request(FILE, index)), moment)
+        state, _ = step(state, Tick(ROOM), moment + 0.05)
+    plain = request(FILE, 1, 2, 3, 4)
+    for heard, expected in ((2, [1]), (3, [1, 2]), (1, [])):
+        asking = Want(plain.sha256, plain.first, plain.bitmap, heard=slot_of(moments[heard] + 0.05))
+        after, _ = step(state, Wanted(f"b{heard}", asking), 280.0)
+        assert sent(step(after, Tick(ROOM), 280.05)[1]) == [(FILE, index) for index in expected]
+
+
+@pytest.mark.parametrize("heard", [0, 1 << 53])
+def test_who_has_heard_nothing_gets_everything(heard: int) -> None:
+    """Neither a new connection nor a number of another clock keeps a device waiting: all but the last half second is sent."""
+    state = serving(FILE)
+    for index, moment in ((1, 100.0), (2, 120.0), (3, 139.8)):
+        state, _ = step(state, Wanted("a", request(FILE, index)), moment)
+        state, _ = step(state, Tick(ROOM), moment + 0.05)
+    plain = request(FILE, 1, 2, 3)
+    state, _ = step(state, Wanted("a", Want(plain.sha256, plain.first, plain.bitmap, heard=heard)), 140.0)
+    assert sent(step(state, Tick(ROOM), 140.05)[1]) == [(FILE, 1), (FILE, 2)]
+
+
+def test_who_begins_to_listen_gets_what_was_sent_a_moment_ago() -> None:
+    """Devices that start a moment too late for the first blocks do not wait for them."""
+    state = serving(FILE)
+    state, _ = step(state, Wanted("a", request(FILE, 1, 2)), 1.0)
+    state, _ = step(state, Tick(ROOM), 1.05)
+    plain = request(FILE, 1)
+    state, _ = step(state, Wanted("b", Want(plain.sha256, plain.first, plain.bitmap, fresh=True)), 1.1)
+    assert sent(step(state, Tick(ROOM), 1.2)[1]) == [(FILE, 1)]
 
 
 def test_unknown_files_and_blocks_are_refused_and_ignored() -> None:
@@ -160,7 +197,7 @@ def test_memory_stays_bounded_under_endless_requests() -> None:
     now = 1.0
     for _ in range(200):
         state, _ = step(state, Tick(ROOM), now)
-        assert all(len(lane.sent) <= REMEMBERED / SLOT + 2 for lane in state.lanes.values())
+        assert all(len(lane.sent) <= MOST_SLOTS for lane in state.lanes.values())
         state, _ = step(state, Wanted("a", request(files[0], rng.randrange(1000))), now)
         now += 0.01
     state, _ = step(state, Tick(ROOM), now + 1.0)

@@ -1,9 +1,11 @@
 """The download machine on slow links: when it goes alone and when not, how much is under way, and when it gives up."""
 
+import math
 import random
 from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace as replace_block
 
 from edgefl.device.download import GRACE, SLOWEST, begin, step, wake_at
 from edgefl.device.download_events import Ask, BlockArrived, Effect, GoAlone, Reconnected, Store, Tick, TooSlow
@@ -96,6 +98,60 @@ def test_a_slow_link_says_how_far_it_is_behind() -> None:
             behind |= {effect.want.behind for effect in effects if isinstance(effect, Ask)}
         assert behind <= set(range(min(expected), max(expected) + 1))
         assert max(behind) >= min(expected)
+
+
+def stamped(index: int, sent: int) -> Block:
+    """A good block that says when it was sent."""
+    return replace_block(block(index), sent=sent)
+
+
+def test_requests_say_what_was_heard_last_until_the_connection_ends() -> None:
+    """The last block's stamp, also of a duplicate; nothing after a new connection, before its first block has come."""
+    state, effects = begin(REF, 0, 0.0)
+    assert [(effect.want.heard, effect.want.fresh) for effect in effects if isinstance(effect, Ask)] == [(0, True)]
+    for index, sent in ((0, 700), (5, 650), (5, 710)):
+        state, effects = step(state, BlockArrived(stamped(index, sent)), 0.1)
+    state, effects = step(state, BlockArrived(stamped(1, 720)), 0.2)
+    assert [(effect.want.heard, effect.want.fresh) for effect in effects if isinstance(effect, Ask)] == [(720, False)]
+    state, effects = step(state, Reconnected(3.0), 50.0)
+    requests = [effect.want for effect in effects if isinstance(effect, Ask)]
+    assert [(request.heard, request.behind, request.fresh) for request in requests] == [(0, 0, True)]
+
+
+def test_a_slow_link_reminds_while_blocks_come_and_begins_afresh_after_silence() -> None:
+    """While blocks come it asks again with what it has heard; after two silences nothing is taken to be under way."""
+    state, effects = begin(REF, 0, 0.0)
+    now, reminders = 0.0, []
+    for moment in range(1, 30):
+        while (due := wake_at(state) or 0.0) < 2.0 * moment:
+            now = max(now, due)
+            state, effects = step(state, Tick(0.5), now)
+            reminders += [
+                (effect.want.heard, *wanted(effect.want)) for effect in effects if isinstance(effect, Ask) and now > 10.0
+            ]
+        now = 2.0 * moment
+        state, _ = step(state, BlockArrived(stamped(sorted(state.asked)[1], 100 + moment)), now)  # all but block 0
+    assert {first for _, first, *_ in reminders} == {0}
+    assert 3 <= len(reminders) <= 8
+    assert all(heard > 100 for heard, *_ in reminders)
+    state, window, quiet = replace(state, late_at=math.inf), state.window, []
+    while len(quiet) < 4:
+        now = wake_at(state) or 0.0
+        state, effects = step(state, Tick(0.5), now)
+        quiet += [(effect.want.heard, effect.want.behind) for effect in effects if isinstance(effect, Ask)]
+    assert quiet[-1] == (0, 0)
+    assert quiet[0][0] > 100
+    assert state.window <= window
+
+
+def test_what_comes_twice_because_it_was_asked_for_twice_drowns_nobody() -> None:
+    """A block that was repeated may come once more; the same again is somebody else's."""
+    state, effects = begin(REF, 0, 0.0)
+    state, again = step(state, Reconnected(1.0), 2.0)
+    assert asked(effects) == asked(again) == [0, 1]
+    for moment, (index, unwanted) in enumerate([(0, 0), (0, 0), (0, 1), (0, 2)], start=6):
+        state, _ = step(state, BlockArrived(block(index)), 2.0 * moment)
+        assert state.unwanted == unwanted
 
 
 def test_a_fast_link_is_never_alone() -> None:

@@ -68,6 +68,12 @@ def test_the_third_vectors_decode_for_ever() -> None:
         assert decode(bytes.fromhex(data), type(MESSAGES[name])) == MESSAGES[name]
 
 
+def test_the_fourth_vectors_decode_for_ever() -> None:
+    """Requests and blocks of before blocks said when they were sent decode, and say nothing of it."""
+    for name, data in json.loads((HERE / "messages-fourth.json").read_text()).items():
+        assert decode(bytes.fromhex(data), type(MESSAGES[name])) == MESSAGES[name]
+
+
 def test_every_message_has_a_golden_vector() -> None:
     """A message that is added without a golden vector is noticed."""
     parts = {messages.Installed}  # travels inside State only

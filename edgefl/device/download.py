@@ -11,6 +11,7 @@ that others have asked for arrive as well; every good block that is missing is w
     time passes   -> the deadline       -> TooSlow, once
                   -> a request overdue  -> halve the window; ask again, at once if other blocks are flowing,
                                            otherwise after a pause that doubles each time
+    connection made anew -> what was under way is lost: ask again at once
 
 Rules:
 
@@ -19,8 +20,12 @@ Rules:
   ping still comes through within half of any sensible keepalive.
 * Blocks that others have asked for are a gift as long as they are missing here. On a slow link, which takes `SLOW_BLOCK` seconds
   for a block, they fill it, and nothing more is asked for while they come; so slow links share what they ask for.
-* Blocks that are here already come in the way: `DROWNED` windows of them on a slow link while an own request waits, and the
-  download goes alone. It stays alone.
+* Late is not lost. A connection keeps the order of blocks, and loses none while it lasts; but minutes of blocks may wait in the
+  broker for a slow link. So a request says which sending was heard last on this connection, and the server sends again only what
+  it had sent before that. Nobody is left to wait: after a new connection, or after silence (two in a row on a slow link), a
+  request says that nothing is under way.
+* Blocks that are here already come in the way: `DROWNED` windows of them on a slow link while an own request waits, more in
+  all than good ones, and the download goes alone. It stays alone. What comes twice because it was asked for twice does not count.
 * Slow retrieval: a file must be there after `GRACE` seconds and what `SLOWEST` allows for its length. Time without a connection
   does not count.
 * A request is overdue after four times the measured answer time, at least 2 s. The time runs from the first request for a block,
@@ -55,7 +60,6 @@ from edgefl.device.download_state import (
     LARGEST_WINDOW,
     LONGEST_PAUSE,
     SHORTEST_PATIENCE,
-    SLOW_BLOCK,
     Asked,
     Download,
 )
@@ -91,7 +95,7 @@ def begin(ref: FileRef, have: int, now: float, *, alone: bool = False, reused: i
     missing = len(ref.blocks) - have.bit_count()
     late_at = now + GRACE + missing * BLOCK_SIZE / SLOWEST
     counts = Counts(reused=reused)
-    state = Download(ref, have, {}, FIRST_WINDOW, 0.0, now, 0, None, counts, alone, 0.0, now, -math.inf, first, now, late_at)
+    state = Download(ref, have, {}, FIRST_WINDOW, 0.0, now, 0, None, counts, alone, 0.0, now, -math.inf, first, now, late_at, now)
     if state.complete:
         return state, (Complete(),)
     if not alone:
@@ -106,8 +110,7 @@ def step(state: Download, event: Event, now: float) -> Outcome:
         case BlockArrived(block):
             return _arrived(state, block, now)
         case Reconnected(away):
-            late_at, began = state.late_at + away, state.began + away
-            return _ask(replace(state, asked={}, silences=0, resume_at=None, late_at=late_at, began=began), now)
+            return _ask(_afresh(state, away, now), now)
         case Tick(jitter):
             return _tick(state, now, jitter)
 
@@ -116,7 +119,7 @@ def wake_at(state: Download) -> float | None:
     """When the machine wants a `Tick` at the latest; None when complete."""
     if state.complete:
         return None
-    overdue = min((asked.last for asked in state.asked.values()), default=state.heard_at) + state.patience
+    overdue = min((asked.last for asked in state.asked.values()), default=state.heard_at) + state.reminder
     due = overdue if state.resume_at is None else state.resume_at
     return min(max(due, state.listens_until), state.late_at)
 
@@ -125,9 +128,9 @@ def _arrived(state: Download, block: Block, now: float) -> Outcome:
     counts = state.counts
     if block.file != state.ref.sha256[: len(block.file)]:
         return replace(state, counts=replace(counts, foreign=counts.foreign + 1)), ()
-    state = _measured(state, now)
+    state = _measured(state, block.sent, now)
     if state.have >> block.index & 1:
-        return _unless_drowned(replace(state, counts=replace(counts, duplicate=counts.duplicate + 1)), (), now)
+        return _unless_drowned(_duplicate(state, block.index), (), now)
     try:
         check_block(state.ref, block.index, block.data)
     except BlockError as error:
@@ -146,10 +149,27 @@ def _arrived(state: Download, block: Block, now: float) -> Outcome:
     return (state, (store, *effects)) if asked else _unless_drowned(state, (store, *effects), now)
 
 
-def _measured(state: Download, now: float) -> Download:
+def _afresh(state: Download, away: float, now: float) -> Download:
+    """A new connection, after so many seconds without: what was asked for and what was under way is lost."""
+    repeated = state.repeated
+    for index in state.asked:
+        repeated |= 1 << index
+    late_at, began = state.late_at + away, state.began + away
+    state = replace(state, asked={}, silences=0, resume_at=None, late_at=late_at, began=began)
+    return replace(state, since=now, heard=0, repeated=repeated)
+
+
+def _measured(state: Download, sent: int, now: float) -> Download:
     """A block of the file has come; how far apart they come is how slow the link is, if there is a queue before it."""
     gap = now - state.arrived_at
-    return replace(state, gap=gap if state.gap == 0.0 else 0.5 * (state.gap + gap), arrived_at=now)
+    return replace(state, gap=gap if state.gap == 0.0 else 0.5 * (state.gap + gap), arrived_at=now, heard=sent)
+
+
+def _duplicate(state: Download, index: int) -> Download:
+    """A block that was here already; nobody else is to blame if it was asked for twice."""
+    own = state.repeated >> index & 1
+    counts = replace(state.counts, duplicate=state.counts.duplicate + 1)
+    return replace(state, counts=counts, unwanted=state.unwanted + (not own), repeated=state.repeated & ~(1 << index))
 
 
 def _unless_drowned(state: Download, effects: tuple[Effect, ...], now: float) -> Outcome:
@@ -194,9 +214,16 @@ def _tick(state: Download, now: float, jitter: float) -> Outcome:
         return replace(state, late_at=math.inf), (TooSlow(missing, now - state.began),)
     if state.resume_at is not None:
         return _repeat(state, now) if now >= state.resume_at else (state, ())
-    overdue = [index for index, asked in state.asked.items() if now >= asked.last + state.patience]  # as in `wake_at`
+    overdue = [index for index, asked in state.asked.items() if now >= asked.last + state.reminder]  # as in `wake_at`
     if not overdue:
         return (state, ()) if state.asked else _ask(state, now)
+    return _overdue(state, overdue, now, jitter)
+
+
+def _overdue(state: Download, overdue: list[int], now: float, jitter: float) -> Outcome:
+    """Remind the server on a slow link; otherwise, and in silence, it is a stall."""
+    if state.slow and now - state.arrived_at < state.patience:
+        return _send(state, overdue, now)
     counts = replace(state.counts, stalls=state.counts.stalls + 1)
     state = replace(state, window=max(1.0, state.window / 2.0), counts=counts)
     if now - state.heard_at < state.patience:
@@ -227,8 +254,10 @@ def _ask(state: Download, now: float) -> Outcome:
 
 
 def _behind(state: Download, now: float) -> int:
-    """Seconds that a block takes to this device, if its link is slow; no more than it has listened."""
-    return int(min(MOST_BEHIND, state.answer_time, now - state.began)) if state.gap >= SLOW_BLOCK else 0
+    """Seconds that a block takes to this device: since it listens, if nothing has come; otherwise on slow links only."""
+    if state.arrived_at <= state.since:
+        return int(min(MOST_BEHIND, now - state.since))
+    return int(min(MOST_BEHIND, state.answer_time, now - state.since)) if state.slow else 0
 
 
 def _send(state: Download, indices: list[int], now: float) -> Outcome:
@@ -236,10 +265,13 @@ def _send(state: Download, indices: list[int], now: float) -> Outcome:
     if not indices:
         return state, ()
     reached = [index for index in sorted(indices) if index - min(indices) < MAX_WINDOW_SPAN]
-    asked = {**state.asked}
+    asked, repeated = {**state.asked}, state.repeated
     for index in reached:
         known = asked.get(index)
-        asked[index] = replace(known, last=now) if known else Asked(now, now, state.counts.duplicate)
+        asked[index] = replace(known, last=now) if known else Asked(now, now, state.unwanted)
+        repeated |= 1 << index if known else 0
     counts = replace(state.counts, asks=state.counts.asks + 1)
-    request = msgspec.structs.replace(want(state.ref, reached), alone=state.alone, behind=_behind(state, now))
-    return replace(state, asked=asked, counts=counts), (Ask(request),)
+    behind, heard = (0, 0) if state.deaf else (_behind(state, now), state.heard)
+    request = want(state.ref, reached)
+    request = msgspec.structs.replace(request, alone=state.alone, behind=behind, heard=heard, fresh=now <= state.since)
+    return replace(state, asked=asked, repeated=repeated, counts=counts), (Ask(request),)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from edgefl.errors import BlockError, MessageError, StoreError
 from edgefl.server.delivery import Delivery, step, wake_at
 from edgefl.server.delivery_events import Counts, Effect, Event, Offered, Refuse, SendBlocks, Tick, Wanted, Withdrawn
+from edgefl.server.lanes import slot_of
 from edgefl.store.blobs import BlobStore
 from edgefl.wire import topics
 from edgefl.wire.blocks import block_length, check_block
@@ -87,7 +88,7 @@ class BlockServer:
             if isinstance(effect, SendBlocks):
                 try:
                     for index in effect.indices:
-                        self._send(effect.sha256, index, effect.device)
+                        self._send(effect.sha256, index, effect.device, slot_of(now))
                 except (StoreError, BlockError) as error:
                     log.error("a file cannot be served any more: %s", error)
                     self._step(Withdrawn(effect.sha256), now)
@@ -97,12 +98,12 @@ class BlockServer:
         at = wake_at(self._delivery)
         return 3600.0 if at is None else max(0.0, at - now)
 
-    def _send(self, sha256: bytes, index: int, device: str) -> None:
+    def _send(self, sha256: bytes, index: int, device: str, sent: int) -> None:
         model, ref = self._files[sha256]
         data = self._blobs.read_range(sha256, index * BLOCK_SIZE, block_length(ref, index))
         check_block(ref, index, data)
         topic = topics.own_block(device) if device else topics.block(sha256.hex())
-        self._publish(model, topic, encode(Block(sha256[:16], index, data)))
+        self._publish(model, topic, encode(Block(sha256[:16], index, data, sent)))
 
     def _step(self, event: Event, now: float) -> tuple[Effect, ...]:
         self._delivery, effects = step(self._delivery, event, now)

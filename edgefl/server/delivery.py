@@ -6,14 +6,17 @@ once, on the file's topic. N devices that fetch the same file cost little more t
 window and is paced by what that device asks for.
 
     Wanted -> more often than a device may (`server.askers`) -> refused; of repetitions, what is too much is left out
-           -> blocks sent within the last moment             -> already under way to the asker as well: nothing
+           -> blocks that are under way to the asker         -> nothing
            -> other blocks                                   -> collected; due after the merge window, alone at once
     Tick   -> lanes that are due, in turn, one block each, until their wants, the link's room or the rate is used up
 
 Rules:
 
 * A request is a hint, not a debt: what is lost or left out is asked for again.
-* A slow link says how far it is behind; what was sent to all since then is still on its way to it, and is not sent again.
+* Late is not lost. A connection through a broker keeps the order and loses nothing while it lasts, so what was sent after the
+  last block that the asker has heard (`Want.heard`) is under way to it, for minutes on a slow link; what was sent before and is
+  asked for is lost, and is sent again at once. Who begins to listen gets everything; who has heard nothing since says
+  how far it is behind, and `UNDER_WAY` is the least of it.
 * Who goes alone no longer listens to all: only what was sent to all before its first request alone counts as under way to it.
 * Everything is bounded: `MOST_FILES` offered files, `MOST_SHARED` lanes to all, `MOST_ALONE` to one device and `ALONE_EACH` to
   the same, `MOST_PER_REQUEST` blocks heard from one request, and what is known of devices. More is refused or ignored, and
@@ -31,7 +34,7 @@ from itertools import islice
 
 from edgefl.server.askers import Asker, Askers, admit, allowed, with_asker
 from edgefl.server.delivery_events import Counts, Effect, Event, Offered, Refuse, SendBlocks, Tick, Wanted, Withdrawn
-from edgefl.server.lanes import REMEMBERED, UNDER_WAY, Lane, LaneName, indices_of
+from edgefl.server.lanes import REMEMBERED, UNDER_WAY, Lane, LaneName, indices_of, slot_of
 from edgefl.wire.blocks import wanted
 from edgefl.wire.messages import BLOCK_SIZE, Want
 
@@ -124,19 +127,19 @@ def _wanted(state: Delivery, device: str, request: Want, now: float) -> Outcome:
         ignored=state.counts.ignored + int.from_bytes(request.bitmap, "little").bit_count() - len(indices),
     )
     throttled = state.counts.throttled
-    state = _collect(replace(state, counts=counts), device, asker, name, bits, now, request.behind)
+    state = _collect(replace(state, counts=counts), device, asker, name, bits, now, request)
     if indices and state.counts.throttled - throttled == len(indices):
         return _refuse(state, device, request, "the same blocks too often")
     return state, ()
 
 
-def _collect(state: Delivery, device: str, asker: Asker, name: LaneName, bits: int, now: float, behind: float) -> Delivery:
+def _collect(state: Delivery, device: str, asker: Asker, name: LaneName, bits: int, now: float, request: Want) -> Delivery:
     """Put blocks on a lane, those excepted that are there, under way, or asked for too often."""
     sha256, alone = name[0], bool(name[1])
     lane = state.lanes.get(name, Lane())
     if alone and sha256 not in asker.alone:
         lane = replace(lane, sent=state.lanes.get((sha256, ""), Lane()).sent)
-    crossed = bits & lane.under_way(now, max(UNDER_WAY, behind))
+    crossed = bits & _under_way(lane, request, now)
     merged = bits & lane.want & ~crossed
     asker, fresh = allowed(asker, sha256, bits & ~crossed & ~merged)
     counts = replace(
@@ -151,6 +154,15 @@ def _collect(state: Delivery, device: str, asker: Asker, name: LaneName, bits: i
         return state
     due = lane.due if lane.want else now + (0.0 if alone else state.merge)
     return replace(state, lanes={**state.lanes, name: replace(lane, want=lane.want | fresh, due=due)})
+
+
+def _under_way(lane: Lane, request: Want, now: float) -> int:
+    """Bitmap of the blocks that still come to the asker, of their own accord."""
+    if request.fresh:
+        return 0
+    if 0 < request.heard <= slot_of(now):  # a number from the future is from the clock of another life of this machine
+        return lane.after(request.heard)
+    return lane.under_way(now, max(UNDER_WAY, request.behind))
 
 
 def _has_place(state: Delivery, name: LaneName) -> bool:
@@ -173,7 +185,7 @@ def _forget(state: Delivery, now: float, seconds: float = UNDER_WAY) -> Delivery
         lanes={
             name: lane
             for name, lane in state.lanes.items()
-            if lane.want or lane.under_way(now, UNDER_WAY if name[1] else seconds)
+            if lane.want or now - lane.sent_at < (UNDER_WAY if name[1] else seconds)
         },
     )
 

@@ -1,21 +1,33 @@
-"""A lane of the delivery: the blocks of one file that one audience wants, or was just sent. Pure."""
+"""A lane of the delivery: the blocks of one file that one audience wants, or was sent. Pure.
 
+Rule: the time of a sending is known in steps of `SLOT`, so that it fits into a block (`Block.sent`) and can be compared with what
+a device gives back (`Want.heard`). In doubt, within one step, a block counts as under way.
+"""
+
+import math
 from dataclasses import dataclass, replace
 
 UNDER_WAY = 0.5
 """Seconds after sending during which another request for the same block is taken to have crossed it."""
-REMEMBERED = 30.0
-"""Seconds for which it is known what was sent, for devices that are behind."""
+REMEMBERED = 1800.0
+"""Seconds for which it is known what was sent: a full queue in the broker takes as long to a link of 16 KB/s."""
 SLOT = 0.1
 """Sendings closer together than this are remembered as one."""
+MOST_SLOTS = 300
+"""Slots of a lane that are remembered: the last ones in which something was sent."""
 
 LaneName = tuple[bytes, str]
 """SHA-256 of the file, and the device; empty for all."""
 
 
+def slot_of(now: float) -> int:
+    """The number of a moment's slot, at least 1."""
+    return 1 + int(now / SLOT)
+
+
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """A file of which blocks are wanted or were just sent.
+    """A file of which blocks are wanted or were sent.
 
     Attributes:
         want: bitmap of the blocks to send.
@@ -27,18 +39,34 @@ class Lane:
     due: float = 0.0
     sent: tuple[tuple[float, int], ...] = ()
 
+    @property
+    def sent_at(self) -> float:
+        """When something was sent last."""
+        return self.sent[-1][0] if self.sent else -math.inf
+
     def under_way(self, now: float, seconds: float = UNDER_WAY) -> int:
         """Bitmap of the blocks sent within so many seconds."""
         bits = 0
-        for when, indices in self.sent:
-            bits |= indices if now - when < seconds else 0
+        for when, indices in reversed(self.sent):
+            if now - when >= seconds:
+                break
+            bits |= indices
+        return bits
+
+    def after(self, heard: int) -> int:
+        """Bitmap of the blocks sent in this slot or later: still on their way to who has heard a block of this slot last."""
+        bits = 0
+        for when, indices in reversed(self.sent):
+            if slot_of(when) < heard:
+                break
+            bits |= indices
         return bits
 
     def sending(self, bits: int, now: float) -> "Lane":
         """The lane after these blocks were sent."""
         sent = tuple(entry for entry in self.sent if now - entry[0] < REMEMBERED)
-        older, slot = (sent[:-1], sent[-1]) if sent and now - sent[-1][0] < SLOT else (sent, (now, 0))
-        return replace(self, want=self.want & ~bits, sent=(*older, (slot[0], slot[1] | bits)))
+        older, slot = (sent[:-1], sent[-1]) if sent and slot_of(sent[-1][0]) == slot_of(now) else (sent, (now, 0))
+        return replace(self, want=self.want & ~bits, sent=(*older, (slot[0], slot[1] | bits))[-MOST_SLOTS:])
 
 
 def indices_of(bits: int) -> tuple[int, ...]:

@@ -223,7 +223,10 @@ class Want(msgspec.Struct, frozen=True, array_like=True):
     """Wanted blocks of a file: bit i of `bitmap` (least significant bit of byte 0 first) stands for block `first + i`.
 
     `alone` asks for an answer on the device's own topic, at its own pace: a slow link cannot take what others have asked for.
-    `behind` is how many seconds a block takes to the device on a slow link; what was sent since then is still on its way to it.
+    `heard` is the `sent` of the last block that came over this connection, 0 for none: a connection keeps the order, so what was
+    sent later is still on its way, and what was sent before and is asked for is lost. Without it, `behind` says for how many
+    seconds what was sent is still on its way: a slow link's time for a block, or the time for which it has listened in vain.
+    `fresh` says that the device begins to listen with this request: nothing that was sent before is on its way to it.
     """
 
     sha256: Sha256
@@ -231,14 +234,20 @@ class Want(msgspec.Struct, frozen=True, array_like=True):
     bitmap: Annotated[bytes, msgspec.Meta(min_length=1, max_length=64)]
     alone: bool = False
     behind: Annotated[int, msgspec.Meta(ge=0, le=30)] = 0
+    heard: Number = 0
+    fresh: bool = False
 
 
 class Block(msgspec.Struct, frozen=True, array_like=True):
-    """One block of a file; the topic names the file."""
+    """One block of a file; the topic names the file.
+
+    `sent` is when, on the server's clock, in steps of its choice, never backwards; 0 if it does not say. Devices give it back.
+    """
 
     file: BlockHash
     index: Annotated[int, msgspec.Meta(ge=0, lt=MAX_BLOCKS)]
     data: Annotated[bytes, msgspec.Meta(min_length=1, max_length=BLOCK_SIZE)]
+    sent: Number = 0
 
 
 class Installed(msgspec.Struct, frozen=True, array_like=True):
