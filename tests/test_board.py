@@ -39,7 +39,7 @@ from edgefl.store.ledger import start_training
 from edgefl.store.outbox import read_entry, read_residual, read_update
 from edgefl.store.versions import latest_version, variants
 from edgefl.wire import topics
-from edgefl.wire.messages import Assigned, Assignment, Manifest, Report, Task, UpdatePart, decode, encode
+from edgefl.wire.messages import Assigned, Assignment, Health, Manifest, Report, Task, UpdatePart, decode, encode
 
 pytest.importorskip("torch")
 MODEL = "mnist-2nn"
@@ -58,7 +58,8 @@ def pushed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     x = rng.normal(size=(60, 28, 28)).astype(np.float32) * 0.1 + y[:, None, None].astype(np.float32) / 10
     np.savez(root / "data.npz", x=x, y=y)
     provision(fleet, ["cam-01", "cam-02"], PROFILE, root / "bundles", data=f"npz:{root / 'data.npz'}")
-    push(fleet, PushRequest(MODEL, MODEL, batch=16), profiles_in_use(fleet), now=time.time())
+    health = Health(starts=100)  # boards die here all the time, and not because of the version
+    push(fleet, PushRequest(MODEL, MODEL, batch=16, health=health), profiles_in_use(fleet), now=time.time())
     return root
 
 
@@ -282,7 +283,7 @@ def test_full_disk_is_reported_and_the_version_comes_when_there_is_room(
         return os.statvfs_result((*found[:4], 0, *found[5:])) if full[0] else found
 
     monkeypatch.setattr(os, "fstatvfs", fstatvfs)
-    monkeypatch.setattr("edgefl.device.fetching.PAUSE", 0.2)
+    monkeypatch.setattr("edgefl.device.rests.PAUSE", 0.2)
     world.serve()
     world.board("cam-01")
     with caplog.at_level(logging.WARNING):

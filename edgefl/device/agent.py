@@ -24,6 +24,7 @@ from edgefl.device.following import Following
 from edgefl.device.hands import Hands
 from edgefl.device.held import HeldModel
 from edgefl.device.progress import Seen
+from edgefl.device.resources import give_back
 from edgefl.device.rotation import Rotation
 from edgefl.device.session import wake_at
 from edgefl.errors import EdgeflError, PeerError, StoreError
@@ -85,6 +86,7 @@ class Agent:
         self._following = Following(bundle, link, clock=clock, wall=wall, signed_at=signed_at)
         self._models.update({name: self._held(name) for name in _folders(self._root)})
         self._progress_at = 0.0
+        self._untidy = True
 
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Work until told to stop."""
@@ -128,6 +130,9 @@ class Agent:
         if now >= self._progress_at:
             self._progress_at = now + PROGRESS_EVERY
             hands.report_progress()
+            if self._untidy:  # metadata has been read, which takes megabytes for a moment
+                self._untidy = False
+                give_back()
 
     def _seen(self) -> Seen:
         trainings = self._hands.trainings
@@ -175,6 +180,7 @@ class Agent:
         elif kind in {"tuf", "assignment", "manifest"}:
             self._following.hear(kind, name, payload)
             self._follow()
+            self._untidy = True
         elif name in self._models:
             order = self._models[name].hear_order(payload, self._wall(), self._following.online_key)
             if order is not None:
