@@ -229,3 +229,18 @@ def test_a_slow_link_full_of_useless_blocks_is_made_anew(world):
     world.link.poll(0.0)
     world.fetcher.need("m", (other,))
     assert world.turns(60) == [other.sha256]
+
+
+def test_what_others_ask_for_is_no_waste_while_this_device_listens(world):
+    """Blocks sent again for somebody else must not cost this device its connection, with all that is under way on it."""
+    content = CONTENT * 4
+    ref = world.office.offer("a", content)
+    world.office.serves = False
+    world.fetcher.need("m", (ref,))
+    world.turns(2)
+    restarts = []
+    world.link.restart = lambda: restarts.append(world.clock.now)
+    for index in (*range(15), *[0] * 12):
+        world.clock.now += 2.0
+        world.fetcher.arrived(encode(Block(ref.sha256[:16], index, content[index * BLOCK_SIZE :][:BLOCK_SIZE])))
+    assert restarts == []

@@ -51,6 +51,11 @@ class Assembly:
         return self.state is not None and self.state.alone
 
     @property
+    def listens(self) -> bool:
+        """Whether it hears what others ask for, of which some is here already."""
+        return self.state is not None and not self.state.alone
+
+    @property
     def wake_at(self) -> float | None:
         """When the machine wants a `Tick`; None without need."""
         return wake_at(self.state) if self.state else None

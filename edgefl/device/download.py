@@ -41,6 +41,7 @@ from dataclasses import replace
 
 import msgspec
 
+from edgefl.device.download_arrivals import afresh, credit, duplicate, measured
 from edgefl.device.download_events import (
     Ask,
     BlockArrived,
@@ -57,7 +58,6 @@ from edgefl.device.download_events import (
 )
 from edgefl.device.download_state import (
     FIRST_WINDOW,
-    LARGEST_WINDOW,
     LONGEST_PAUSE,
     SHORTEST_PATIENCE,
     Asked,
@@ -69,8 +69,6 @@ from edgefl.wire.messages import BLOCK_SIZE, Block, FileRef
 
 MOST_BEHIND = 30.0
 """Seconds; the server remembers no longer what it has sent."""
-LONG_ANSWER = 4.0
-"""Seconds from request to block beyond which a larger window would only make a longer queue, before pings as well."""
 GRACE = 600.0
 """Seconds that a file may take in addition to what its length allows."""
 SLOWEST = 2048.0
@@ -110,7 +108,7 @@ def step(state: Download, event: Event, now: float) -> Outcome:
         case BlockArrived(block):
             return _arrived(state, block, now)
         case Reconnected(away):
-            return _ask(_afresh(state, away, now), now)
+            return _ask(afresh(state, away, now), now)
         case Tick(jitter):
             return _tick(state, now, jitter)
 
@@ -128,15 +126,15 @@ def _arrived(state: Download, block: Block, now: float) -> Outcome:
     counts = state.counts
     if block.file != state.ref.sha256[: len(block.file)]:
         return replace(state, counts=replace(counts, foreign=counts.foreign + 1)), ()
-    state = _measured(state, block.sent, now)
+    state = measured(state, block.sent, now)
     if state.have >> block.index & 1:
-        return _unless_drowned(_duplicate(state, block.index), (), now)
+        return _unless_drowned(duplicate(state, block.index), (), now)
     try:
         check_block(state.ref, block.index, block.data)
     except BlockError as error:
         return replace(state, counts=replace(counts, damaged=counts.damaged + 1)), (Reject(block.index, str(error)),)
     pausing, asked = state.resume_at is not None, block.index in state.asked
-    state = _credit(state, block.index, now)
+    state = credit(state, block.index, now)
     store = Store(block.index, block.data)
     if state.complete:
         return state, (store, Complete())
@@ -149,61 +147,12 @@ def _arrived(state: Download, block: Block, now: float) -> Outcome:
     return (state, (store, *effects)) if asked else _unless_drowned(state, (store, *effects), now)
 
 
-def _afresh(state: Download, away: float, now: float) -> Download:
-    """A new connection, after so many seconds without: what was asked for and what was under way is lost."""
-    repeated = state.repeated
-    for index in state.asked:
-        repeated |= 1 << index
-    late_at, began = state.late_at + away, state.began + away
-    state = replace(state, asked={}, silences=0, resume_at=None, late_at=late_at, began=began)
-    return replace(state, since=now, heard=0, repeated=repeated)
-
-
-def _measured(state: Download, sent: int, now: float) -> Download:
-    """A block of the file has come; how far apart they come is how slow the link is, if there is a queue before it."""
-    gap = now - state.arrived_at
-    return replace(state, gap=gap if state.gap == 0.0 else 0.5 * (state.gap + gap), arrived_at=now, heard=sent)
-
-
-def _duplicate(state: Download, index: int) -> Download:
-    """A block that was here already; nobody else is to blame if it was asked for twice."""
-    own = state.repeated >> index & 1
-    counts = replace(state.counts, duplicate=state.counts.duplicate + 1)
-    return replace(state, counts=counts, unwanted=state.unwanted + (not own), repeated=state.repeated & ~(1 << index))
-
-
 def _unless_drowned(state: Download, effects: tuple[Effect, ...], now: float) -> Outcome:
     """Go alone if what others ask for fills a slow link, so that what was asked for here does not come through."""
     if state.alone or not state.drowned:
         return state, effects
     state, asking = _ask(replace(state, alone=True, window=1.0, asked={}), now)
     return state, (*(effect for effect in effects if not isinstance(effect, Ask)), GoAlone(), *asking)
-
-
-def _credit(state: Download, index: int, now: float) -> Download:
-    """A good block: it is there; if it was asked for, the link has shown how fast it is."""
-    asked = state.asked.get(index)
-    window, answer_time = state.window, state.answer_time
-    if asked is not None:
-        measured = now - asked.first
-        answer_time = measured if answer_time == 0.0 else 0.875 * answer_time + 0.125 * measured
-        if measured > 2.0 * LONG_ANSWER:
-            window = max(1.0, window - 1.0 / window)
-        elif measured < LONG_ANSWER and now - asked.last <= state.patience:
-            window = min(LARGEST_WINDOW, window + 1.0 / window)
-    counts = replace(state.counts, stored=state.counts.stored + 1, unasked=state.counts.unasked + (asked is None))
-    return replace(
-        state,
-        have=state.have | 1 << index,
-        asked={i: a for i, a in state.asked.items() if i != index},
-        window=window,
-        answer_time=answer_time,
-        heard_at=now,
-        gift_at=now if asked is None else state.gift_at,
-        silences=0,
-        resume_at=None,
-        counts=counts,
-    )
 
 
 def _tick(state: Download, now: float, jitter: float) -> Outcome:

@@ -10,6 +10,8 @@ FIRST_WINDOW = 2.0
 LARGEST_WINDOW = 8.0
 SHORTEST_PATIENCE = 2.0
 LONGEST_PAUSE = 300.0
+LONG_ANSWER = 4.0
+"""Seconds from request to block beyond which a larger window would only make a longer queue, before pings as well."""
 DROWNED = 2.0
 """Windows of unwanted blocks, received while a request waits."""
 SILENT = 2

@@ -124,8 +124,8 @@ class Fetcher:
     def arrived(self, payload: bytes) -> None:
         """A block has come. Raises MessageError when it does not decode."""
         block = decode(payload, Block)
-        files = {sha256: assembly.file for sha256, assembly in self._active.items() if sha256.startswith(block.file)}
-        useful = any(not file.have >> block.index & 1 for file in files.values())
+        files = {sha256: assembly for sha256, assembly in self._active.items() if sha256.startswith(block.file)}
+        useful = any(assembly.listens or not assembly.file.have >> block.index & 1 for assembly in files.values())
         self._waste = self._waste.heard(self._clock(), useful=useful)
         for sha256 in files:
             self._step(sha256, BlockArrived(block))
