@@ -79,6 +79,7 @@ FLOORS = {
     "edgefl.server.catalogue": 5,
     "edgefl.server.batch": 5,
     "edgefl.server.books": 5,
+    "edgefl.server.bundle": 5,
     "edgefl.server.claimline": 5,
     "edgefl.server.claims": 5,
     "edgefl.server.enrolment": 5,

@@ -10,9 +10,9 @@ from click.testing import CliRunner
 from edgefl.cli.main import edgefl
 from edgefl.errors import FleetError
 from edgefl.identity.metadata import TrustedMetadata
+from edgefl.server.bundle import trust_of
 from edgefl.server.founding import create_fleet
 from edgefl.server.keys import online_signer, roles, rotate, signers
-from edgefl.server.provision import trust_of
 from edgefl.store.database import open_database
 from edgefl.store.documents import documents
 

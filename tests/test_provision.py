@@ -11,8 +11,9 @@ from cryptography import x509
 from edgefl.cli.main import run
 from edgefl.device.config import DeviceConfig, load_bundle
 from edgefl.errors import ConfigError, EdgeflError, FleetError, InputError, ProfileError, StoreError
+from edgefl.server.bundle import trust_of
 from edgefl.server.founding import create_fleet
-from edgefl.server.provision import numbered, provision, trust_of
+from edgefl.server.provision import numbered, provision
 from edgefl.store.database import open_database
 from edgefl.store.fleet import Fleet
 from edgefl.store.registry import list_devices

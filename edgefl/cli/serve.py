@@ -14,6 +14,8 @@ from edgefl.cli.options import fleet_option, log_json_option
 from edgefl.cli.rate import rate
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from edgefl.link.address import BrokerAddress
     from edgefl.server.claimline import ClaimLine
     from edgefl.server.renewal import RenewalDesk
@@ -43,13 +45,6 @@ def serve(everybody: float | None, device_rate: float | None, fleet_path: Path) 
     """
     from edgefl.cli.process import log_to_stderr, stop_on_signals
     from edgefl.errors import FleetError
-    from edgefl.link.address import BrokerAddress
-    from edgefl.link.paho import PahoLink
-    from edgefl.names import SERVER
-    from edgefl.server.blocks import Rates
-    from edgefl.server.keys import online_signer
-    from edgefl.server.service import Service
-    from edgefl.store.blobs import BlobStore
     from edgefl.store.database import open_database
     from edgefl.store.fleet import Fleet
     from edgefl.store.lock import file_lock
@@ -57,10 +52,6 @@ def serve(everybody: float | None, device_rate: float | None, fleet_path: Path) 
     log_to_stderr()
     should_stop = stop_on_signals()
     fleet = Fleet.open(fleet_path)
-    signer = online_signer(fleet)
-    address = BrokerAddress(
-        fleet.settings.host, fleet.settings.port, fleet.root_certificate, fleet.server_certificate, fleet.server_key
-    )
     with (
         file_lock(fleet.path / "serve.lock", wait=False) as alone,
         closing(open_database(fleet.database, busy=BUSY_SECONDS)) as database,
@@ -70,23 +61,37 @@ def serve(everybody: float | None, device_rate: float | None, fleet_path: Path) 
                 f"the fleet {fleet_path} is being served already",
                 remedy="Stop the other `edgefl serve` first; one server is enough for a fleet",
             )
-        link = PahoLink(address, SERVER, clean_session=False)
-        claims, renewals = _credential_desks(fleet, database, address)
-        service = Service(
-            database,
-            BlobStore(fleet.blobs),
-            link,
-            signer,
-            rates=Rates(everybody, device_rate),
-            claims=claims,
-            renewals=renewals,
-        )
-        link.connect()
-        click.echo(f"serving fleet {fleet.settings.name} at {address}")
-        try:
-            service.run(should_stop)
-        finally:
-            link.close()
+        _serve(fleet, database, everybody, device_rate, should_stop)
+
+
+def _serve(
+    fleet: "Fleet",
+    database: sqlite3.Connection,
+    everybody: float | None,
+    device_rate: float | None,
+    should_stop: "Callable[[], bool]",
+) -> None:
+    """Connect and serve until told to stop. Raises FleetError, StoreError, LinkError."""
+    from edgefl.link.address import BrokerAddress
+    from edgefl.link.paho import PahoLink
+    from edgefl.names import SERVER
+    from edgefl.server.blocks import Rates
+    from edgefl.server.keys import online_signer
+    from edgefl.server.service import Service
+    from edgefl.store.blobs import BlobStore
+
+    settings, rates = fleet.settings, Rates(everybody, device_rate)
+    address = BrokerAddress(settings.host, settings.port, fleet.root_certificate, fleet.server_certificate, fleet.server_key)
+    link = PahoLink(address, SERVER, clean_session=False)
+    claims, renewals = _credential_desks(fleet, database, address)
+    blobs, signer = BlobStore(fleet.blobs), online_signer(fleet)
+    service = Service(database, blobs, link, signer, rates=rates, claims=claims, renewals=renewals)
+    link.connect()
+    click.echo(f"serving fleet {settings.name} at {address}")
+    try:
+        service.run(should_stop)
+    finally:
+        link.close()
 
 
 def _credential_desks(fleet: "Fleet", database: sqlite3.Connection, broker: "BrokerAddress") -> tuple["ClaimLine", "RenewalDesk"]:

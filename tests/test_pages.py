@@ -1,4 +1,4 @@
-"""The page about failures names tests that exist."""
+"""The pages of the documentation name tests, and other pages, that exist."""
 
 import re
 from pathlib import Path
@@ -21,3 +21,10 @@ def test_every_row_names_what_proves_it(row):
     assert what
     assert must
     assert how in {"real", "simulated", "both", "real files", "real trainer", ""}
+
+
+@pytest.mark.parametrize("page", sorted((TESTS.parent / "docs").rglob("*.md")), ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page):
+    """Every link to a file of this project finds it."""
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
