@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.mark.timeout(400)
 @pytest.mark.skipif(find_mosquitto() is None, reason="Mosquitto is not installed")
 def test_an_idle_board_costs_next_to_nothing(tmp_path):
-    """After its training: at most 50 KB of MQTT a day beyond keep-alives, and at most 62 MB of memory (60.1 here), without a trainer."""
+    """After its training: at most 50 KB of MQTT a day beyond keep-alives, and at most 62 MB of memory (60.1 measured)."""
     target = tmp_path / "idle.json"
     command = [sys.executable, "-m", "benchmarks.idle", "--seconds", "40", "--json", str(target)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
