@@ -142,7 +142,7 @@ def run_as_server(fleet: Path, fuse: Fuse, folded: Path, parents: Path) -> None:
     setattr(training, "store_parent", keep_parent)  # noqa: B010 - the module does not export it
     fuse.install()
     assert serve.callback is not None
-    serve.callback(fleet)
+    serve.callback(None, None, fleet)
 
 
 def mean_of(updates: list[tuple[Folded, int]], size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
