@@ -196,9 +196,3 @@ class EngineError(MachineError):
     """The training engine is missing or failed."""
 
     code = "engine"
-
-
-class HealthError(MachineError):
-    """A version that was installed has failed its trial on this device."""
-
-    code = "trial"

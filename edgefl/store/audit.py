@@ -9,7 +9,8 @@ Events, in the order of a board's life:
     certificate-active   it was used for the first time
     certificate-replaced a newer one is in use, or was asked for before this one was ever used
     rotation-asked       an operator wants the device to change its certificate now
-    revoked, revocation-*  an operator has revoked the device; what came of it in registry, broker and list
+    revoked              an operator has revoked the device
+    revocation: STEP done, or open: what came of it in list, broker and session
     renewal-refused      a device asked for its next certificate and did not get it
 """
 
