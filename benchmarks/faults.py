@@ -86,7 +86,7 @@ def run(workspace: Path, kills: int, devices: int, versions: int, seed: int) -> 
     try:
         fleet.quota = max(1, kills * 2 // 3 // BOUNDARIES)
         for version in range(1, versions + 1):
-            fleet.command("push", "push", FACTORY, "--seed", str(version), "--batch", "16")
+            fleet.command("push", "push", FACTORY, "--seed", str(version), "--batch", "16", "--starts", "100")
             fleet.model = MODEL
             fleet.command("train", *_train(devices))
             _kill_until(fleet, kills * version // versions, rng)

@@ -158,7 +158,7 @@ class Soak:
 
     def push(self, version: int, deadline: float) -> None:
         """A version and its training; the weather goes on meanwhile."""
-        self._command("push", "push", FACTORY, "--seed", str(version), "--fleet", str(self._fleet.path))
+        self._command("push", "push", FACTORY, "--seed", str(version), "--starts", "100", "--fleet", str(self._fleet.path))
         cohort = max(2, len(self._bundles) // 5)
         plan = {"rounds": 100_000, "fraction": 0.25, "cohort": cohort, "quorum": 1, "deadline": deadline, "sparsity": 0.05}
         words = [word for name, value in plan.items() for word in (f"--{name}", str(value))]

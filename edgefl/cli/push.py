@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 @click.option(
     "--trial", type=click.FloatRange(1, 86400), default=900.0, show_default=True, help="Seconds a device's trial may take."
 )
+@click.option("--starts", type=click.IntRange(1, 100), default=3, show_default=True, help="Times that a trial may be begun.")
 @click.option("--source", "sources", multiple=True, metavar="URL", help="Files also at https://... or file:///...; repeatable.")
 @click.option("--keys", multiple=True, type=click.Path(path_type=Path, file_okay=False), help="Directory with release keys.")
 @json_option
@@ -54,6 +55,7 @@ def push(
     hold: bool,
     drop: float,
     trial: float,
+    starts: int,
     sources: tuple[str, ...],
     keys: tuple[Path, ...],
     as_json: bool,
@@ -76,7 +78,7 @@ def push(
     request = PushRequest(
         name or _default_name(model), model, weights, batch, seed, examples,
         recipe=Recipe(loss, optimizer, proximal), freeze=freeze, personal=personal,
-        hold=hold, health=Health(drop=drop, seconds=trial), sources=sources, keys=keys,
+        hold=hold, health=Health(drop=drop, seconds=trial, starts=starts), sources=sources, keys=keys,
     )  # fmt: skip
     made = make(fleet, request, profiles, now=time.time(), on_progress=lambda text: click.echo(text, err=True))
     if as_json:
