@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.faults_fuse import Fuse, deaths
 from benchmarks.faults_roles import PLAIN_EXIT, fork, run_as_device, run_as_server, wait_until
-from benchmarks.faults_verdict import holds_model
+from benchmarks.faults_verdict import gave_up, holds_model
 from edgefl.brokers.mosquitto import Mosquitto
 from edgefl.cli.broker import listener_of
 from edgefl.demo.processes import Process
@@ -119,11 +119,15 @@ class Fleet:
         assert wait_until(lambda: command.done, seconds, self.tend), f"{name} does not end"
         command.check()
 
-    def all_hold(self, version: int) -> bool:
-        """Whether every device has told the server that this version is active."""
+    def settled_on(self, version: int) -> bool:
+        """Whether every device has told the server that this version is active, or has given it up."""
         with closing(open_database(self.fleet.database)) as database:
-            devices = fleet_status(database, "faults").devices
-        return all(any(held.startswith(f"{self.model}@{version} ") for held in device.models) for device in devices)
+            devices = {device.id: device.models for device in fleet_status(database, "faults").devices}
+        return all(
+            any(held.startswith(f"{self.model}@{version} ") for held in devices[bundle.name])
+            or gave_up(bundle, self.model, version)
+            for bundle in self.bundles
+        )
 
     def idle(self) -> bool:
         """Whether no device has an update that waits for a receipt."""

@@ -54,6 +54,12 @@ def holds_model(bundle_path: Path, model: str) -> bool:
     return held.session.active is not None
 
 
+def gave_up(bundle_path: Path, model: str, version: int) -> bool:
+    """Whether this device has given up a version as one that does not work here."""
+    failed = ModelState(load_bundle(bundle_path).state / "models" / model).failed()
+    return any(failure.version == version for failure in failed)
+
+
 def _settlements(database: sqlite3.Connection, settled: list[Settled], verdict: Verdict) -> None:
     rows = database.execute("SELECT t.version, u.device, u.round, u.sha256 FROM updates u JOIN trainings t ON t.id=u.training")
     stored = Counter(Settled(r["device"], r["version"], r["round"], bytes(r["sha256"])) for r in rows)
