@@ -116,6 +116,10 @@ def run(workspace: Path, kills: int, devices: int, versions: int, seed: int) -> 
     )
 
 
+AFTERWARDS = 12
+"""Updates that are waited for when the killing has ended, if any device still trains."""
+
+
 def _train(devices: int) -> list[str]:
     plan = {"rounds": 100_000, "cohort": devices, "quorum": 1, "deadline": 2.0, "staleness": 20, "sparsity": 0.1}
     return ["train", "start", MODEL, *(word for name, value in plan.items() for word in (f"--{name}", str(value)))]
@@ -142,6 +146,8 @@ def _settle(fleet: Fleet, version: int) -> None:
     # A board whose trainer was killed three times in its first round takes the version for bad, goes back and remembers that.
     settled = wait_until(lambda: fleet.settled_on(version), START_SECONDS, fleet.tend)
     assert settled, "a device neither holds the newest version nor has given it up"
+    before = fleet.settlements()
+    wait_until(lambda: fleet.settlements() >= before + AFTERWARDS, SETTLE_SECONDS, fleet.tend)  # that there is something to judge
     fleet.command("stop", "train", "stop", MODEL)
     assert wait_until(fleet.idle, SETTLE_SECONDS, fleet.tend), "updates wait for ever"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.faults_fuse import Fuse, deaths
-from benchmarks.faults_roles import PLAIN_EXIT, fork, run_as_device, run_as_server, wait_until
+from benchmarks.faults_roles import PLAIN_EXIT, Journal, Settled, fork, run_as_device, run_as_server, wait_until
 from benchmarks.faults_verdict import gave_up, holds_model
 from edgefl.brokers.mosquitto import Mosquitto
 from edgefl.cli.broker import listener_of
@@ -128,6 +128,10 @@ class Fleet:
             or gave_up(bundle, self.model, version)
             for bundle in self.bundles
         )
+
+    def settlements(self) -> int:
+        """How many updates devices have settled."""
+        return len(Journal(self.settled).read(Settled))
 
     def idle(self) -> bool:
         """Whether no device has an update that waits for a receipt."""

@@ -339,7 +339,7 @@ def test_a_bad_version_is_left_and_reported_and_the_old_one_serves(board, fault)
     run(board, board.active)
     trainer = board.agent._hands.trainings._trainer
     change = {"a graph that does not load": "infer", "NaN weights": "nan", "wrong golden": "golden"}.get(fault, "")
-    health = Health(drop=0.1, seconds=0.02) if fault == "too slow" else Health(drop=0.1)
+    health = Health(drop=0.1, seconds=1e-4) if fault == "too slow" else Health(drop=0.1)
     vector = -START if fault == "worse than before" else START
     if fault == "too much memory":
         trainer._memory = 1 << 20

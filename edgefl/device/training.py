@@ -96,6 +96,8 @@ class TrainerProcess:
                 self.kill()
             return None
         answer = self._read(job) or self._overdrawn(job)
+        if isinstance(answer, Verdict):
+            answer = self._within_bounds(job, answer)
         if answer is not None:
             self._job, self._since, self._line = None, self._clock(), b""
             self.peak_rss = max(self.peak_rss, answer.peak_rss)
@@ -156,6 +158,13 @@ class TrainerProcess:
             return answer
         self.kill()
         return _failed(job, "crash", f"the trainer answered nonsense: {_place(answer)} instead of {_place(job)}")
+
+    def _within_bounds(self, job: Job | TrialJob, verdict: Verdict) -> Answer:
+        """The verdict, unless a trial that has passed took more than it may, too quickly to be seen at it."""
+        if verdict.code or verdict.peak_rss <= self._memory:
+            return verdict
+        reason = f"the trial needed {verdict.peak_rss >> 20} MiB, this device's profile allows {self._memory >> 20} MiB"
+        return _failed(job, "memory", reason, verdict.peak_rss)
 
     def _overdrawn(self, job: Job | TrialJob) -> Answer | None:
         """Ends a child that has taken more time or memory than it may, or does nothing."""
