@@ -161,7 +161,13 @@ class TrainerProcess:
 
     def _within_bounds(self, job: Job | TrialJob, verdict: Verdict) -> Answer:
         """The verdict, unless a trial that has passed took more than it may, too quickly to be seen at it."""
-        if verdict.code or verdict.peak_rss <= self._memory:
+        if verdict.code or not isinstance(job, TrialJob):
+            return verdict
+        if verdict.seconds > job.health.seconds:
+            return _failed(
+                job, "time", f"the trial took {verdict.seconds:.3g} s, more than {job.health.seconds:g} s", verdict.peak_rss
+            )
+        if verdict.peak_rss <= self._memory:
             return verdict
         reason = f"the trial needed {verdict.peak_rss >> 20} MiB, this device's profile allows {self._memory >> 20} MiB"
         return _failed(job, "memory", reason, verdict.peak_rss)
