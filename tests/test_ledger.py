@@ -11,7 +11,7 @@ import pytest
 
 from edgefl.errors import FleetError, StoreError
 from edgefl.plan import Plan
-from edgefl.server.wanted import announced, wanted
+from edgefl.server.wanted import Said
 from edgefl.store.blobs import BlobStore
 from edgefl.store.database import MIGRATIONS, changes_by_others, open_database, transaction
 from edgefl.store.garbage import keeping_new_blobs, newest_parents, pushed_blobs, remove_garbage
@@ -28,6 +28,7 @@ from edgefl.store.ledger import (
     trainings,
 )
 from edgefl.store.lock import file_lock
+from edgefl.store.registry import list_devices
 from edgefl.store.updates import is_stored, known_updates, store_update, waiting_updates
 from edgefl.store.versions import get_version, latest_version, participants, variants
 
@@ -148,8 +149,8 @@ def test_waiting_updates_come_in_the_order_in_which_they_were_stored(fleet):
 def test_newest_variant_of_each_profile(fleet):
     """A version pushed for one profile replaces what is announced to it, and nothing else."""
     fleet.push("small", seed=1)
-    told = wanted(fleet.database)
-    assert [(v.profile, v.manifest.version) for v in announced(fleet.database, told)] == [("big", 1), ("small", 2)]
+    said = Said(fleet.database, list_devices(fleet.database))
+    assert [(v.profile, v.manifest.version) for v in said.announced(said.wanted())] == [("big", 1), ("small", 2)]
     assert [v.profile for v in variants(fleet.database, "toy", 2)] == ["small"]
     assert participants(fleet.database, get_version(fleet.database, "toy", 2)) == 1
     assert participants(fleet.database, get_version(fleet.database, "toy", 1)) == 3

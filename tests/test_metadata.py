@@ -16,11 +16,11 @@ from edgefl.identity.repository import (
     newest_root,
     online_key,
     renewed,
-    target_path,
     with_targets,
 )
 from edgefl.identity.signing import Signer
 from edgefl.wire.messages import MAX_PACKET
+from edgefl.wire.topics import target_path
 
 START = 1_700_000_000.0
 PATH = target_path("digits", "rpi-zero-2w", 3)

@@ -9,7 +9,7 @@ import pytest
 from edgefl.codec.weights import Precision
 from edgefl.compress.budget import Candidate
 from edgefl.errors import DataError, EdgeflError, FitError, FleetError, InputError, ModelError, ProfileError
-from edgefl.identity.repository import listed, target_path
+from edgefl.identity.repository import listed
 from edgefl.layout import nested_index
 from edgefl.profile import Profile
 from edgefl.server.founding import create_fleet
@@ -23,6 +23,7 @@ from edgefl.store.documents import documents
 from edgefl.store.fleet import Fleet
 from edgefl.store.registry import Device, add_devices
 from edgefl.store.versions import VersionRecord, get_version, latest_version, variants
+from edgefl.wire import topics
 from edgefl.wire.blocks import check_ref, file_ref
 from edgefl.wire.messages import Manifest, decode
 
@@ -82,7 +83,7 @@ def test_every_variant_fits_its_profile_and_is_what_its_manifest_says(fleet: Fle
     for outcome, profile in zip(pushed, boards, strict=True):
         manifest = records[profile.name].manifest
         payload = records[profile.name].encoded
-        assert known[target_path("digits", profile.name, 1)] == hashlib.sha256(payload).digest()
+        assert known[topics.target_path("digits", profile.name, 1)] == hashlib.sha256(payload).digest()
         assert decode(payload, Manifest) == manifest
         on_disk = [blobs.path(ref.sha256).stat().st_size for ref in manifest.files]
         assert sum(on_disk) == manifest.total_bytes == outcome.bytes

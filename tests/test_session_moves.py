@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from edgefl.device import transitions
 from edgefl.device.events import (
+    Abandon,
     Activate,
     Check,
     Checked,
@@ -265,6 +266,16 @@ def test_kills_between_effects_lose_neither_version_nor_failure(story: list[tupl
                     break
         assert disk.active is not None or had is None, "never neither"
         assert disk.active != disk.previous or disk.active is None
+
+
+def test_a_version_on_its_way_stops_when_it_is_assigned_under_the_number_that_it_failed_under() -> None:
+    """The same version is on its way under another number: back under the old number, the old failure counts."""
+    state = Session("cam-01", failed=(Failure(1, 7, "trial-golden"),))
+    state, _ = step(state, ManifestHeard(V1, 8), 1.0)
+    assert state.install is not None
+    state, effects = step(state, ManifestHeard(V1, 7), 2.0)
+    assert state.install is None
+    assert any(isinstance(effect, Abandon) for effect in effects)
 
 
 def test_a_trial_that_kills_the_board_is_begun_so_often_and_no_oftener() -> None:

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from edgefl.codec.weights import Precision, weights_length
 from edgefl.device.trust import SEAL, believed_assignment, believed_manifest, believed_order, kept_manifest, seal
 from edgefl.errors import FreezeError, MessageError, MixError, PeerError, RollbackError, SignatureError, WrongDeviceError
-from edgefl.identity.repository import target_path
 from edgefl.identity.signing import ASSIGNMENT, ROUND
 from edgefl.layout import Layout, Tensor
 from edgefl.link.memory import MemoryBroker
 from edgefl.wire.messages import BLOCK_SIZE, Difference, FileRef, Signed, decode, encode
+from edgefl.wire.topics import target_path
 
 _SPEC = importlib.util.spec_from_file_location("toyboard", Path(__file__).with_name("toyboard.py"))
 toy = importlib.util.module_from_spec(_SPEC)

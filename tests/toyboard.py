@@ -19,7 +19,7 @@ from edgefl.device.job import TrialJob
 from edgefl.device.trainer import Trainer, answer
 from edgefl.device.voice import death
 from edgefl.engine.contract import Evaluation, Trained
-from edgefl.identity.repository import found, target_path, with_targets
+from edgefl.identity.repository import found, with_targets
 from edgefl.identity.signing import ASSIGNMENT, ROUND, Signer
 from edgefl.layout import Layout, Tensor
 from edgefl.link.contract import Arrived
@@ -211,7 +211,7 @@ class Office:
 
     def list_manifest(self, manifest):
         """Let the metadata list a manifest, and announce the metadata."""
-        self.listed[target_path(manifest.model, manifest.profile, manifest.version)] = encode(manifest)
+        self.listed[topics.target_path(manifest.model, manifest.profile, manifest.version)] = encode(manifest)
         self.publish(with_targets(self.documents, self.listed, [self.release], self.online, self.clock.wall()))
 
     def publish(self, changed):

@@ -16,7 +16,7 @@ from edgefl.errors import SignatureError
 from edgefl.identity.authority import LEAF_DAYS, Authority, serial_of
 from edgefl.identity.crl import Crl, read_crl, sign_crl
 from edgefl.names import CHECK_DEVICES
-from edgefl.store.atomic import store_error, write_file
+from edgefl.store.atomic import read_file, store_error, write_file
 
 LIST = "crl.pem"
 CANARY = "canary"
@@ -83,10 +83,7 @@ def _canary(directory: Path, authority: Authority) -> int:
         write_file(directory / f"{CANARY}.key", canary.key, 0o600)
         write_file(directory / f"{CANARY}.crt", canary.certificate)
         return int(canary.serial, 16)
-    try:
-        return serial_of(files[0].read_bytes())
-    except OSError as error:
-        raise store_error("read", files[0], error) from error
+    return serial_of(read_file(files[0]))
 
 
 def _last(directory: Path, authority: Authority) -> Crl | None:

@@ -16,15 +16,13 @@ Rules:
 
 import logging
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from edgefl.device.config import Bundle
 from edgefl.device.trust import believed_assignment, believed_manifest
 from edgefl.errors import EdgeflError, PeerError
 from edgefl.identity.metadata import TrustedMetadata
-from edgefl.identity.repository import target_path
 from edgefl.link.contract import Link
-from edgefl.store.atomic import store_error, write_file
+from edgefl.store.atomic import read_file, write_file
 from edgefl.wire import topics
 from edgefl.wire.messages import Assigned, Assignment, Manifest
 
@@ -64,7 +62,7 @@ class Following:
         self._wall = wall
         self._signed_at = signed_at
         self._file = bundle.state / "trust" / "assignment"
-        self._metadata = TrustedMetadata(bundle.state / "trust", _read(bundle.root), wall)
+        self._metadata = TrustedMetadata(bundle.state / "trust", read_file(bundle.root), wall)
         self._assignment = self._kept()
         self._heard_assignment = b""
         self._heard: dict[str, bytes] = {}
@@ -180,7 +178,7 @@ class Following:
         """Subscribe to the manifests that the assignment names, and to no others."""
         models = self._assignment.models if self._assignment else ()
         profile = self._config.profile
-        wanted = {target_path(one.model, profile, one.version): one for one in models}
+        wanted = {topics.target_path(one.model, profile, one.version): one for one in models}
         for path in [path for path, one in self._wanted.items() if wanted.get(path) != one]:
             gone = self._wanted.pop(path)
             self._link.unsubscribe(topics.manifest(gone.model, profile, gone.version))
@@ -196,10 +194,3 @@ class Following:
             return believed_assignment(payload, self._metadata.online_key, self._config, 0, lambda _: 0.0)
         except (OSError, PeerError):
             return None
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise store_error("read", path, error) from error

@@ -25,7 +25,7 @@ from edgefl.device.config import Bundle
 from edgefl.errors import ConfigError, MessageError
 from edgefl.identity.requests import make_request
 from edgefl.identity.validity import Validity, validity_of
-from edgefl.store.atomic import replace, store_error, write_file
+from edgefl.store.atomic import read_file, replace, store_error, write_file
 from edgefl.strict_toml import read_toml
 from edgefl.wire.messages import MAX_CSR, decode, encode
 
@@ -131,10 +131,7 @@ def install_pair(bundle: Bundle, key: bytes, chain: bytes) -> None:
 
 def keep_previous(bundle: Bundle) -> None:
     """Keep a copy of the pair, to be able to go back. Raises StoreError."""
-    try:
-        write_file(bundle.state / PREVIOUS, bundle.pair.read_bytes(), 0o600)
-    except OSError as error:
-        raise store_error("read", bundle.pair, error) from error
+    write_file(bundle.state / PREVIOUS, read_file(bundle.pair), 0o600)
 
 
 def drop_previous(bundle: Bundle) -> bool:
@@ -171,11 +168,7 @@ def take_over(bundle: Bundle) -> None:
         return
     own, held = _validity(bundle.own_certificate), pair_validity(bundle)
     if own is not None and (held is None or own.begins > held.begins):
-        try:
-            key, chain = bundle.own_key.read_bytes(), bundle.own_certificate.read_bytes()
-        except OSError as error:
-            raise store_error("read", bundle.own_key, error) from error
-        install_pair(bundle, key, chain)
+        install_pair(bundle, read_file(bundle.own_key), read_file(bundle.own_certificate))
 
 
 def _validity(path: Path) -> Validity | None:

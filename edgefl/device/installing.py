@@ -58,13 +58,13 @@ def assigned(state: Session, event: ManifestHeard, now: float) -> Outcome:
     manifest, rollout, install = event.manifest, event.rollout, state.install
     if same(state.active, manifest):
         return _abandoned(replace(state, rollout=rollout))
-    if install and same(install.manifest, manifest):
-        return replace(state, install=replace(install, rollout=rollout)), ()
     failure = next((f for f in state.failed if (f.version, f.rollout) == (manifest.version, rollout)), None)
     if failure:
         said = () if state.told == failure else (_given_up(state, failure, "it has failed here before"),)
         state, effects = (state, ()) if install and install.repair else _abandoned(state)
         return replace(state, told=failure), (*effects, *said)
+    if install and same(install.manifest, manifest):
+        return replace(state, install=replace(install, rollout=rollout)), ()
     state, effects = _abandoned(state)
     state = replace(state, install=_begun(manifest, rollout, now, repair=same(state.broken, manifest)))
     return state, (*effects, Check())

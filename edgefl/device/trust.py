@@ -20,6 +20,7 @@ from edgefl.errors import FreezeError, MessageError, MixError, PeerError, Rollba
 from edgefl.identity.signing import ASSIGNMENT, ROUND, verify
 from edgefl.wire.blocks import check_ref
 from edgefl.wire.messages import Assignment, Manifest, RoundOrder, Signed, decode
+from edgefl.wire.topics import target_path
 
 SEAL = 32
 """Bytes before a sealed payload."""
@@ -44,8 +45,8 @@ def believed_manifest(payload: bytes, path: str, sha256: bytes, config: DeviceCo
     if hashlib.sha256(payload).digest() != sha256:
         raise MixError(f"the manifest {path} is not the one that the fleet's metadata lists", expected=sha256.hex()[:16])
     manifest = _fitting(payload, config)
-    if f"{manifest.model}/{manifest.profile}/{manifest.version}" != path:
-        found = f"{manifest.model}/{manifest.profile}/{manifest.version}"
+    found = target_path(manifest.model, manifest.profile, manifest.version)
+    if found != path:
         raise WrongDeviceError("a manifest of something else", expected=path, found=found)
     _check_expiry(f"manifest of {manifest.model}@{manifest.version}", manifest.expires, now)
     return manifest

@@ -69,7 +69,6 @@ class TrustedMetadata:
         self._shelf = _Shelf()
         self._hashes: dict[str, bytes] = {}
         self._online = b""
-        self.timestamp = 0.0
         with _worded(directory):
             directory.mkdir(parents=True, exist_ok=True)
             updater = self._updater()
@@ -114,7 +113,6 @@ class TrustedMetadata:
                 self._online = online_key(updater._trusted_set.root)  # noqa: SLF001 - as above; a new root counts at once
             targets = updater._trusted_set.targets.targets  # noqa: SLF001 - all of them; the public way asks for one path
             self._hashes = {path: bytes.fromhex(file.hashes["sha256"]) for path, file in targets.items()}
-            self.timestamp = updater._trusted_set.timestamp.expires.timestamp()  # noqa: SLF001 - as above
         return True
 
     def manifest_hash(self, path: str) -> bytes | None:

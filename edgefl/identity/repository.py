@@ -39,11 +39,6 @@ Documents = Mapping[str, bytes]
 T = TypeVar("T", Root, Targets, Snapshot, Timestamp)
 
 
-def target_path(model: str, profile: str, version: int) -> str:
-    """Under which path a manifest is listed."""
-    return f"{model}/{profile}/{version}"
-
-
 def found(
     root: Sequence[Signer], release: Sequence[Signer], online: Signer, now: float, *, thresholds: Mapping[str, int]
 ) -> Documents:

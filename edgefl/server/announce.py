@@ -59,13 +59,13 @@ class Announcer:
         for device, (counter, models) in catalogue.assigned.items():
             self.assignment(device, counter, models)
         for device in catalogue.revoked:
-            self.no_assignment(device)
+            self._take_back("", topics.assignment(device))
         for training in catalogue.trainings.values():
             self.round(training)
         for model, variant in catalogue.ended:
-            self.nothing(model, variant)
-        for gone in catalogue.taken_back:
-            self.no_manifest(*gone)
+            self._take_back(model, topics.round_order(model, variant))
+        for model, profile, version in catalogue.taken_back:
+            self._take_back(model, topics.manifest(model, profile, version))
 
     def metadata(self, documents: Mapping[str, bytes]) -> None:
         """The fleet's TUF metadata, the timestamp last."""
@@ -75,22 +75,18 @@ class Announcer:
     def assignment(self, device: str, counter: int, models: tuple[Assigned, ...]) -> None:
         """What one device is to hold."""
         now = int(self._wall())
-        assignment = Assignment(device, counter, now, now + ORDER_SECONDS, models)
         news = (counter, now // RENEW_SECONDS)
-        self._say("", topics.assignment(device), news, lambda: encode(self._signer.sign(ASSIGNMENT, encode(assignment))))
 
-    def no_assignment(self, device: str) -> None:
-        """Take back what a device was told that has been revoked."""
-        self._say("", topics.assignment(device), b"", bytes)
+        def signed() -> bytes:
+            assignment = Assignment(device, counter, now, now + ORDER_SECONDS, models)
+            return encode(self._signer.sign(ASSIGNMENT, encode(assignment)))
+
+        self._say("", topics.assignment(device), news, signed)
 
     def manifest(self, record: VariantRecord) -> None:
         """One variant, to the devices of its profile that are to hold it."""
         model, version = record.manifest.model, record.manifest.version
         self._say(model, topics.manifest(model, record.profile, version), record.encoded, partial(bytes, record.encoded))
-
-    def no_manifest(self, model: str, profile: str, version: int) -> None:
-        """Take back a manifest that no device is to fetch any more."""
-        self._say(model, topics.manifest(model, profile, version), b"", bytes)
 
     def round(self, training: Training) -> None:
         """The open round, or the final weights when the training has ended, to the devices of every variant."""
@@ -101,10 +97,6 @@ class Announcer:
             topic = topics.round_order(record.model, variant)
             self._say(record.model, topic, news, partial(self._order, training, variant, ref))
 
-    def nothing(self, model: str, variant: str) -> None:
-        """Take back a round's order that nobody needs any more."""
-        self._say(model, topics.round_order(model, variant), "nothing", lambda: b"")
-
     def _order(self, training: Training, variant: str, ref: FileRef) -> bytes:
         record, state = training.record, training.state
         plan = msgspec.structs.replace(record.plan, fraction=widened(state, self._wall()))
@@ -114,6 +106,10 @@ class Announcer:
             record.model, record.version, variant, state.number, ref, task, expires, training.offer.differences[variant]
         )
         return encode(self._signer.sign(ROUND, encode(order)))
+
+    def _take_back(self, model: str, topic: str) -> None:
+        """Nobody is to hear this any more."""
+        self._say(model, topic, b"", bytes)
 
     def _say(self, model: str, topic: str, news: Hashable, payload: Callable[[], bytes]) -> None:
         if self._said.get(topic) != news and self._publish(model, topic, payload()):

@@ -16,19 +16,19 @@ Rule: a training that cannot be read now (`broken`) costs that model's rounds an
 
 import logging
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from edgefl.errors import EdgeflError, StoreError
 from edgefl.identity.repository import renewed
 from edgefl.identity.signing import Signer
 from edgefl.server.training import Training, receipt
-from edgefl.server.wanted import announced, wanted
+from edgefl.server.wanted import Said
 from edgefl.store.blobs import BlobStore
 from edgefl.store.database import changes_by_others, transaction
 from edgefl.store.documents import documents, put_documents
 from edgefl.store.garbage import newest_parents, pushed_blobs, remove_garbage
 from edgefl.store.ledger import TrainingRecord, end_training, trainings
-from edgefl.store.registry import list_devices
+from edgefl.store.registry import Device, list_devices
 from edgefl.store.releases import assign
 from edgefl.store.updates import is_stored
 from edgefl.store.versions import VariantRecord, all_variants, variants
@@ -83,7 +83,7 @@ class Catalogue:
         devices = list_devices(self._database)
         self.profiles = {device.id: device.profile for device in devices if device.revoked is None}
         self.revoked = [device.id for device in devices if device.revoked is not None]
-        self._assign()
+        self._assign(devices)
         self._pushed = pushed_blobs(self._database)
         self.ended, self.broken = [], {}
         current = {(record.manifest.model, record.manifest.version) for record in self.announced}
@@ -110,12 +110,13 @@ class Catalogue:
                 put_documents(self._database, changed)
             self.documents = {**known, **changed}
 
-    def _assign(self) -> None:
+    def _assign(self, devices: Sequence[Device]) -> None:
         """Decide what each device is to hold, write it down, and find what is to be announced for it."""
-        told = wanted(self._database)
+        said = Said(self._database, devices)
+        told = said.wanted()
         with transaction(self._database):
             self.assigned = {device: (assign(self._database, device, models), models) for device, models in told.items()}
-        self.announced = announced(self._database, told)
+        self.announced = said.announced(told)
         current = {(one.manifest.model, one.profile, one.manifest.version) for one in self.announced}
         self.taken_back = [one for one in all_variants(self._database) if one not in current]
         self.documents = documents(self._database)

@@ -7,7 +7,7 @@ from edgefl.errors import FleetError
 from edgefl.identity.authority import Authority, Identity, found_authority, open_authority
 from edgefl.identity.repository import found
 from edgefl.identity.signing import Signer
-from edgefl.store.atomic import store_error, write_file
+from edgefl.store.atomic import read_file, write_file
 from edgefl.store.fleet import DEFAULT_CLAIM_PORT, DEFAULT_PORT, Fleet, check_settings
 
 ROOT_KEY, METADATA_KEY = "root.key", "metadata-root.key"
@@ -87,12 +87,8 @@ def authority_of(fleet: Fleet) -> Authority:
         StoreError: they cannot be read.
     """
     return open_authority(
-        fleet.settings.name, _read(fleet.root_certificate), _read(fleet.intermediate_key), _read(fleet.intermediate_certificate)
+        fleet.settings.name,
+        read_file(fleet.root_certificate),
+        read_file(fleet.intermediate_key),
+        read_file(fleet.intermediate_certificate),
     )
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise store_error("read", path, error) from error

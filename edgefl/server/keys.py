@@ -25,7 +25,7 @@ from edgefl.store.database import open_database, transaction
 from edgefl.store.documents import documents, put_documents
 from edgefl.store.fleet import Fleet
 from edgefl.store.versions import listed_manifests, replace_manifest
-from edgefl.wire.messages import Manifest, decode, encode
+from edgefl.wire.messages import Manifest, decode
 
 Role = Literal["root", "release", "online"]
 _FILES = {"root": "metadata-root", "release": "release", "online": "online"}
@@ -128,8 +128,8 @@ def rotate(fleet: Fleet, role: Role, places: Sequence[Path], now: float, *, coun
 
 def _name_round_key(database: sqlite3.Connection, key: bytes) -> None:
     """Let every manifest name another key for round orders."""
-    for path, data in listed_manifests(database).items():
-        replace_manifest(database, path, encode(msgspec.structs.replace(decode(data, Manifest), round_key=key)))
+    for data in listed_manifests(database).values():
+        replace_manifest(database, msgspec.structs.replace(decode(data, Manifest), round_key=key))
 
 
 def _keys(place: Path, role: Role) -> list[Signer]:

@@ -17,7 +17,8 @@ from edgefl.store.documents import documents
 from edgefl.store.registry import get_device
 from edgefl.store.releases import go_back, previous_releases, releases
 from edgefl.store.rollouts import RolloutRecord, add_rollout, get_rollout, heeded, members
-from edgefl.store.versions import LISTED, VersionRecord, get_version
+from edgefl.store.versions import LISTED, VersionRecord, get_version, variants
+from edgefl.wire.topics import target_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,8 @@ def roll_back(database: sqlite3.Connection, model: str, now: float, to: int | No
 def _check_listed(database: sqlite3.Connection, model: str, version: int) -> None:
     """Raises FleetError when devices would not believe any manifest of a version any more."""
     known = documents(database)
-    if known and not any(path.startswith(f"{model}/") and path.endswith(f"/{version}") for path in listed(known)):
+    paths = {target_path(model, one.profile, version) for one in variants(database, model, version)}
+    if known and paths.isdisjoint(listed(known)):
         raise FleetError(
             f"{model}@{version} is too old: the fleet's metadata does not list it any more",
             expected=f"one of the newest {LISTED} versions",

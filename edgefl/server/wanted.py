@@ -13,7 +13,7 @@ not have a variant for every profile; what was held back or rolled back is never
 """
 
 import sqlite3
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from edgefl.rollout_rules import Target
@@ -38,14 +38,16 @@ class _Word:
 
 def wanted(database: sqlite3.Connection) -> dict[str, tuple[Assigned, ...]]:
     """For each device that is not revoked what it is to hold, ordered by model. Raises StoreError."""
-    said = _Said(database)
-    return {device.id: said.about(device) for device in list_devices(database) if device.revoked is None}
+    return Said(database, list_devices(database)).wanted()
 
 
-class _Said:
-    """Everything that is said about devices, read at once."""
+class Said:
+    """Everything that is said about these devices, read at once."""
 
-    def __init__(self, database: sqlite3.Connection) -> None:
+    def __init__(self, database: sqlite3.Connection, devices: Sequence[Device]) -> None:
+        """Reads the fleet's `database`. Raises StoreError."""
+        self._database = database
+        self._devices = [device for device in devices if device.revoked is None]
         self._made = _variants(database)
         self._current = releases(database)
         self._released = all_released(database)
@@ -54,12 +56,24 @@ class _Said:
         self._tags = all_tags(database)
         self._models = sorted(self._current.keys() | self._words.keys())
 
-    def about(self, device: Device) -> tuple[Assigned, ...]:
-        """What a device is to hold."""
+    def wanted(self) -> dict[str, tuple[Assigned, ...]]:
+        """For each device that is not revoked what it is to hold, ordered by model."""
+        return {device.id: self._about(device) for device in self._devices}
+
+    def announced(self, told: Mapping[str, tuple[Assigned, ...]]) -> list[VariantRecord]:
+        """The variants that devices may fetch now: what they are `told` to hold, and the release for every profile.
+
+        Ordered by model, profile and version. Raises StoreError.
+        """
+        profiles = {device.id: device.profile for device in self._devices}
+        needed = {(one.model, profiles[device], one.version) for device, models in told.items() for one in models}
+        return [get_variant(self._database, *one) for one in sorted(needed | self._of_release())]
+
+    def _about(self, device: Device) -> tuple[Assigned, ...]:
         held = (self._of_model(model, device) for model in self._models)
         return tuple(one for one in held if one.version)
 
-    def released(self) -> set[tuple[str, str, int]]:
+    def _of_release(self) -> set[tuple[str, str, int]]:
         """Model, profile and version of the release, or what stands for it, for every profile that a model was made for."""
         found = {(m, p, self._fitting(m, p, self._current[m])) for m, p in self._made if m in self._current}
         return {one for one in found if one[2]}
@@ -105,16 +119,6 @@ def _before_failures(failed: Mapping[tuple[str, str, int], int | None], device: 
         seen.add(version)
         version = failed[device, model, version] or 0
     return version
-
-
-def announced(database: sqlite3.Connection, told: Mapping[str, tuple[Assigned, ...]]) -> list[VariantRecord]:
-    """The variants that devices may fetch now: what some device is `told` to hold, and the release for every profile.
-
-    Ordered by model, profile and version. Raises StoreError.
-    """
-    said, profiles = _Said(database), {device.id: device.profile for device in list_devices(database)}
-    needed = {(one.model, profiles[device], one.version) for device, models in told.items() for one in models}
-    return [get_variant(database, *one) for one in sorted(needed | said.released())]
 
 
 def _variants(database: sqlite3.Connection) -> dict[tuple[str, str], list[int]]:

@@ -30,6 +30,14 @@ def store_error(action: str, path: Path, error: OSError) -> StoreError:
     )
 
 
+def read_file(path: Path) -> bytes:
+    """A whole file. Raises StoreError when it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise store_error("read", path, error) from error
+
+
 def write_file(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Replace a file's content, atomically and durably.
 

@@ -39,7 +39,7 @@ def excluded(database: sqlite3.Connection, device: str) -> Standing | None:
 
 def record_scores(
     database: sqlite3.Connection, scores: Mapping[str, float], threshold: float, now: float, *, attackers: float
-) -> list[str]:
+) -> None:
     """Let a round's scores count, in the transaction that is open.
 
     Args:
@@ -48,9 +48,6 @@ def record_scores(
         threshold: the plan's `exclude`; a device that falls to it is excluded.
         now: seconds since 1970.
         attackers: the plan's fraction of hostile devices; scores exclude no more.
-
-    Returns:
-        The devices that are excluded by this, the worst first.
     """
     known = standings(database)
     after = after_round({device: known[device].standing for device in scores if device in known}, scores)
@@ -65,7 +62,6 @@ def record_scores(
                    by=CASE WHEN standings.excluded IS NULL THEN excluded.by ELSE standings.by END""",
             (device, standing, now if device in bad else None, "scores" if device in bad else ""),
         )
-    return bad
 
 
 def exclude(database: sqlite3.Connection, device: str, now: float) -> None:

@@ -7,7 +7,9 @@ import msgspec
 
 from edgefl.errors import FleetError
 from edgefl.layout import Layout
-from edgefl.wire.messages import Manifest, decode
+from edgefl.server.rollout_state import OPEN
+from edgefl.wire.messages import Manifest, decode, encode
+from edgefl.wire.topics import target_path
 
 LISTED = 4
 """Newest versions for each profile, and newest releases of each model, that devices may hold; a rollback may go back as far."""
@@ -127,20 +129,21 @@ def listed_manifests(database: sqlite3.Connection) -> dict[str, bytes]:
     rollout that is under way wants.
     """
     rows = database.execute(
-        """SELECT v.* FROM
+        f"""SELECT v.* FROM
                (SELECT *, ROW_NUMBER() OVER (PARTITION BY model, profile ORDER BY version DESC) AS place FROM variants) v
-           WHERE place<=:most
-           OR version IN (SELECT version FROM rollouts o WHERE o.model=v.model AND o.state IN ('running', 'paused', 'waiting'))
-           OR version IN (SELECT version FROM released r WHERE r.model=v.model ORDER BY r.id DESC LIMIT :most)
-           ORDER BY model, profile, version""",
-        {"most": LISTED},
+           WHERE place<=?
+           OR version IN (SELECT version FROM rollouts o WHERE o.model=v.model AND o.state IN ({", ".join("?" * len(OPEN))}))
+           OR version IN (SELECT version FROM released r WHERE r.model=v.model ORDER BY r.id DESC LIMIT ?)
+           ORDER BY model, profile, version""",  # noqa: S608 - question marks
+        (LISTED, *OPEN, LISTED),
     )
-    return {f"{row['model']}/{row['profile']}/{row['version']}": row["manifest"] for row in rows}
+    return {target_path(row["model"], row["profile"], row["version"]): row["manifest"] for row in rows}
 
 
-def replace_manifest(database: sqlite3.Connection, path: str, encoded: bytes) -> None:
-    """Write another manifest down under a path, in the transaction that is open."""
-    database.execute("UPDATE variants SET manifest=? WHERE model || '/' || profile || '/' || version=?", (encoded, path))
+def replace_manifest(database: sqlite3.Connection, manifest: Manifest) -> None:
+    """Write another manifest of a variant down, in the transaction that is open."""
+    row = (encode(manifest), manifest.model, manifest.profile, manifest.version)
+    database.execute("UPDATE variants SET manifest=? WHERE model=? AND profile=? AND version=?", row)
 
 
 def _variant(row: sqlite3.Row) -> VariantRecord:

@@ -65,9 +65,14 @@ def metadata(name: str) -> str:
     return f"{ROOT}/all/tuf/{name}"
 
 
+def target_path(model: str, profile: str, version: int) -> str:
+    """Under which path the metadata lists a manifest; its topic ends with it."""
+    return f"{model}/{profile}/{version}"
+
+
 def manifest(model: str, profile: str, version: int) -> str:
     """The manifest of a version for a profile."""
-    return f"{ROOT}/all/manifest/{model}/{profile}/{version}"
+    return f"{ROOT}/all/manifest/{target_path(model, profile, version)}"
 
 
 def renew(device: str) -> str:
@@ -132,7 +137,7 @@ def parse_down(topic: str) -> tuple[str, str]:
         case ["efl", "v1", "all", "round", model, _] if is_id(model):
             return "round", model
         case ["efl", "v1", "all", "manifest", model, profile, version] if is_id(model):
-            return "manifest", f"{model}/{profile}/{version}"
+            return "manifest", "/".join((model, profile, version))
         case ["efl", "v1", "all", ("tuf" | "block") as kind, name]:
             return kind, name
     raise MessageError("message on a topic that the server does not write to", found=topic[:100])
