@@ -103,7 +103,7 @@ def repaired(data: bytes, known: History) -> bytes:
     if not needs_history(data) or len(data) <= HEADER_LENGTH:
         return data
     try:
-        scorer = _read_scorer(BitReader.over(np.frombuffer(data, dtype=np.uint8)[HEADER_LENGTH:]), known)
+        scorer = _read_scorer(BitReader(np.frombuffer(data, dtype=np.uint8)[HEADER_LENGTH:]), known)
     except UpdateError:
         return data
     checksum = zlib.crc32(classes(scorer, all_scores(scorer, known)).data)

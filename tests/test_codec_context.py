@@ -90,7 +90,7 @@ def test_rows_and_columns_are_numbered_through_all_tensors() -> None:
 def test_counts_survive(number: int) -> None:
     """Counts and signed numbers are read as they were written, to the last bit."""
     for signed in (number, -number):
-        reader = BitReader.over(np.frombuffer(pack([count_to_bits(number), number_to_bits(signed)]), dtype=np.uint8))
+        reader = BitReader(np.frombuffer(pack([count_to_bits(number), number_to_bits(signed)]), dtype=np.uint8))
         assert reader.count(number) == number
         assert reader.number(number) == signed
         reader.end()
@@ -100,7 +100,7 @@ def test_a_count_above_its_limit_is_refused() -> None:
     """Before anything is allocated for it; as is a run of zeros without an end."""
     for bits in (count_to_bits(11), np.zeros(60, dtype=np.bool_), np.zeros(3, dtype=np.bool_)):
         with pytest.raises(UpdateError):
-            BitReader(bits).count(10)
+            BitReader(np.packbits(bits)).count(10)
 
 
 def test_the_derived_divisor_costs_no_more_than_the_best() -> None:
@@ -123,7 +123,7 @@ def test_every_number_of_members_survives(size: int) -> None:
     """From none to all of a set, one after the other in one row of bits."""
     sets = [np.sort(rng(k).choice(size, k, replace=False)) for k in range(0, size + 1, max(1, size // 40))]
     pieces = [piece for members in sets for piece in write_subset(members, size)]
-    reader = BitReader.over(np.frombuffer(pack(pieces), dtype=np.uint8))
+    reader = BitReader(np.frombuffer(pack(pieces), dtype=np.uint8))
     for members in sets:
         np.testing.assert_array_equal(read_subset(reader, len(members), size), members)
     reader.end()

@@ -160,7 +160,7 @@ def test_weights_that_are_not_finite_do_not_move() -> None:
 def test_integers_are_read_as_they_were_written(values: list[int]) -> None:
     """Any vector of integers, of whatever sizes and density."""
     vector = np.array(values, dtype=np.int64)
-    reader = BitReader.over(np.frombuffer(pack(write_integers(vector)), dtype=np.uint8))
+    reader = BitReader(np.frombuffer(pack(write_integers(vector)), dtype=np.uint8))
     places, found = read_integers(reader, len(vector))
     reader.end()
     again = np.zeros_like(vector)

@@ -1,45 +1,22 @@
-"""Bits as boolean arrays, most significant first: codes of a fixed width, counts of any size, and a reader that never overruns.
+"""Bits, most significant first: what a writer collects as boolean arrays, and a reader of bytes that never overruns.
 
 Rules: bits are padded with zeros to whole bytes; every count has one code; a reader raises UpdateError where bits are missing,
-where padding is not zero and where something follows the end.
+where padding is not zero and where something follows the end; it unpacks no more than what it is asked for.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from edgefl.codec.fixed import Bits, Buffer, Codes, codes_of
 from edgefl.errors import UpdateError
 from edgefl.layout import Index
 
-Bits = npt.NDArray[np.bool_]
-Codes = npt.NDArray[np.integer]
-Buffer = npt.NDArray[np.uint8]
-
 ORDER = 4
 """Of the exponential Golomb code of counts (Teuhola 1978): counts below 16 take five bits."""
-
-
-def packed_length(count: int, width: int) -> int:
-    """Bytes that `count` codes of `width` bits take."""
-    return (count * width + 7) // 8
-
-
-def codes_to_bits(codes: Codes, width: int) -> Bits:
-    """The bits of non-negative codes below `2**width`, with `width` in 0 to 32."""
-    container = 8 if width <= 8 else 32
-    columns = codes.astype(f">u{container // 8}").view(np.uint8).reshape(-1, container // 8)
-    return np.unpackbits(columns, axis=1)[:, container - width :].reshape(-1).view(np.bool_)
-
-
-def codes_of(bits: Bits, count: int, width: int) -> Index:
-    """The codes, int64, in exactly `count * width` bits."""
-    codes = np.zeros(count, dtype=np.int64)
-    for column in bits.reshape(count, width).T:
-        codes <<= 1
-        codes |= column
-    return codes
+_MAX_ZEROS = 27
+_PEEKED = 64
 
 
 def count_to_bits(count: int) -> Bits:
@@ -64,19 +41,14 @@ class BitReader:
     """A place in a row of bits. It moves; it has one owner.
 
     Attributes:
-        bits: all of them; memory is eight times that of the bytes.
+        data: the bytes that hold the bits.
         step: `align` moves on to a multiple of so many bits: 8 for whole bytes, 1 for none.
         place: of the next bit.
     """
 
-    bits: Bits
+    data: Buffer
     step: int = 1
     place: int = 0
-
-    @classmethod
-    def over(cls, data: Buffer, step: int = 1) -> "BitReader":
-        """A reader of all bits of these bytes."""
-        return cls(np.unpackbits(data).view(np.bool_), step)
 
     def expect(self, count: int) -> None:
         """Refuse bits that end before `count` more.
@@ -84,18 +56,28 @@ class BitReader:
         Raises:
             UpdateError: they do.
         """
-        if count > len(self.bits) - self.place:
-            raise UpdateError("update is truncated", expected=f"{count} more bits", found=str(len(self.bits) - self.place))
+        left = 8 * len(self.data) - self.place
+        if count > left:
+            raise UpdateError("update is truncated", expected=f"{count} more bits", found=str(left))
 
     def take(self, count: int) -> Bits:
         """The next `count` bits."""
         self.expect(count)
+        bits = self._ahead(count)
         self.place += count
-        return self.bits[self.place - count : self.place]
+        return bits
+
+    def codes(self, count: int, width: int) -> Codes:
+        """The next `count` codes of `width` bits, 0 to 32; the type is that of `codes_of`."""
+        self.expect(count * width)
+        if self.place % 8:
+            return codes_of(np.packbits(self.take(count * width)), count, width)
+        self.place += count * width
+        return codes_of(self.data[(self.place - count * width) // 8 :], count, width)
 
     def ones(self, count: int, limit: int) -> Index:
         """Distances from here of the next `count` ones, at least 1, which lie within `limit` bits; then moves behind the last."""
-        places = np.flatnonzero(self.bits[self.place : self.place + limit])[:count]
+        places = np.flatnonzero(self._ahead(limit))[:count]
         if len(places) < count:
             raise UpdateError("update is truncated", expected=f"{count} ones within {limit} bits", found=str(len(places)))
         self.place += int(places[-1]) + 1
@@ -103,12 +85,18 @@ class BitReader:
 
     def count(self, limit: int) -> int:
         """A count from 0 to `limit`, written by `count_to_bits`."""
-        zeros = int(self.ones(1, 32 - ORDER)[0])
-        self.place -= 1
-        digits = self.take(zeros + ORDER + 1)
-        value = int("".join("1" if d else "0" for d in digits), 2) - (1 << ORDER)
+        first = self.place // 8
+        ahead = int.from_bytes(self.data[first : first + _PEEKED // 8 + 1].tobytes().ljust(_PEEKED // 8 + 1, b"\0"))
+        ahead = ahead >> (8 - self.place % 8) & (1 << _PEEKED) - 1
+        zeros = _PEEKED - ahead.bit_length()
+        digits = zeros + ORDER + 1
+        if zeros > _MAX_ZEROS:
+            raise UpdateError("update is truncated", expected="a count", found=f"{zeros} zeros")
+        self.expect(zeros + digits)
+        value = (ahead >> (_PEEKED - zeros - digits)) - (1 << ORDER)
         if value > limit:
             raise UpdateError("a count in the update is too large", expected=f"at most {limit}", found=str(value))
+        self.place += zeros + digits
         return value
 
     def number(self, limit: int) -> int:
@@ -118,11 +106,18 @@ class BitReader:
 
     def align(self) -> None:
         """Move to the next whole step, over zeros."""
-        if self.take(-self.place % self.step).any():
+        rest = -self.place % self.step
+        if rest and self.take(rest).any():
             raise UpdateError("padding bits of an update are not zero")
 
     def end(self) -> None:
         """Refuse anything behind this place but zeros up to the next whole byte."""
-        rest = self.bits[self.place :]
-        if len(rest) > 7 or rest.any():
-            raise UpdateError("something follows the end of the update", found=f"{len(rest)} bits")
+        rest = 8 * len(self.data) - self.place
+        if rest > 7 or self._ahead(rest).any():
+            raise UpdateError("something follows the end of the update", found=f"{rest} bits")
+
+    def _ahead(self, count: int) -> Bits:
+        """The next `count` bits, or all that are left."""
+        skipped = self.place % 8
+        bits = np.unpackbits(self.data[self.place // 8 : (self.place + count + 7) // 8])
+        return bits[skipped : skipped + count].view(np.bool_)

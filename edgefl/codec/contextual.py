@@ -16,8 +16,9 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from edgefl.codec.bits import BitReader, Bits, codes_of, codes_to_bits, count_to_bits, number_to_bits, pack
+from edgefl.codec.bits import BitReader, count_to_bits, number_to_bits, pack
 from edgefl.codec.classes import CLASSES, LIMIT, Scorer, Scores, Stages, all_scores, classes, stage_classes
+from edgefl.codec.fixed import Bits, codes_to_bits
 from edgefl.codec.grid import STAGES
 from edgefl.codec.history import History, Levels
 from edgefl.codec.plain import MAGIC
@@ -67,7 +68,7 @@ def read_contextual(data: bytes, expected_size: int, history: History | None) ->
         found = f"{size}, with a history of {history.size}"
         raise UpdateError("update of another model", expected=f"{expected_size} coordinates", found=found)
     check_scale(bits, low, high)
-    reader = BitReader.over(np.frombuffer(data, dtype=np.uint8)[HEADER_LENGTH:])
+    reader = BitReader(np.frombuffer(data, dtype=np.uint8)[HEADER_LENGTH:])
     scorer = _read_scorer(reader, history)
     score = all_scores(scorer, history)
     if zlib.crc32(classes(scorer, score).data) != checksum:
@@ -198,4 +199,4 @@ def _read_levels(reader: BitReader, count: int, width: int) -> npt.NDArray[np.in
                 bit[places[_read_set(reader, len(places))]] = 1
         levels = 2 * levels + bit
     rest = width - coded
-    return (levels << rest) | codes_of(reader.take(count * rest), count, rest)
+    return (levels << rest) | reader.codes(count, rest)

@@ -127,7 +127,7 @@ def apply_difference(base: bytes, difference: bytes, layout: Layout) -> bytes:
     if magic != MAGIC or version != VERSION or exponent > GRID:
         found = f"{difference[: _HEADER.size]!r}"
         raise UpdateError("not a difference of a known format", expected=f"{MAGIC!r} version {VERSION}", found=found)
-    reader = BitReader.over(np.frombuffer(difference, dtype=np.uint8)[_HEADER.size :])
+    reader = BitReader(np.frombuffer(difference, dtype=np.uint8)[_HEADER.size :])
     before = floats.copy() if len(codes) else floats
     _move_floats(floats, read_places(reader, len(floats)), reader, exponent)
     expected = _rescaled(codes, before, floats, layout)

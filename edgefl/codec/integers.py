@@ -13,7 +13,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from edgefl.codec.bits import BitReader, Bits, codes_of, codes_to_bits, count_to_bits
+from edgefl.codec.bits import BitReader, count_to_bits
+from edgefl.codec.fixed import Bits, codes_to_bits
 from edgefl.codec.subsets import read_subset, write_subset
 from edgefl.errors import UpdateError
 from edgefl.layout import Index
@@ -70,7 +71,7 @@ def read_integers(reader: BitReader, size: int) -> tuple[Index, Integers]:
             raise UpdateError("an empty level in a difference")
         values[remaining] += 1
     width = reader.count(MAX_WIDTH)
-    values[remaining] += codes_of(reader.take(len(remaining) * width), len(remaining), width)
+    values[remaining] += reader.codes(len(remaining), width)
     return places, np.where(negative, -values, values)
 
 

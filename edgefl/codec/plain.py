@@ -8,7 +8,8 @@ import struct
 
 import numpy as np
 
-from edgefl.codec.bits import BitReader, codes_of, codes_to_bits, pack, packed_length
+from edgefl.codec.bits import BitReader, pack
+from edgefl.codec.fixed import codes_to_bits, packed_length
 from edgefl.codec.positions import decode_positions, encode_positions
 from edgefl.codec.sparsify import Sparse
 from edgefl.codec.values import Quantised, check_scale, dequantise
@@ -48,7 +49,7 @@ def read_plain(data: bytes, expected_size: int) -> Sparse:
         raise UpdateError("update ends inside its values", expected=f"{values_end} bytes or more", found=f"{len(data)}")
     buffer = np.frombuffer(data, dtype=np.uint8)
     positions = decode_positions(buffer[values_end:], divisor, count, size)
-    reader = BitReader.over(buffer[HEADER_LENGTH:values_end])
-    codes = codes_of(reader.take(count * bits), count, bits)
+    reader = BitReader(buffer[HEADER_LENGTH:values_end])
+    codes = reader.codes(count, bits)
     reader.end()
     return Sparse(positions, dequantise(codes, low, high, bits), size)

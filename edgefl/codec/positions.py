@@ -9,7 +9,8 @@ import math
 
 import numpy as np
 
-from edgefl.codec.bits import BitReader, Buffer, pack
+from edgefl.codec.bits import BitReader, pack
+from edgefl.codec.fixed import Buffer
 from edgefl.codec.subsets import blocks_to_bits, complement, read_blocks, read_gaps, write_gaps
 from edgefl.errors import UpdateError
 from edgefl.layout import Index
@@ -45,7 +46,7 @@ def decode_positions(data: Buffer, parameter: int, count: int, size: int) -> Ind
         if len(data):
             raise UpdateError("position bytes in a dense update", expected="none", found=f"{len(data)}")
         return np.arange(size, dtype=np.int64)
-    reader = BitReader.over(data, step=8)
+    reader = BitReader(data, step=8)
     positions = read_gaps(reader, parameter, coded, size) if gaps else read_blocks(reader, coded, size)
     reader.end()
     return complement(positions, size) if inverted else positions

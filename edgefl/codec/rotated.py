@@ -16,8 +16,9 @@ import struct
 import numpy as np
 import numpy.typing as npt
 
-from edgefl.codec.bits import BitReader, codes_of, codes_to_bits, pack, packed_length
+from edgefl.codec.bits import BitReader, pack
 from edgefl.codec.centroids import POSITIVE, UNIT
+from edgefl.codec.fixed import codes_to_bits, packed_length
 from edgefl.codec.hadamard import block_lengths, random_signs, transform
 from edgefl.codec.plain import MAGIC
 from edgefl.codec.sparsify import Sparse
@@ -74,8 +75,8 @@ def read_rotated(data: bytes, size: int) -> Sparse:
     scales = np.frombuffer(data[HEADER_LENGTH:codes_at], dtype="<f4")
     if not (np.isfinite(scales).all() and (scales >= 0.0).all()):
         raise UpdateError("update has an impossible scale", expected="finite, from 0")
-    reader = BitReader.over(np.frombuffer(data, dtype=np.uint8)[codes_at:])
-    levels = _centroids(bits)[codes_of(reader.take(size * bits), size, bits)]
+    reader = BitReader(np.frombuffer(data, dtype=np.uint8)[codes_at:])
+    levels = _centroids(bits)[reader.codes(size, bits)]
     reader.end()
     values = (transform(levels) * random_signs(seed, size)).astype(np.float64)
     values *= np.repeat(scales.astype(np.float64), lengths)

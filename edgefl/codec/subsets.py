@@ -20,7 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgefl.codec.bits import BitReader, Bits, codes_of, codes_to_bits
+from edgefl.codec.bits import BitReader
+from edgefl.codec.fixed import Bits, codes_to_bits
 from edgefl.errors import UpdateError
 from edgefl.layout import Index
 
@@ -87,15 +88,19 @@ def write_gaps(members: Index, divisor: int) -> list[Bits]:
 def read_gaps(reader: BitReader, divisor: int, count: int, size: int) -> Index:
     """What `write_gaps` wrote: `count` members below `size`, both at least 1. Each stream ends where the reader aligns it."""
     width, short = _split(divisor)
-    remainders = codes_of(reader.take(count * width), count, width)
+    members = reader.codes(count, width).astype(np.int64)
     reader.align()
-    long = remainders >= short
-    extra = reader.take(int(np.count_nonzero(long)))
-    remainders[long] = 2 * remainders[long] + extra - short
-    reader.align()
+    if short < divisor:
+        long = np.flatnonzero(members >= short)
+        members[long] += members[long] - short + reader.take(len(long))
+        reader.align()
     ends = reader.ones(count, count + size // divisor)
     reader.align()
-    members: Index = np.cumsum((np.diff(ends, prepend=-1) - 1) * divisor + remainders + 1) - 1
+    members -= divisor - 1  # the i-th quotient and those before it make ends[i] - i
+    members[0] += divisor - 1
+    np.cumsum(members, out=members)
+    ends *= divisor
+    members += ends
     if int(members[-1]) >= size:
         raise UpdateError("a position lies outside of the vector", expected=f"below {size}", found=str(int(members[-1])))
     return members
