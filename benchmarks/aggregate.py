@@ -1,9 +1,12 @@
 """What a round costs the server, beside Flower's aggregation: `python -m benchmarks.aggregate --json FILE`.
 
-Model: N updates of a model of 1.66 million parameters. edgefl decodes N encoded updates (p = 0.01, ternary), folds each into the
-streaming mean and takes the result; Flower, in an environment of its own, reads N messages with a dense vector each and adds them
-(`recorddict_from_proto`, `aggregate_arrayrecords`; the adding alone is told apart). Each measurement is a process of its own; its
-memory is its largest resident size. Flower's grows with N: what would not fit `--limit` is left out and said.
+Model: N updates of a model of 1.66 million parameters (`benchmarks.updates`). edgefl decodes N encoded updates, folds each into the
+streaming mean and takes the result: once updates without context (p = 0.01, ternary), once those of the default plan (p = 0.02, 4
+bits, coded in the context of the model's history; the history's weights are at hand, what is computed of them is in the time).
+Flower, in an environment of its own, reads N messages with a dense vector each and adds them (`recorddict_from_proto`,
+`aggregate_arrayrecords`; the adding alone is told apart). Each measurement is a process of its own, the systems take turns, and the
+middle of the measurements counts; memory is the largest resident size. Flower's grows with N: what would not fit `--limit` is left
+out and said.
 
 Rule: both sides begin with the bytes that have arrived, and end with the mean; neither pays for its transport.
 """
@@ -17,21 +20,20 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import gettempdir
+from tempfile import TemporaryDirectory, gettempdir
 
 import numpy as np
 
+from benchmarks.updates import DEFAULT, SHAPES, SIZE, SPARSE, Fleet
 from benchmarks.uplink_peers import Peer, install
 from benchmarks.uplink_result import LeftOutError
 from edgefl.aggregate.robust import Streaming
-from edgefl.codec.compress import Memory, compress
-from edgefl.codec.scheme import Scheme
+from edgefl.codec.history import History
 from edgefl.codec.update import decode
 
-SIZE = 1_663_370
-SCHEME = Scheme(sparsity=0.01, bits=1)
 DISTINCT = 20
-"""Encoded updates that differ; more would only fill the benchmark's memory."""
+"""Encoded updates that differ; each is read many times."""
+PLAIN, CONTEXT, FLOWER = "edgefl, p = 0.01, 1 bit", "edgefl, default plan", "Flower"
 
 Row = dict[str, object]
 
@@ -41,55 +43,76 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.aggregate", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
     parser.add_argument("--updates", nargs="+", type=int, default=[100, 1000], metavar="N")
-    parser.add_argument("--size", type=int, default=SIZE, metavar="N", help="parameters of the model")
-    parser.add_argument("--repeat", type=int, default=3, metavar="N")
+    parser.add_argument("--repeat", type=int, default=5, metavar="N")
     parser.add_argument("--limit", type=float, default=8.0, metavar="GB", help="memory that Flower may need")
     parser.add_argument("--peers", type=Path, default=Path(gettempdir()) / "edgefl-peers", help="where Flower is installed")
     parser.add_argument("--without-flower", action="store_true")
-    parser.add_argument("--child", type=int, metavar="N", help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=2, metavar=("N", "DIRECTORY"), help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.child:
-        print(json.dumps(aggregated(given.child, given.size)))
+        print(json.dumps(aggregated(int(given.child[0]), Path(given.child[1]))))
         return
     flower, left_out = (None, "not asked for") if given.without_flower else _flower(given.peers)
     rows: list[Row] = []
-    for updates in given.updates:
-        rows.append(_row("edgefl", updates, [_edgefl(updates, given.size) for _ in range(given.repeat)]))
-        needed = updates * given.size * 4 / 1e9
-        if flower is not None and needed <= given.limit:
-            rows.append(_row("Flower", updates, [_of_flower(flower, updates, given.size) for _ in range(given.repeat)]))
-        elif flower is not None:
-            left_out = f"{updates} dense vectors are {needed:.1f} GB, above the limit of {given.limit:g}"
+    with TemporaryDirectory(prefix="edgefl-aggregate-") as directory:
+        arrived = _arrivals(Path(directory))
+        for updates in given.updates:
+            systems = {name: _edgefl(updates, place) for name, place in arrived.items()}
+            needed = updates * SIZE * 4 / 1e9
+            if flower is not None and needed <= given.limit:
+                systems[FLOWER] = _of_flower(flower, updates)
+            elif flower is not None:
+                left_out = f"{updates} dense vectors are {needed:.1f} GB, above the limit of {given.limit:g}"
+            found = [{name: _child(command) for name, command in systems.items()} for _ in range(given.repeat)]
+            rows += [_row(name, updates, [turn[name] for turn in found]) for name in systems]
     _print(rows, left_out)
     if given.json is not None:
-        report = {"rows": rows, "size": given.size, "left_out": left_out, "flower": flower.version if flower else None}
+        report = {"rows": rows, "size": SIZE, "left_out": left_out, "flower": flower.version if flower else None}
         given.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-def aggregated(updates: int, size: int) -> Row:
-    """Decode, fold and finish once, in this process."""
-    rng = np.random.default_rng(0)
-    files = []
-    for _ in range(min(updates, DISTINCT)):
-        delta = (rng.standard_normal(size) ** 3).astype(np.float32)
-        files.append(compress(delta, Memory.empty(size, SCHEME), SCHEME, rng=rng).data)
-    del delta
+def aggregated(updates: int, directory: Path) -> Row:
+    """Decode, fold and finish once, in this process.
+
+    Args:
+        updates: how many.
+        directory: files of updates, and of the weights of their history if they have one.
+    """
+    files = [path.read_bytes() for path in sorted(directory.glob("*.efu"))]
+    known = directory / "history.npy"
+    vectors = np.load(known) if known.exists() else ()
     before = _peak()
-    began = time.perf_counter()
-    aggregator = Streaming(size)
+    began, computed = time.perf_counter(), time.process_time()
+    history = History(*vectors, SHAPES) if len(vectors) else None
+    aggregator = Streaming(SIZE)
     for number in range(updates):
-        aggregator.add(decode(files[number % len(files)], size), None, 100.0 + number, key="w", device=str(number))
+        aggregator.add(decode(files[number % len(files)], SIZE, history), None, 100.0 + number, key="w", device=str(number))
     aggregator.result()
-    return {"seconds": time.perf_counter() - began, "peak_bytes": _peak(), "peak_bytes_before": before}
+    seconds, computed = time.perf_counter() - began, time.process_time() - computed
+    length = sum(map(len, files)) / len(files)
+    return {"seconds": seconds, "cpu_seconds": computed, "peak_bytes": _peak(), "peak_bytes_before": before, "file_bytes": length}
 
 
-def _edgefl(updates: int, size: int) -> Row:
-    return _child([sys.executable, "-m", "benchmarks.aggregate", "--child", str(updates), "--size", str(size)])
+def _arrivals(directory: Path) -> dict[str, Path]:
+    """Directories of updates by system."""
+    rng = np.random.default_rng(0)
+    fleet = Fleet.of(rng)
+    places = {PLAIN: directory / "plain", CONTEXT: directory / "context"}
+    for (name, place), scheme in zip(places.items(), (SPARSE, DEFAULT), strict=True):
+        place.mkdir()
+        for number in range(DISTINCT):
+            (place / f"{number:02}.efu").write_bytes(fleet.update(scheme, rng, context=name == CONTEXT))
+    np.save(places[CONTEXT] / "history.npy", np.stack([fleet.history.start, fleet.history.before, fleet.history.now]))
+    return places
 
 
-def _of_flower(flower: Peer, updates: int, size: int) -> Row:
+def _edgefl(updates: int, directory: Path) -> Sequence[str]:
+    return [sys.executable, "-m", "benchmarks.aggregate", "--child", str(updates), str(directory)]
+
+
+def _of_flower(flower: Peer, updates: int) -> Sequence[str]:
     script = Path(__file__).parent / "peers" / "flower_mean.py"
-    return _child([str(flower.program("python")), str(script), str(updates), str(size), "0"])
+    return [str(flower.program("python")), str(script), str(updates), str(SIZE), "0"]
 
 
 def _child(command: Sequence[str]) -> Row:
@@ -113,21 +136,23 @@ def _peak() -> int:
 
 
 def _row(system: str, updates: int, found: Sequence[Row]) -> Row:
-    seconds = statistics.median(float(str(item["seconds"])) for item in found)
-    row: Row = {"system": system, "updates": updates, "seconds": seconds}
+    """The median of every number but of the memory, which is the largest."""
+    row: Row = {"system": system, "updates": updates}
+    row |= {name: statistics.median(float(str(item[name])) for item in found) for name in found[0]}
     row["peak_bytes"] = max(int(str(item["peak_bytes"])) for item in found)
-    if "adding_seconds" in found[0]:
-        row["adding_seconds"] = statistics.median(float(str(item["adding_seconds"])) for item in found)
+    row["all_seconds"] = [item["seconds"] for item in found]
     return row
 
 
 def _print(rows: Sequence[Row], left_out: str) -> None:
-    print(f"{'system':10}{'updates':>9}{'seconds':>10}{'ms/update':>11}{'peak, MB':>10}{'ratio':>8}")
+    """Ratios are Flower's time over that of the row."""
+    print(f"{'system':26}{'updates':>9}{'seconds':>10}{'CPU, s':>10}{'ms/update':>11}{'peak, MB':>10}{'ratio':>8}")
     for row in rows:
-        seconds, updates = float(str(row["seconds"])), int(str(row["updates"]))
+        seconds, cpu, updates = float(str(row["seconds"])), float(str(row["cpu_seconds"])), int(str(row["updates"]))
         peak = int(str(row["peak_bytes"])) / 1e6
-        own = next(float(str(r["seconds"])) for r in rows if (r["system"], r["updates"]) == ("edgefl", updates))
-        print(f"{row['system']:10}{updates:>9}{seconds:>10.3f}{seconds / updates * 1e3:>11.2f}{peak:>10.0f}{seconds / own:>8.1f}")
+        peer = [float(str(r["seconds"])) for r in rows if (r["system"], r["updates"]) == (FLOWER, updates)]
+        ratio = f"{peer[0] / seconds:.1f}" if peer else ""
+        print(f"{row['system']:26}{updates:>9}{seconds:>10.4f}{cpu:>10.4f}{seconds / updates * 1e3:>11.3f}{peak:>10.0f}{ratio:>8}")
     if left_out:
         print(f"left out: {left_out}")
 

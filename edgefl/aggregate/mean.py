@@ -70,7 +70,8 @@ class PartialSum:
             raise UpdateError(f"update does not fit variant {key!r}", expected=f"{covered} coordinates", found=f"{update.size}")
         self._register(key, index)
         places = update.positions if index is None else index[update.positions]
-        self.total[places] += weight * update.values.astype(np.float64)
+        # Places are distinct, so that `total[places] += ...` would do; it passes over them twice.
+        np.add.at(self.total, places, np.multiply(update.values, weight, dtype=np.float64))
         self.weights[key] += weight
         self.updates += 1
 
@@ -98,9 +99,12 @@ class PartialSum:
 
     def result(self) -> Float32:
         """The mean, float32, shape `(size,)`; 0 where no device covers the coordinate."""
-        weight = self.coverage()
-        mean = np.divide(self.total, weight, out=np.zeros(self.size, dtype=np.float64), where=weight > 0)
-        return mean.astype(np.float32)
+        mean = np.zeros(self.size, dtype=np.float32)
+        if all(index is None for index in self.maps.values()):
+            weight = sum(self.weights.values())
+            return np.divide(self.total, weight, out=mean, casting="same_kind") if weight > 0.0 else mean
+        coverage = self.coverage()
+        return np.divide(self.total, coverage, out=mean, where=coverage > 0.0, casting="same_kind")
 
     def _register(self, variant: str, index: Index | None) -> None:
         """Remember a variant's index map, or check that it is the one remembered."""

@@ -42,7 +42,7 @@ class BitReader:
 
     Attributes:
         data: the bytes that hold the bits.
-        step: `align` moves on to a multiple of so many bits: 8 for whole bytes, 1 for none.
+        step: `align` moves on to a multiple of so many bits: 8 for whole bytes, 1 for nowhere.
         place: of the next bit.
     """
 
@@ -107,13 +107,15 @@ class BitReader:
     def align(self) -> None:
         """Move to the next whole step, over zeros."""
         rest = -self.place % self.step
-        if rest and self.take(rest).any():
+        self.expect(rest)
+        if rest and self._last_bits(rest):
             raise UpdateError("padding bits of an update are not zero")
+        self.place += rest
 
     def end(self) -> None:
         """Refuse anything behind this place but zeros up to the next whole byte."""
         rest = 8 * len(self.data) - self.place
-        if rest > 7 or self._ahead(rest).any():
+        if rest > 7 or (rest and self._last_bits(rest)):
             raise UpdateError("something follows the end of the update", found=f"{rest} bits")
 
     def _ahead(self, count: int) -> Bits:
@@ -121,3 +123,7 @@ class BitReader:
         skipped = self.place % 8
         bits = np.unpackbits(self.data[self.place // 8 : (self.place + count + 7) // 8])
         return bits[skipped : skipped + count].view(np.bool_)
+
+    def _last_bits(self, count: int) -> int:
+        """The last `count` bits, 1 to 7, of the byte that the next bit is in."""
+        return int(self.data[self.place // 8]) & (1 << count) - 1

@@ -7,6 +7,8 @@ of every lane into a lane of its own, in all words at once (parallel bit deposit
 Rule: bits are most significant first; a reader looks at no more bits than there are codes.
 """
 
+from functools import cache
+
 import numpy as np
 import numpy.typing as npt
 
@@ -40,6 +42,8 @@ def codes_of(data: Buffer, count: int, width: int) -> Codes:
     """
     if width == 0:
         return np.zeros(count, dtype=np.uint8)
+    if width == 1:
+        return np.unpackbits(data[: packed_length(count, 1)])[:count]
     if width > 16:
         return _column_by_column(np.unpackbits(data[: packed_length(count, width)])[: count * width], count, width)
     groups = -(-count // _GROUP)
@@ -67,14 +71,22 @@ def _spread(words: Words, half: int, lane: int) -> Words:
         half: bits of half the codes of a word.
         lane: bits of a lane in the end, 8 or 16.
     """
-    room = 32
+    for upper, factor in _moves(half, lane):
+        moved = words & upper
+        moved *= factor
+        words += moved
+    return words.astype(">u8")
+
+
+@cache
+def _moves(half: int, lane: int) -> tuple[tuple[np.uint64, np.uint64], ...]:
+    """For each step the upper halves of the codes in all lanes, and 2**shift - 1: times that and added to itself is shifted."""
+    moves, room = [], 32
     while room >= lane:
         upper = sum(((1 << half) - 1) << (half + place) for place in range(0, 64, 2 * room))
-        moved = words & np.uint64(upper)
-        moved *= np.uint64((1 << (room - half)) - 1)
-        words += moved  # upper * 2**(room - half) - upper
+        moves.append((np.uint64(upper), np.uint64((1 << (room - half)) - 1)))
         room, half = room // 2, half // 2
-    return words.astype(">u8")
+    return tuple(moves)
 
 
 def _column_by_column(bits: npt.NDArray[np.uint8], count: int, width: int) -> npt.NDArray[np.int64]:

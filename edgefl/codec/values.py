@@ -64,7 +64,10 @@ def levels(low: float, high: float, bits: int) -> Float32:
 def dequantise(codes: npt.NDArray[np.integer], low: float, high: float, bits: int) -> Float32:
     """The values, shape `(k,)`: finite and at most `high` in magnitude if `low <= high` are finite."""
     magnitudes = levels(low, high, bits)
-    values: Float32 = np.concatenate([magnitudes, -magnitudes])[codes]
+    if bits == 1:
+        signs = codes.astype(np.uint32) << np.uint32(31)
+        return (signs | magnitudes.view(np.uint32)).view(np.float32)
+    values: Float32 = np.concatenate([magnitudes, -magnitudes]).take(codes)
     return values
 
 
