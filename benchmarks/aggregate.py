@@ -5,7 +5,7 @@ streaming mean and takes the result: once updates without context (p = 0.01, ter
 bits, coded in the context of the model's history; the history's weights are at hand, what is computed of them is in the time).
 Flower, in an environment of its own, reads N messages with a dense vector each and adds them (`recorddict_from_proto`,
 `aggregate_arrayrecords`; the adding alone is told apart). Each measurement is a process of its own, the systems take turns, and the
-middle of the measurements counts; memory is the largest resident size. Flower's grows with N: what would not fit `--limit` is left
+middle of the measurements counts, beside the least (`least_seconds`) for a machine that others use; memory is the largest resident size. Flower's grows with N: what would not fit `--limit` is left
 out and said.
 
 Rule: both sides begin with the bytes that have arrived, and end with the mean; neither pays for its transport.
@@ -13,23 +13,18 @@ Rule: both sides begin with the bytes that have arrived, and end with the mean; 
 
 import argparse
 import json
-import re
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 
 import numpy as np
 
-from benchmarks.updates import DEFAULT, SHAPES, SIZE, SPARSE, Fleet
+from benchmarks.updates import DEFAULT, SIZE, SPARSE, Fleet
 from benchmarks.uplink_peers import Peer, install
 from benchmarks.uplink_result import LeftOutError
-from edgefl.aggregate.robust import Streaming
-from edgefl.codec.history import History
-from edgefl.codec.update import decode
 
 DISTINCT = 20
 """Encoded updates that differ; each is read many times."""
@@ -47,11 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--limit", type=float, default=8.0, metavar="GB", help="memory that Flower may need")
     parser.add_argument("--peers", type=Path, default=Path(gettempdir()) / "edgefl-peers", help="where Flower is installed")
     parser.add_argument("--without-flower", action="store_true")
-    parser.add_argument("--child", nargs=2, metavar=("N", "DIRECTORY"), help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
-    if given.child:
-        print(json.dumps(aggregated(int(given.child[0]), Path(given.child[1]))))
-        return
     flower, left_out = (None, "not asked for") if given.without_flower else _flower(given.peers)
     rows: list[Row] = []
     with TemporaryDirectory(prefix="edgefl-aggregate-") as directory:
@@ -71,28 +62,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-def aggregated(updates: int, directory: Path) -> Row:
-    """Decode, fold and finish once, in this process.
-
-    Args:
-        updates: how many.
-        directory: files of updates, and of the weights of their history if they have one.
-    """
-    files = [path.read_bytes() for path in sorted(directory.glob("*.efu"))]
-    known = directory / "history.npy"
-    vectors = np.load(known) if known.exists() else ()
-    before = _peak()
-    began, computed = time.perf_counter(), time.process_time()
-    history = History(*vectors, SHAPES) if len(vectors) else None
-    aggregator = Streaming(SIZE)
-    for number in range(updates):
-        aggregator.add(decode(files[number % len(files)], SIZE, history), None, 100.0 + number, key="w", device=str(number))
-    aggregator.result()
-    seconds, computed = time.perf_counter() - began, time.process_time() - computed
-    length = sum(map(len, files)) / len(files)
-    return {"seconds": seconds, "cpu_seconds": computed, "peak_bytes": _peak(), "peak_bytes_before": before, "file_bytes": length}
-
-
 def _arrivals(directory: Path) -> dict[str, Path]:
     """Directories of updates by system."""
     rng = np.random.default_rng(0)
@@ -107,7 +76,7 @@ def _arrivals(directory: Path) -> dict[str, Path]:
 
 
 def _edgefl(updates: int, directory: Path) -> Sequence[str]:
-    return [sys.executable, "-m", "benchmarks.aggregate", "--child", str(updates), str(directory)]
+    return [sys.executable, "-m", "benchmarks.aggregate_once", str(updates), str(directory)]
 
 
 def _of_flower(flower: Peer, updates: int) -> Sequence[str]:
@@ -130,16 +99,12 @@ def _flower(root: Path) -> tuple[Peer | None, str]:
         return None, str(error)
 
 
-def _peak() -> int:
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
-    return int(found[1]) * 1024 if found else 0
-
-
 def _row(system: str, updates: int, found: Sequence[Row]) -> Row:
     """The median of every number but of the memory, which is the largest."""
     row: Row = {"system": system, "updates": updates}
     row |= {name: statistics.median(float(str(item[name])) for item in found) for name in found[0]}
     row["peak_bytes"] = max(int(str(item["peak_bytes"])) for item in found)
+    row["least_seconds"] = min(float(str(item["seconds"])) for item in found)
     row["all_seconds"] = [item["seconds"] for item in found]
     return row
 
