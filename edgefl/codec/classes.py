@@ -15,10 +15,11 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from edgefl.codec.history import History, Levels
+from edgefl.codec.history import LEVELS, History, Levels
 from edgefl.layout import Index
 
-Scores = npt.NDArray[np.int32]
+Scores = npt.NDArray[np.int16] | npt.NDArray[np.int32]
+"""The shorter type where no score can leave it: half the memory to go through."""
 
 _SHIFT = 6
 UNIT = 1 << _SHIFT
@@ -63,19 +64,21 @@ class Scorer:
 
 
 def scores(scorer: Scorer, levels: Sequence[Levels], tensors: Iterable[slice] = ()) -> Scores:
-    """What levels and tensors say, int32, for each of some coordinates.
+    """What levels and tensors say, for each of some coordinates.
 
     Args:
         scorer: what they are worth.
         levels: of the coordinates, one array for each kind.
         tensors: where among them each tensor lies, if the scorer looks at that.
     """
-    score = np.zeros(len(levels[0]), dtype=np.int32)
+    most = sum(abs(slope) * LEVELS + abs(absence) for slope, absence in zip(scorer.slopes, scorer.absences, strict=True))
+    wide = most + max(map(abs, scorer.tensors), default=0) >= 1 << 15
+    score: Scores = np.zeros(len(levels[0]), dtype=np.int32 if wide else np.int16)
     for kind, slope, absence in zip(levels, scorer.slopes, scorer.absences, strict=True):
         if slope:
-            score += np.multiply(kind, slope, dtype=np.int32)
+            score += np.multiply(kind, slope, dtype=score.dtype)
         if absence:
-            score += np.multiply(kind == 0, absence, dtype=np.int32)
+            score += np.multiply((kind == 0).view(np.uint8), absence, dtype=score.dtype)
     if scorer.tensors:
         for place, worth in zip(tensors, scorer.tensors, strict=True):
             score[place] += worth
@@ -83,7 +86,7 @@ def scores(scorer: Scorer, levels: Sequence[Levels], tensors: Iterable[slice] = 
 
 
 def all_scores(scorer: Scorer, history: History) -> Scores:
-    """What levels and tensors say of every coordinate, int32, shape `(n,)`."""
+    """What levels and tensors say of every coordinate, shape `(n,)`."""
     starts = history.grid.starts if scorer.tensors else ()
     return scores(scorer, history.levels, [slice(a, b) for a, b in pairwise(starts)])
 
@@ -109,8 +112,8 @@ def stage_classes(scorer: Scorer, history: History, score: Scores, stage: int, k
         return None, classes(scorer, score)
     here = np.flatnonzero(history.grid.stage == stage)
     if stage == 0:
-        return here, classes(scorer, score[here] + np.int32(scorer.stages.first))
-    return here, classes(scorer, (score + _busy(scorer.stages, history, stage, known))[here])
+        return here, classes(scorer, np.add(score[here], scorer.stages.first, dtype=np.int32))
+    return here, classes(scorer, (_busy(scorer.stages, history, stage, known) + score)[here])
 
 
 def _busy(stages: Stages, history: History, stage: int, known: Index) -> Scores:

@@ -22,6 +22,7 @@ from edgefl.codec.fixed import Bits, codes_to_bits
 from edgefl.codec.grid import STAGES
 from edgefl.codec.history import History, Levels
 from edgefl.codec.plain import MAGIC
+from edgefl.codec.ranks import by_class
 from edgefl.codec.sparsify import Sparse
 from edgefl.codec.subsets import read_subset, write_subset
 from edgefl.codec.values import Quantised, check_scale, dequantise
@@ -119,10 +120,8 @@ def _position_bits(positions: Index, scorer: Scorer, history: History, score: Sc
         sent = positions[of_stage == stage]
         ranks = sent if here is None else np.searchsorted(here, sent)
         of_sent = of_class[ranks]
-        for number in reversed(range(CLASSES)):
-            members = np.flatnonzero(of_class == number)
-            if len(members):
-                yield from _set_bits(np.searchsorted(members, ranks[of_sent == number]), len(members))
+        for number, members in by_class(of_class, CLASSES):
+            yield from _set_bits(members.ranks(ranks[of_sent == number]), members.size)
 
 
 def _read_positions(reader: BitReader, scorer: Scorer, history: History, score: Scores) -> Index:
@@ -130,11 +129,9 @@ def _read_positions(reader: BitReader, scorer: Scorer, history: History, score: 
     for stage in range(STAGES if scorer.stages else 1):
         here, of_class = stage_classes(scorer, history, score, stage, positions)
         found = [positions]
-        for number in reversed(range(CLASSES)):
-            members = np.flatnonzero(of_class == number)
-            if len(members):
-                ranks = members[_read_set(reader, len(members))]
-                found.append(ranks if here is None else here[ranks])
+        for _, members in by_class(of_class, CLASSES):
+            ranks = members.at(_read_set(reader, members.size))
+            found.append(ranks if here is None else here[ranks])
         positions = np.sort(np.concatenate(found))
     if len(positions) == 0:
         raise UpdateError("the update holds no coordinate")

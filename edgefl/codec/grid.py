@@ -20,7 +20,8 @@ from edgefl.layout import Index
 Table = npt.NDArray[np.int32]
 
 STAGES = 3
-_OF_EIGHTH = np.array([0, 1, 1, 1, 2, 2, 2, 2], dtype=np.uint8)
+_SECOND, _THIRD = np.uint32(1 << 29), np.uint32(1 << 31)
+"""First hashes of the second and of the third stage: after an eighth and after a half of all."""
 _KNOWN = (0, 6, 2)
 """Half octaves from the sent share of what is known in a stage, 1/8 or 1/2 of a row, to that of the row."""
 _FULL = 40
@@ -39,12 +40,11 @@ class Grid:
     @cached_property
     def stage(self) -> npt.NDArray[np.uint8]:
         """The stage of each coordinate, uint8, shape `(n,)`, below `STAGES`."""
-        mixed = np.arange(self.starts[-1], dtype=np.uint32)
-        mixed *= np.uint32(0x9E3779B1)
-        mixed ^= mixed >> np.uint32(15)
-        mixed *= np.uint32(0x85EBCA77)
-        stage: npt.NDArray[np.uint8] = _OF_EIGHTH[mixed >> np.uint32(29)]
-        return stage
+        return _stages(np.arange(self.starts[-1], dtype=np.uint32))
+
+    def stage_of(self, places: Index) -> npt.NDArray[np.uint8]:
+        """The stages of these coordinates, uint8, without those of all others."""
+        return _stages(places.astype(np.uint32))
 
     @cached_property
     def starts(self) -> Index:
@@ -80,6 +80,14 @@ class Grid:
             _levels(np.bincount(rows, minlength=len(row_lengths)), row_lengths, stage),
             _levels(np.bincount(columns, minlength=len(column_lengths)), column_lengths, stage),
         )
+
+
+def _stages(mixed: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint8]:
+    """The stages of places, which it overwrites."""
+    mixed *= np.uint32(0x9E3779B1)
+    mixed ^= mixed >> np.uint32(15)
+    mixed *= np.uint32(0x85EBCA77)
+    return (mixed >= _SECOND).view(np.uint8) + (mixed >= _THIRD).view(np.uint8)
 
 
 def _levels(sent: Index, lengths: Index, stage: int) -> Table:

@@ -36,6 +36,7 @@ LEVELS = 64
 """All levels are below this; 0 means no move worth telling."""
 _FRACTION = 24
 _LEAST_HALVES = 96
+_MOST = 2.0**100
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,14 +123,18 @@ def outer_levels(move: Float32, shapes: tuple[tuple[int, ...], ...]) -> Levels:
         rows, columns = table.sum(axis=1), table.sum(axis=0)
         whole = _octaves_of_sums(rows.sum().reshape(1))
         expected = (_octaves_of_sums(rows) - whole)[:, None] + _octaves_of_sums(columns)
-        levels[part] = np.clip(expected, 0, LEVELS - 1).reshape(-1)
+        levels[part] = np.clip(expected, 0, LEVELS - 1, out=expected).astype(np.uint8).reshape(-1)
     return levels
 
 
 def _fixed_point(move: Float32) -> Float32:
     """Magnitudes as whole numbers, the largest in `[2**23, 2**24)`: sums of 2**28 of them are exact in float64, in any order."""
-    magnitude = np.minimum(np.abs(move), np.float32(2.0**100))
-    exponent = max(math.frexp(float(magnitude.max()))[1], _LEAST_HALVES // 2 - 126)
+    magnitude = np.abs(move)
+    largest = float(magnitude.max())
+    if largest > _MOST:
+        largest = _MOST
+        np.minimum(magnitude, np.float32(_MOST), out=magnitude)
+    exponent = max(math.frexp(largest)[1], _LEAST_HALVES // 2 - 126)
     magnitude *= np.float32(2.0 ** (_FRACTION - exponent))
     return np.trunc(magnitude, out=magnitude)
 
