@@ -125,14 +125,13 @@ def _position_bits(positions: Index, scorer: Scorer, history: History, score: Sc
 
 
 def _read_positions(reader: BitReader, scorer: Scorer, history: History, score: Scores) -> Index:
-    positions = np.empty(0, dtype=np.int64)
+    sent, positions = np.zeros(history.size, dtype=np.bool_), np.empty(0, dtype=np.int64)
     for stage in range(STAGES if scorer.stages else 1):
         here, of_class = stage_classes(scorer, history, score, stage, positions)
-        found = [positions]
         for _, members in by_class(of_class, CLASSES):
             ranks = members.at(_read_set(reader, members.size))
-            found.append(ranks if here is None else here[ranks])
-        positions = np.sort(np.concatenate(found))
+            sent[ranks if here is None else here[ranks]] = True
+        positions = np.flatnonzero(sent)
     if len(positions) == 0:
         raise UpdateError("the update holds no coordinate")
     return positions

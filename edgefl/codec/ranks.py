@@ -30,7 +30,7 @@ class Listed:
 
     def at(self, ranks: Index) -> Index:
         """The members of these ranks, each below `size`."""
-        return self.members[ranks]
+        return self.members.take(ranks)
 
     def ranks(self, members: Index) -> Index:
         """The ranks of members."""
@@ -63,11 +63,11 @@ def by_class(of_each: npt.NDArray[np.uint8], classes: int) -> Iterator[tuple[int
     """
     common = int(np.bincount(of_each[::_STRIDE], minlength=classes).argmax())
     others = np.flatnonzero(of_each != common)
-    of_others = of_each[others]
+    of_others = of_each.take(others)
     for number in reversed(range(classes)):
         if number == common:
             found: Listed | Unlisted = Unlisted(others, len(of_each) - len(others))
         else:
-            found = Listed(others[np.flatnonzero(of_others == number)])
+            found = Listed(others.take(np.flatnonzero(of_others == number)))
         if found.size:
             yield number, found

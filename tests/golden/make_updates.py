@@ -4,16 +4,21 @@ Inputs are arithmetic, not random, so that any implementation in any language ca
 a generator that always returns 0.5, which rounds to the nearest level, halves up; the seed of a rotation is 2022.
 """
 
+import struct
 from pathlib import Path
 
 import numpy as np
 
+from edgefl.codec.bits import pack
 from edgefl.codec.classes import Scorer, Stages
 from edgefl.codec.contextual import write_contextual
+from edgefl.codec.fixed import packed_length
 from edgefl.codec.history import History
+from edgefl.codec.plain import HEADER_LENGTH
 from edgefl.codec.rotated import write_rotated
 from edgefl.codec.sparsify import top_k
-from edgefl.codec.update import encode
+from edgefl.codec.subsets import complement, write_gaps
+from edgefl.codec.update import decode, encode
 from edgefl.codec.values import quantise
 from edgefl.codec.weights import PRECISIONS, encode_weights
 from edgefl.layout import Float32, Layout, Tensor
@@ -21,14 +26,17 @@ from edgefl.layout import Float32, Layout, Tensor
 HERE = Path(__file__).parent
 
 UPDATES = {
-    "update-sparse-1bit": (1000, 0.01, 1),
+    "update-rice-1bit": (1000, 0.01, 1),
     "update-gaps-4bit": (1000, 0.1, 4),
     "update-blocks-2bit": (97, 0.4, 2),
-    "update-complement-3bit": (100, 0.9, 3),
+    "update-rice-3bit": (100, 0.9, 3),
     "update-dense-8bit": (40, 1.0, 8),
     "update-one": (1, 1.0, 1),
 }
 """Size, sparsity and bits by name."""
+
+DIVIDED = {"update-sparse-1bit": (1000, 0.01, 1, 69), "update-complement-3bit": (100, 0.9, 3, 7)}
+"""Size, sparsity, bits and divisor by name: with the best divisor for random positions, which encoders of edgefl took at first."""
 
 SHAPES = ((20, 40), (20,), (9, 20))
 CONTEXTUAL = {
@@ -75,6 +83,17 @@ def history(shapes: tuple[tuple[int, ...], ...]) -> History:
     return History(start, before, now, shapes)
 
 
+def divided(name: str) -> bytes:
+    """A golden file of version 1 with a divisor that this encoder would not choose."""
+    size, sparsity, bits, divisor = DIVIDED[name]
+    data = encode(vector(size), sparsity=sparsity, bits=bits, rng=Half()).data
+    sent = decode(data, size).positions
+    coded = complement(sent, size) if 2 * len(sent) > size else sent
+    values = data[: HEADER_LENGTH + packed_length(len(sent), bits)]
+    streams = b"".join(pack([stream]) for stream in write_gaps(coded, divisor))
+    return values[: HEADER_LENGTH - 4] + struct.pack("<I", divisor) + values[HEADER_LENGTH:] + streams
+
+
 def contextual(name: str) -> bytes:
     """A golden file of version 2. The scorer is given: fitting one is the encoder's own affair."""
     shapes, count, bits, scorer = CONTEXTUAL[name]
@@ -89,6 +108,7 @@ def files() -> dict[str, bytes]:
         f"{name}.bin": encode(vector(size), sparsity=sparsity, bits=bits, rng=Half()).data
         for name, (size, sparsity, bits) in UPDATES.items()
     }
+    made |= {f"{name}.bin": divided(name) for name in DIVIDED}
     made |= {f"{name}.bin": contextual(name) for name in CONTEXTUAL}
     made |= {f"{name}.bin": write_rotated(vector(size), bits, Half()) for name, (size, bits) in ROTATED.items()}
     for precision in PRECISIONS:
