@@ -1,12 +1,13 @@
 """What a round costs the server, beside Flower's aggregation: `python -m benchmarks.aggregate --json FILE`.
 
-Model: N updates of a model of 1.66 million parameters (`benchmarks.updates`). edgefl decodes N encoded updates, folds each into the
-streaming mean and takes the result: once updates without context (p = 0.01, ternary), once those of the default plan (p = 0.02, 4
-bits, coded in the context of the model's history; the history's weights are at hand, what is computed of them is in the time).
-Flower, in an environment of its own, reads N messages with a dense vector each and adds them (`recorddict_from_proto`,
-`aggregate_arrayrecords`; the adding alone is told apart). Each measurement is a process of its own, the systems take turns, and the
-middle of the measurements counts, beside the least (`least_seconds`) for a machine that others use; memory is the largest resident size. Flower's grows with N: what would not fit `--limit` is left
-out and said.
+Model: N updates of a model of 1.66 million parameters (`benchmarks.updates`). edgefl decodes N encoded updates, folds each into
+the streaming mean and takes the result: updates without context (p = 0.01, ternary), with positions that are scattered evenly or
+clustered as gradients' are, and those of the default plan (p = 0.02, 4 bits, coded in the context of the model's history; the
+history's weights are at hand, what is computed of them is in the time). Flower, in an environment of its own, reads N messages
+with a dense vector each and adds them (`recorddict_from_proto`, `aggregate_arrayrecords`, as its server does; the adding alone is
+told apart). Each measurement is a process of its own and the systems take turns. The middle of the measurements counts, beside
+the least (`least_seconds`) and CPU seconds for a machine that others use; memory is the largest resident size. Flower's grows
+with N: what would not fit `--limit` is left out and said.
 
 Rule: both sides begin with the bytes that have arrived, and end with the mean; neither pays for its transport.
 """
@@ -16,19 +17,24 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 
 import numpy as np
 
-from benchmarks.updates import DEFAULT, SIZE, SPARSE, Fleet
+from benchmarks.updates import DEFAULT, SIZE, SPARSE, Fleet, scattered
 from benchmarks.uplink_peers import Peer, install
 from benchmarks.uplink_result import LeftOutError
+from edgefl.codec.compress import Memory, compress
+from edgefl.codec.history import History
+from edgefl.codec.scheme import Scheme
+from edgefl.layout import Float32
 
 DISTINCT = 20
 """Encoded updates that differ; each is read many times."""
-PLAIN, CONTEXT, FLOWER = "edgefl, p = 0.01, 1 bit", "edgefl, default plan", "Flower"
+SCATTERED, CLUSTERED = "edgefl, p = 0.01, scattered", "edgefl, p = 0.01, clustered"
+CONTEXT, FLOWER = "edgefl, default plan", "Flower"
 
 Row = dict[str, object]
 
@@ -66,12 +72,20 @@ def _arrivals(directory: Path) -> dict[str, Path]:
     """Directories of updates by system."""
     rng = np.random.default_rng(0)
     fleet = Fleet.of(rng)
-    places = {PLAIN: directory / "plain", CONTEXT: directory / "context"}
-    for (name, place), scheme in zip(places.items(), (SPARSE, DEFAULT), strict=True):
+    kinds: dict[str, tuple[Scheme, Callable[[np.random.Generator], Float32], History | None]] = {
+        SCATTERED: (SPARSE, scattered, None),
+        CLUSTERED: (SPARSE, fleet.delta, None),
+        CONTEXT: (DEFAULT, fleet.delta, fleet.history),
+    }
+    places = {}
+    for number, (name, (scheme, delta, history)) in enumerate(kinds.items()):
+        places[name] = place = directory / str(number)
         place.mkdir()
-        for number in range(DISTINCT):
-            (place / f"{number:02}.efu").write_bytes(fleet.update(scheme, rng, context=name == CONTEXT))
-    np.save(places[CONTEXT] / "history.npy", np.stack([fleet.history.start, fleet.history.before, fleet.history.now]))
+        for update in range(DISTINCT):
+            made = compress(delta(rng), Memory.empty(SIZE, scheme), scheme, history=history, rng=rng)
+            (place / f"{update:02}.efu").write_bytes(made.data)
+        if history is not None:
+            np.save(place / "history.npy", np.stack([history.start, history.before, history.now]))
     return places
 
 
@@ -110,14 +124,15 @@ def _row(system: str, updates: int, found: Sequence[Row]) -> Row:
 
 
 def _print(rows: Sequence[Row], left_out: str) -> None:
-    """Ratios are Flower's time over that of the row."""
-    print(f"{'system':26}{'updates':>9}{'seconds':>10}{'CPU, s':>10}{'ms/update':>11}{'peak, MB':>10}{'ratio':>8}")
+    """Ratios are Flower's number over that of the row, of the median seconds, the least and the CPU seconds."""
+    kinds = ("seconds", "least_seconds", "cpu_seconds")
+    print(f"{'system':29}{'updates':>8}{'seconds':>10}{'least':>10}{'CPU':>10}{'peak, MB':>10}   ratios")
     for row in rows:
-        seconds, cpu, updates = float(str(row["seconds"])), float(str(row["cpu_seconds"])), int(str(row["updates"]))
-        peak = int(str(row["peak_bytes"])) / 1e6
-        peer = [float(str(r["seconds"])) for r in rows if (r["system"], r["updates"]) == (FLOWER, updates)]
-        ratio = f"{peer[0] / seconds:.1f}" if peer else ""
-        print(f"{row['system']:26}{updates:>9}{seconds:>10.4f}{cpu:>10.4f}{seconds / updates * 1e3:>11.3f}{peak:>10.0f}{ratio:>8}")
+        numbers = [float(str(row[kind])) for kind in kinds]
+        peer = [r for r in rows if (r["system"], r["updates"]) == (FLOWER, row["updates"])]
+        ratios = [float(str(peer[0][kind])) / own for kind, own in zip(kinds, numbers, strict=True)] if peer else []
+        columns = "".join(f"{number:>10.4f}" for number in numbers) + f"{int(str(row['peak_bytes'])) / 1e6:>10.0f}"
+        print(f"{row['system']:29}{row['updates']:>8}{columns}   {', '.join(f'{ratio:.1f}' for ratio in ratios)}")
     if left_out:
         print(f"left out: {left_out}")
 

@@ -1,7 +1,7 @@
 """edgefl's aggregation, timed once: `python -m benchmarks.aggregate_once UPDATES DIRECTORY`.
 
-DIRECTORY holds encoded updates and, if they are coded in context, the weights of their history. Writes one line of JSON: seconds of
-decoding and adding them all and of the mean, and the largest resident size.
+DIRECTORY holds encoded updates and, if they are coded in context, the weights of their history. Writes one line of JSON:
+seconds of decoding and adding them all and of the mean, and the largest resident size.
 """
 
 import json
@@ -23,9 +23,9 @@ def main() -> None:
     updates, directory = int(sys.argv[1]), Path(sys.argv[2])
     files = [path.read_bytes() for path in sorted(directory.glob("*.efu"))]
     known = directory / "history.npy"
-    vectors = np.load(known) if known.exists() else ()
+    vectors = list(np.load(known)) if known.exists() else []
     began, computed = time.perf_counter(), time.process_time()
-    history = History(*vectors, SHAPES) if len(vectors) else None
+    history = History(vectors[0], vectors[1], vectors[2], SHAPES) if vectors else None
     aggregator = Streaming(SIZE)
     for number in range(updates):
         aggregator.add(decode(files[number % len(files)], SIZE, history), None, 100.0 + number, key="w", device=str(number))

@@ -1,11 +1,13 @@
 """What an update costs the device that writes it and the server that reads it: `python -m benchmarks.codec --json FILE`.
 
-Model: the vector of `benchmarks.updates`, 1.66 million parameters; times are told for a million. *Encode* is all of `compress`: the
-choice of coordinates, quantisation, coding, and what is left to send. In context it is measured twice: with a history of which
-nothing has been computed yet, as on a device, which codes one update with it, and with one at hand, as on a server, which reads a
-round's updates with it. `argpartition` is NumPy's, of the magnitudes of the same vector: the least that choosing them costs.
+Model: the vector of `benchmarks.updates`, 1.66 million parameters; times are told for a million. *Encode* is all of `compress`:
+the choice of coordinates, quantisation, coding, and what is left to send. In context it is measured twice: with a history of
+which nothing has been computed yet, as on a device, which codes one update with it, and with one at hand, as on a server, which
+reads a round's updates with it. `argpartition` is NumPy's, of the magnitudes of the same vector: the least that choosing them
+costs.
 
-Rule: everything is measured in turn, in CPU seconds of this one process; the table shows the median of the repetitions and the least.
+Rule: everything is measured in turn, in CPU seconds of this one process; the table shows the median of the repetitions and the
+least.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +24,9 @@ from benchmarks.updates import DEFAULT, SIZE, SPARSE, Fleet, again
 from edgefl.codec.compress import Memory, compress
 from edgefl.codec.history import History
 from edgefl.codec.scheme import Scheme
-from edgefl.codec.sparsify import count_sent
+from edgefl.codec.sparsify import Sparse, count_sent
 from edgefl.codec.update import decode
+from edgefl.layout import Float32
 
 PARTITION = "argpartition"
 
@@ -43,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows += _measured(name, scheme, fleet, given.repeat, rng)
     _print(rows)
     if given.json is not None:
-        given.json.write_text(json.dumps({"rows": rows, "size": SIZE, "numpy": np.__version__}, indent=1) + "\n", encoding="utf-8")
+        report = {"rows": rows, "size": SIZE, "numpy": np.__version__}
+        given.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def _measured(name: str, scheme: Scheme, fleet: Fleet, repeat: int, rng: np.random.Generator) -> list[Row]:
@@ -60,10 +65,20 @@ def _measured(name: str, scheme: Scheme, fleet: Fleet, repeat: int, rng: np.rand
     for way, history in ways.items():
         data = compress(delta, memory, scheme, history=history(), rng=rng).data
         lengths[way] = len(data)
-        works[f"{way} encode"] = lambda history=history: compress(delta, memory, scheme, history=history(), rng=rng)
-        works[f"{way} decode"] = lambda data=data, history=history: decode(data, SIZE, history())
+        works[f"{way} encode"] = partial(_encode, delta, memory, scheme, history, rng)
+        works[f"{way} decode"] = partial(_decode, data, history)
     seconds = _in_turn(works, repeat)
     return [_row(name, way, length, seconds) for way, length in lengths.items()]
+
+
+def _encode(
+    delta: Float32, memory: Memory, scheme: Scheme, history: Callable[[], History | None], rng: np.random.Generator
+) -> bytes:
+    return compress(delta, memory, scheme, history=history(), rng=rng).data
+
+
+def _decode(data: bytes, history: Callable[[], History | None]) -> Sparse:
+    return decode(data, SIZE, history())
 
 
 def _in_turn(works: Mapping[str, Work], repeat: int) -> dict[str, list[float]]:

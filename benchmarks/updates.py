@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgefl.codec.compress import Memory, compress
 from edgefl.codec.history import History
 from edgefl.codec.scheme import Scheme
 from edgefl.layout import Float32
@@ -48,10 +47,10 @@ class Fleet:
         """What one device has learned, float32, shape `(SIZE,)`."""
         return self.busy * rng.standard_normal(SIZE, dtype=np.float32)
 
-    def update(self, scheme: Scheme, rng: np.random.Generator, *, context: bool) -> bytes:
-        """A device's first update."""
-        history = self.history if context else None
-        return compress(self.delta(rng), Memory.empty(SIZE, scheme), scheme, history=history, rng=rng).data
+
+def scattered(rng: np.random.Generator) -> Float32:
+    """A change that may be large anywhere, float32, shape `(SIZE,)`: heavy tails, but all coordinates alike."""
+    return (rng.standard_normal(SIZE) ** 3).astype(np.float32)
 
 
 def again(history: History) -> History:

@@ -27,7 +27,7 @@ from edgefl.codec.scheme import Scheme
 from edgefl.codec.update import decode, max_length, needs_history
 from edgefl.errors import UpdateError
 
-SHAPES = (((1,),), ((4, 9), (4,)), ((12, 20), (12,), (5, 12)), ((7, 3, 3, 3), (7,), ()))
+SHAPES = (((1,),), ((4, 9), (4,)), ((12, 20), (12,), (5, 12)), ((7, 3, 3, 3), (7,), ()), ((90, 200), (90,)))
 WATCHED = 2000
 """Every so many inputs, one is decoded under tracemalloc."""
 WOUNDS = (0.4, 0.2, 0.08, 0.08, 0.08, 0.06, 0.1)
@@ -61,7 +61,7 @@ def cases(rng: np.random.Generator, count: int = 160) -> list[Case]:
         delta = ((known.now - known.before) * 0.5 + rng.standard_normal(known.size) ** 3).astype(np.float32)
         dense = rng.random() < 0.2
         scheme = Scheme(
-            sparsity=1.0 if dense else float(rng.choice([0.01, 0.05, 0.2, 0.4, 0.8])),
+            sparsity=1.0 if dense else float(rng.choice([0.0005, 0.01, 0.05, 0.2, 0.4, 0.8])),
             bits=int(rng.integers(1, 9)),
             rotated=bool(dense and rng.random() < 0.7),
         )
@@ -89,8 +89,8 @@ def damage(case: Case, other: Case, rng: np.random.Generator) -> bytes:
             cut = int(rng.integers(len(other.data)))
             data[place:] = other.data[cut:]
         elif wound == 5 and len(data) > 13:
-            field, form = ((3, "<B"), (4, "<B"), (5, "<I"), (9, "<I"), (13, "<f"))[int(rng.integers(5))]
-            value = (0, 1, 2, 3, 255)[int(rng.integers(5))] if form == "<B" else int(rng.integers(1 << 32))
+            field, form = ((3, "<B"), (4, "<B"), (5, "<I"), (9, "<I"), (13, "<f"), (21, "<I"))[int(rng.integers(6))]
+            value = (0, 1, 2, 3, 255)[int(rng.integers(5))] if form == "<B" else int(rng.integers(1 << int(rng.integers(1, 33))))
             wounded = struct.pack(form, value if form != "<f" else float(rng.choice([0, -1, 1e38, np.nan, np.inf])))
             data[field : field + len(wounded)] = wounded
         elif wound == 6:

@@ -73,7 +73,8 @@ def scores(scorer: Scorer, levels: Sequence[Levels], tensors: Iterable[slice] = 
     """
     most = sum(abs(slope) * LEVELS + abs(absence) for slope, absence in zip(scorer.slopes, scorer.absences, strict=True))
     wide = most + max(map(abs, scorer.tensors), default=0) >= 1 << 15
-    score: Scores = np.zeros(len(levels[0]), dtype=np.int32 if wide else np.int16)
+    size = len(levels[0])
+    score: Scores = np.zeros(size, dtype=np.int32) if wide else np.zeros(size, dtype=np.int16)
     for kind, slope, absence in zip(levels, scorer.slopes, scorer.absences, strict=True):
         if slope:
             score += np.multiply(kind, slope, dtype=score.dtype)

@@ -1,8 +1,9 @@
 """Codes of a fixed width, whole arrays at a time.
 
-Model: eight codes of w bits are w bytes, so that every eighth code begins a byte. For w up to 8 those bytes are one 64-bit word, for w
-up to 16 two; a word's codes are moved apart into lanes of 8 or 16 bits in three or two steps, each of which moves one half of the codes
-of every lane into a lane of its own, in all words at once (parallel bit deposit; Warren, Hacker's Delight, 7-4).
+Model: eight codes of w bits are w bytes, so that every eighth code begins a byte. For w up to 8 those bytes are one 64-bit
+word, for w up to 16 two; a word's codes are moved apart into lanes of 8 or 16 bits in three or two steps, each of which moves
+one half of the codes of every lane into a lane of its own, in all words at once (parallel bit deposit; Warren, Hacker's
+Delight, 7-4).
 
 Rule: bits are most significant first; a reader looks at no more bits than there are codes.
 """

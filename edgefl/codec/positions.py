@@ -1,8 +1,9 @@
 """Where the sent values are, in format version 1: k of n positions in little more than the entropy n*H(k/n) bits.
 
-The coder is that of `edgefl.codec.subsets`, with Golomb's divisor in the header and each stream padded to whole bytes. The divisor is
-the encoder's choice: the best one for random positions, or a power of two beside it where that costs these positions next to
-nothing, as it does with 1, 2 or 4 % of them. Then no remainder has an extra bit (Rice's code), and a reader is a fifth sooner.
+The coder is that of `edgefl.codec.subsets`, with Golomb's divisor in the header and each stream padded to whole bytes. The
+divisor is the encoder's choice: the best one for random positions, or a power of two beside it where that costs these positions
+next to nothing, as it does with 1, 2 or 4 % of them. Then no remainder has an extra bit (Rice's code), and a reader is a fifth
+sooner.
 
 Measured against n*H(k/n): below 1 % over for most densities, 1.5 % at worst (tests/test_codec_positions.py holds the grid).
 """

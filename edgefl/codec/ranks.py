@@ -1,7 +1,7 @@
 """The members of each class by their rank: which coordinate is the r-th of its class, and the other way round.
 
-Model: most coordinates are in one class, because most weights have hardly moved. The members of all others are listed; a member of
-the common class is found by how many of the listed ones come before it, so that the long list is never made.
+Model: most coordinates are in one class, because most weights have hardly moved. The members of all others are listed; a member
+of the common class is found by how many of the listed ones come before it, so that the long list is never made.
 
 Rule: a list is in ascending order; which class is taken for the common one has no effect but on time.
 """

@@ -88,11 +88,12 @@ def write_gaps(members: Index, divisor: int) -> list[Bits]:
 def read_gaps(reader: BitReader, divisor: int, count: int, size: int) -> Index:
     """What `write_gaps` wrote: `count` members below `size`, both at least 1. Each stream ends where the reader aligns it."""
     width, short = _split(divisor)
-    members = reader.codes(count, width).astype(np.int64)
+    remainders = reader.codes(count, width)
+    members = remainders.astype(np.int64)
     reader.align()
     if short < divisor:
-        long = np.flatnonzero(members >= short)
-        members[long] += members[long] - short + reader.take(len(long))
+        long = np.flatnonzero(remainders >= short)
+        members[long] = 2 * members.take(long) - short + reader.take(len(long))
         reader.align()
     ends = reader.ones(count, count + size // divisor)
     reader.align()

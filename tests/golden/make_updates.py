@@ -36,7 +36,7 @@ UPDATES = {
 """Size, sparsity and bits by name."""
 
 DIVIDED = {"update-sparse-1bit": (1000, 0.01, 1, 69), "update-complement-3bit": (100, 0.9, 3, 7)}
-"""Size, sparsity, bits and divisor by name: with the best divisor for random positions, which encoders of edgefl took at first."""
+"""Size, sparsity, bits and divisor by name: with the divisor that encoders of edgefl took at first."""
 
 SHAPES = ((20, 40), (20,), (9, 20))
 CONTEXTUAL = {
