@@ -32,7 +32,6 @@ Rules:
 * Times are seconds of a monotonic clock. There is no randomness.
 """
 
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -41,6 +40,7 @@ from edgefl.server.askers import Asker, Askers, admit, allowed, with_asker
 from edgefl.server.delivery_events import Counts, Effect, Event, Offered, Refuse, SendBlocks, Tick, Wanted, Withdrawn
 from edgefl.server.gather import GATHER, gathering
 from edgefl.server.lanes import REMEMBERED, UNDER_WAY, Lane, LaneName, indices_of, slot_of
+from edgefl.server.turns import in_turn
 from edgefl.wire.blocks import wanted
 from edgefl.wire.messages import BLOCK_SIZE, Want
 
@@ -218,7 +218,8 @@ def _forget(state: Delivery, now: float, seconds: float = UNDER_WAY) -> Delivery
 def _tick(state: Delivery, room: int, now: float) -> Outcome:
     state = _pass_on(_forget(_refill(state, now), now, REMEMBERED), now)
     limit = max(0, room if state.rate is None else min(room, int(state.tokens)))
-    chosen, order = _choose(state, limit // BLOCK_COST, now)
+    left = {name: lane.want for name, lane in state.lanes.items() if lane.want and _due(state, name, lane) <= now}
+    chosen, order = in_turn(left, limit // BLOCK_COST, spaced=bool(state.device_rate))
     lanes = {name: state.lanes[name] for name in order} | dict(state.lanes)
     askers = dict(state.askers)
     for name, bits in chosen.items():
@@ -247,26 +248,3 @@ def _refill(state: Delivery, now: float) -> Delivery:
     depth = max(state.rate / 4.0, float(BLOCK_COST))
     tokens = min(depth, state.tokens + state.rate * max(0.0, now - state.filled_at))
     return replace(state, tokens=tokens, filled_at=now)
-
-
-def _choose(state: Delivery, room: int, now: float) -> tuple[dict[LaneName, int], tuple[LaneName, ...]]:
-    """Up to `room` due blocks, one of each lane in turn, lowest first; and the lanes left with due blocks, next one first.
-
-    With a rate per device, one block of a lane to one device is all that is due.
-    """
-    left = {name: lane.want for name, lane in state.lanes.items() if lane.want and _due(state, name, lane) <= now}
-    order, chosen = deque(left), dict.fromkeys(left, 0)
-    served: set[str] = set()
-    while order and room > 0:
-        name = order.popleft()
-        if name[1] in served:
-            continue
-        low = left[name] & -left[name]
-        left[name] ^= low
-        chosen[name] |= low
-        room -= 1
-        if name[1] and state.device_rate:
-            served.add(name[1])
-        elif left[name]:
-            order.append(name)
-    return {name: bits for name, bits in chosen.items() if bits}, tuple(name for name in order if name[1] not in served)

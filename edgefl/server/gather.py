@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 
 GATHER = 5.0
 """Seconds that a gathering takes at most, unless the operator says otherwise."""
-PATIENCE = 0.025
-"""Seconds for each device that is missing: two hundred are worth five."""
+PATIENCE = 0.05
+"""Seconds for each device that is missing: a hundred are worth five."""
 QUIET = 0.5
 """Seconds without anybody new, after which nobody is waited for: who has not asked by then wants nothing, or is a straggler."""
 

@@ -136,7 +136,6 @@ class Service:
         self._catalogue.remove_garbage()
 
     def _offer(self) -> None:
-        """Serve the files of the catalogue, and no others."""
         self._blocks.offer(self._catalogue.files())
         self._expected.refresh(self._catalogue)
 
