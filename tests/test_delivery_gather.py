@@ -50,12 +50,12 @@ def test_two_hundred_devices_that_begin_within_seconds_cost_one_file(spread):
     assert max(board.finished - board.joins for board in boards) <= GATHER + ALONE
 
 
-def test_one_device_does_not_wait():
-    """A device that is the only one to be expected, or one that nobody expects, gets its first block after the merge window."""
-    for expected in (frozenset({"a"}), frozenset()):
-        state, _ = step(Delivery(), Offered(SHA256, 10), 0.0)
-        state, _ = step(state, Wanted("a", asking(0), expected), 1.0)
-        assert wake_at(state) == 1.0 + MERGE_WINDOW
+@pytest.mark.parametrize(("expected", "wait"), [({"a"}, 0.0), (set(), MERGE_WINDOW), ({"b"}, MERGE_WINDOW)])
+def test_one_device_does_not_wait(expected, wait):
+    """The only one to be expected is answered at once; where nobody or one other is, the merge window is all."""
+    state, _ = step(Delivery(), Offered(SHA256, 10), 0.0)
+    state, _ = step(state, Wanted("a", asking(0), frozenset(expected)), 1.0)
+    assert wake_at(state) == 1.0 + wait
 
 
 def test_few_devices_wait_a_moment():

@@ -17,8 +17,8 @@ Rules:
 * A request is a hint, not a debt: what is lost or left out is asked for again.
 * Late is not lost. A connection through a broker keeps the order and loses nothing while it lasts, so what was sent after the
   last block that the asker has heard (`Want.heard`) is under way to it, for minutes on a slow link; what was sent before and is
-  asked for is lost, and is sent again at once. Who begins to listen gets everything; who has heard nothing since says
-  how far it is behind, and `UNDER_WAY` is the least of it.
+  asked for is lost, and is sent again. Who begins to listen gets everything; who has heard nothing since says how far it is
+  behind, and `UNDER_WAY` is the least of it.
 * In a pass each block goes out to all at most once. The first pass, and each later one, begins when the devices that are expected
   have asked, or after a short time that is in proportion to those who have not (`server.gather`); so all who come late get what
   they have missed together. While other blocks are wanted, they go first: late ones listen to them, too.
@@ -63,7 +63,7 @@ class Delivery:
     Attributes:
         rate: bytes per second to everybody together, None for no limit.
         device_rate: bytes per second to each device that is served alone, None for no limit.
-        merge: seconds for which requests are collected.
+        merge: seconds for which requests are collected, unless nobody but the asker is expected.
         gather: most seconds for which devices that are expected are waited for.
         files: number of blocks by SHA-256 of the offered files.
         lanes: in the order of rotation.
@@ -168,12 +168,13 @@ def _collect(state: Delivery, event: Wanted, asker: Asker, name: LaneName, bits:
 def _shared(state: Delivery, lane: Lane, event: Wanted, bits: int, now: float) -> Lane:
     """The lane to all after a device has asked for these blocks: those that were sent in this pass are held for the next."""
     held, gathered = bits & lane.passed, lane.gathering
+    merge = 0.0 if event.expected == {event.device} else state.merge
     if gathered:
         gathered = gathered.joined(event.device, now)
     elif held:
         missing = frozenset(device for device in event.expected if not _has_asked(state, device, event.want.sha256))
-        gathered = gathering(missing, state.merge, state.gather, now)
-    return replace(lane.wanting(bits & ~lane.passed, now + state.merge), held=lane.held | held, gathering=gathered)
+        gathered = gathering(missing, merge, state.gather, now)
+    return replace(lane.wanting(bits & ~lane.passed, now + merge), held=lane.held | held, gathering=gathered)
 
 
 def _has_asked(state: Delivery, device: str, sha256: bytes) -> bool:
