@@ -2,9 +2,8 @@
 
 Model. The shell offers files. A *lane* is a file and whom its blocks go to: all who listen, or one device that has asked to be
 served alone. Requests on the lane to all are collected in a bitmap for a short *merge window*; then the wanted blocks are sent,
-once, on the file's topic. The first blocks of a file, and what was sent already, wait besides until those who are expected have
-gathered. N devices that fetch the same file cost little more than one file. A lane to one device has no merge window and is paced
-by what that device asks for.
+once, on the file's topic. The first blocks of a file, and those sent already, wait until who is expected has gathered. N devices
+that fetch the same file cost little more than one. A lane to one device has no merge window and goes at that device's pace.
 
     Wanted -> more often than a device may (`server.askers`) -> refused; of repetitions, what is too much is left out
            -> blocks that are under way to the asker         -> nothing
