@@ -4,7 +4,7 @@ Model: the process is told on its standard input, in one JSON line, whom it play
 its receivers are connected and subscribed. Then `go` on the input starts them, and for each that has everything, verified and
 forced to the disk, it prints a line: the device and the moment (seconds of the monotonic clock, which all processes share).
 
-* `multicast` receivers are what a device's agent has: a `PahoLink` and a `Fetcher`.
+* `multicast` receivers are what a device's agent has: a `PahoLink` and a `Fetcher`; they say that they are there, as it does.
 * `retained` receivers get one message with all files; `unicast` receivers get blocks on topics of their own, unasked. Both use
   paho as its documentation shows it, check the same hashes and write through the same store.
 """
@@ -31,7 +31,7 @@ from edgefl.link.paho import PahoLink
 from edgefl.store.blobs import BlobStore
 from edgefl.store.partial import PartialFile
 from edgefl.wire import topics
-from edgefl.wire.messages import Block, FileRef, decode
+from edgefl.wire.messages import Block, FileRef, State, decode, encode
 
 WHOLE = f"{topics.ROOT}/all/whole/variant"
 """Topic of the one retained message."""
@@ -78,6 +78,7 @@ class Receiver:
             name, link, BlobStore(self.state / "blobs"), self.state / "partial", reserve=0, clock=time.monotonic, rng=rng
         )
         link.subscribe(own_topic(name))
+        link.publish(topics.state(name), encode(State(1, online=True, profile=bundle.config.profile)), retain=True)
         there: set[bytes] = set()
         told = begun = False
         while len(there) < len({ref.sha256 for ref in self.files}):

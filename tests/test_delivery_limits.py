@@ -11,7 +11,7 @@ from edgefl.server.askers import (
     REQUEST_BURST,
     REQUEST_RATE,
 )
-from edgefl.server.delivery import MOST_PER_REQUEST, Delivery, step
+from edgefl.server.delivery import MOST_PER_REQUEST, Delivery, step, wake_at
 from edgefl.server.delivery_events import Offered, Refuse, SendBlocks, Tick, Wanted
 from edgefl.wire.blocks import want
 from edgefl.wire.messages import FileRef, Want
@@ -42,8 +42,9 @@ def play(state: Delivery, device: str, asks: list[Want], every: float, start: fl
         now += every
         state, effects = step(state, Wanted(device, ask), now)
         refused += sum(isinstance(effect, Refuse) for effect in effects)
-        state, effects = step(state, Tick(ROOM), now + 0.05)
-        blocks += sum(len(effect.indices) for effect in effects if isinstance(effect, SendBlocks))
+        while (due := wake_at(state)) is not None and due <= now + 0.05:
+            state, effects = step(state, Tick(ROOM), now + 0.05)
+            blocks += sum(len(effect.indices) for effect in effects if isinstance(effect, SendBlocks))
     return state, blocks, refused
 
 

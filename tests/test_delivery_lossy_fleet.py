@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from edgefl.server.gather import PATIENCE
 from edgefl.wire.messages import BLOCK_SIZE
 
 _SPEC = importlib.util.spec_from_file_location("toylinks", Path(__file__).with_name("toylinks.py"))
@@ -64,10 +65,13 @@ def test_a_device_that_reconnects_is_served_within_seconds(seed):
 
 @pytest.mark.parametrize("late", [None, "slow", "fast"])
 def test_fast_devices_are_fast_beside_lossy_ones(late):
-    """Five links of 10 MB/s take seconds, together, before or after five lossy ones, and these lose nothing by it."""
+    """Five links of 10 MB/s take seconds, together, before or after five lossy ones, and these lose nothing by it.
+
+    Those that are there first wait a moment for the five others, which are expected.
+    """
     boards = fleet(1, fast=5)
     for board in boards:
         board.joins += 20.0 if late and (board.rate == FAST) == (late == "fast") else 0.0
     assert files(boards, 1) <= (1.3 if late is None else 2.1)
-    assert slowest(boards[:5]) <= (2.0 if late != "fast" else 5.0)
+    assert slowest(boards[:5]) <= (2.0 + 5 * PATIENCE if late != "fast" else 5.0)
     assert slowest(boards[5:]) <= (1.15 if late != "fast" else 1.5) * STREAM

@@ -90,6 +90,7 @@ FLOORS = {
     "edgefl.server.inbox": 3,
     "edgefl.server.keys": 5,
     "edgefl.server.downlink": 5,
+    "edgefl.server.expected": 5,
     "edgefl.server.evaluate": 5,
     "edgefl.server.provision": 5,
     "edgefl.server.push": 5,

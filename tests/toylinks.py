@@ -12,6 +12,7 @@ from edgefl.device import download
 from edgefl.device.download_events import Ask, BlockArrived, Complete, Effect, GoAlone, Reconnected, Tick
 from edgefl.device.download_state import Download
 from edgefl.server import delivery, delivery_events
+from edgefl.server.gather import GATHER
 from edgefl.server.lanes import slot_of
 from edgefl.wire.blocks import file_ref
 from edgefl.wire.messages import BLOCK_SIZE, Block, FileRef, Want
@@ -113,11 +114,24 @@ class Board:
                     self.finished, self.listens = now, False
 
 
-def simulate(file: File, boards: list[Board], seed: int) -> Counter[str]:
-    """Run until all have the file; the blocks sent to each device and to all."""
+def simulate(
+    file: File,
+    boards: list[Board],
+    seed: int,
+    *,
+    absent: int = 0,
+    rate: float | None = None,
+    gather: float = GATHER,
+) -> Counter[str]:
+    """Run until all have the file; the blocks sent to each device and to all.
+
+    The server expects all boards, and `absent` more that never ask; `rate` and `gather` are its limits.
+    """
     rng, content = random.Random(seed), file.content
     ref = file_ref("weights", content)
-    server, _ = delivery.step(delivery.Delivery(), delivery_events.Offered(ref.sha256, file.blocks), 0.0)
+    offered = delivery_events.Offered(ref.sha256, file.blocks)
+    server, _ = delivery.step(delivery.Delivery(rate=rate, gather=gather), offered, 0.0)
+    expected = frozenset([board.name for board in boards] + [f"absent-{number}" for number in range(absent)])
     now, sent, waiting = 0.0, Counter[str](), deque[tuple[float, str, Want]]()
     while not all(board.finished for board in boards):
         assert now < LONGEST, "the fleet did not finish"
@@ -128,7 +142,7 @@ def simulate(file: File, boards: list[Board], seed: int) -> Counter[str]:
             board.wants.clear()
         while waiting and waiting[0][0] <= now:
             _, name, want = waiting.popleft()
-            server, _ = delivery.step(server, delivery_events.Wanted(name, want), now)
+            server, _ = delivery.step(server, delivery_events.Wanted(name, want, expected), now)
         due = delivery.wake_at(server)
         if due is None or due > now:
             continue

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edgefl.link.address import BrokerAddress
+    from edgefl.server.blocks import Rates
     from edgefl.server.claimline import ClaimLine
     from edgefl.server.renewal import RenewalDesk
     from edgefl.store.fleet import Fleet
@@ -36,15 +37,24 @@ BUSY_SECONDS = 5.0
 @click.option(
     "--device-rate", type=rate, metavar="RATE", help="The same for each device that is served alone.  [default: no limit]"
 )
+@click.option(
+    "--gather",
+    type=click.FloatRange(0.0, 60.0),
+    default=5.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Most that a file waits for devices that are expected to want it, so that it is sent once for all.",
+)
 @fleet_option
 @log_json_option
-def serve(everybody: float | None, device_rate: float | None, fleet_path: Path) -> None:
+def serve(everybody: float | None, device_rate: float | None, gather: float, fleet_path: Path) -> None:
     """Run the server of a fleet until SIGTERM or Ctrl-C: announce versions, deliver blocks, run rounds.
 
     Rates are like 10MB/s or 64KB/s. How often a device may ask is always limited.
     """
     from edgefl.cli.process import log_to_stderr, stop_on_signals
     from edgefl.errors import FleetError
+    from edgefl.server.blocks import Rates
     from edgefl.store.database import open_database
     from edgefl.store.fleet import Fleet
     from edgefl.store.lock import file_lock
@@ -61,26 +71,19 @@ def serve(everybody: float | None, device_rate: float | None, fleet_path: Path) 
                 f"the fleet {fleet_path} is being served already",
                 remedy="Stop the other `edgefl serve` first; one server is enough for a fleet",
             )
-        _serve(fleet, database, everybody, device_rate, should_stop)
+        _serve(fleet, database, Rates(everybody, device_rate, gather), should_stop)
 
 
-def _serve(
-    fleet: "Fleet",
-    database: sqlite3.Connection,
-    everybody: float | None,
-    device_rate: float | None,
-    should_stop: "Callable[[], bool]",
-) -> None:
+def _serve(fleet: "Fleet", database: sqlite3.Connection, rates: "Rates", should_stop: "Callable[[], bool]") -> None:
     """Connect and serve until told to stop. Raises FleetError, StoreError, LinkError."""
     from edgefl.link.address import BrokerAddress
     from edgefl.link.paho import PahoLink
     from edgefl.names import SERVER
-    from edgefl.server.blocks import Rates
     from edgefl.server.keys import online_signer
     from edgefl.server.service import Service
     from edgefl.store.blobs import BlobStore
 
-    settings, rates = fleet.settings, Rates(everybody, device_rate)
+    settings = fleet.settings
     address = BrokerAddress(settings.host, settings.port, fleet.root_certificate, fleet.server_certificate, fleet.server_key)
     link = PahoLink(address, SERVER, clean_session=False)
     claims, renewals = _credential_desks(fleet, database, address)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from edgefl.errors import BlockError, MessageError, StoreError
 from edgefl.server.delivery import Delivery, step, wake_at
 from edgefl.server.delivery_events import Counts, Effect, Event, Offered, Refuse, SendBlocks, Tick, Wanted, Withdrawn
+from edgefl.server.gather import GATHER
 from edgefl.server.lanes import slot_of
 from edgefl.store.blobs import BlobStore
 from edgefl.wire import topics
@@ -19,19 +20,23 @@ from edgefl.wire.messages import BLOCK_SIZE, Block, FileRef, Want, encode
 
 PublishBlock = Callable[[str, str, bytes], None]
 """Model, topic, payload."""
+Expecting = Callable[[bytes], frozenset[str]]
+"""The devices that are expected to want the file with this SHA-256."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Bytes per second of block messages that may leave; None for no limit.
+    """When block messages may leave; rates are bytes per second, None for no limit.
 
     Attributes:
         everybody: to all devices together.
         device: to each device that is served alone.
+        gather: seconds that a file waits at most for the devices that are expected to want it (`server.gather`).
     """
 
     everybody: float | None = None
     device: float | None = None
+    gather: float = GATHER
 
 
 UNLIMITED = Rates()
@@ -46,14 +51,23 @@ class BlockServer:
         publish: sends a block to whoever listens on a topic, and counts its bytes for the model.
         room: bytes that the link's queue can take now.
         rates: how fast blocks may leave.
+        expected: who is waited for; nobody, if it is not known.
     """
 
-    def __init__(self, blobs: BlobStore, publish: PublishBlock, room: Callable[[], int], rates: Rates = UNLIMITED) -> None:
+    def __init__(
+        self,
+        blobs: BlobStore,
+        publish: PublishBlock,
+        room: Callable[[], int],
+        rates: Rates = UNLIMITED,
+        expected: Expecting = lambda _: frozenset(),
+    ) -> None:
         self._blobs = blobs
         self._publish = publish
         self._room = room
         self._files: dict[bytes, tuple[str, FileRef]] = {}
-        self._delivery = Delivery(rate=rates.everybody, device_rate=rates.device)
+        self._expected = expected
+        self._delivery = Delivery(rate=rates.everybody, device_rate=rates.device, gather=rates.gather)
 
     @property
     def counts(self) -> Counts:
@@ -74,7 +88,7 @@ class BlockServer:
         Raises:
             MessageError: the request is refused, because the file is not on offer or too many are asked for.
         """
-        for effect in self._step(Wanted(device, request), now):
+        for effect in self._step(Wanted(device, request, self._expected(request.sha256)), now):
             if isinstance(effect, Refuse):
                 raise MessageError(f"{device} asks for file {request.sha256.hex()[:16]}: {effect.reason}")
         return self._files[request.sha256][0]

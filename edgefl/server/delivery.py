@@ -2,11 +2,12 @@
 
 Model. The shell offers files. A *lane* is a file and whom its blocks go to: all who listen, or one device that has asked to be
 served alone. Requests on the lane to all are collected in a bitmap for a short *merge window*; then the wanted blocks are sent,
-once, on the file's topic. N devices that fetch the same file cost little more than one file. A lane to one device has no merge
-window and is paced by what that device asks for.
+once, on the file's topic. The first blocks of a file, and those sent already, wait until who is expected has gathered. N devices
+that fetch the same file cost little more than one. A lane to one device has no merge window and goes at that device's pace.
 
     Wanted -> more often than a device may (`server.askers`) -> refused; of repetitions, what is too much is left out
            -> blocks that are under way to the asker         -> nothing
+           -> blocks that were sent in this pass             -> held until the gathering ends and nothing else is wanted
            -> other blocks                                   -> collected; due after the merge window, alone at once
     Tick   -> lanes that are due, in turn, one block each, until their wants, the link's room or the rate is used up
 
@@ -15,8 +16,11 @@ Rules:
 * A request is a hint, not a debt: what is lost or left out is asked for again.
 * Late is not lost. A connection through a broker keeps the order and loses nothing while it lasts, so what was sent after the
   last block that the asker has heard (`Want.heard`) is under way to it, for minutes on a slow link; what was sent before and is
-  asked for is lost, and is sent again at once. Who begins to listen gets everything; who has heard nothing since says
-  how far it is behind, and `UNDER_WAY` is the least of it.
+  asked for is lost, and is sent again. Who begins to listen gets everything; who has heard nothing since says how far it is
+  behind, and `UNDER_WAY` is the least of it.
+* In a pass each block goes out to all at most once. The first pass, and each later one, begins when the devices that are expected
+  have asked, or after a short time that is in proportion to those who have not (`server.gather`); so all who come late get what
+  they have missed together. While other blocks are wanted, they go first: late ones listen to them, too.
 * Who goes alone no longer listens to all: only what was sent to all before its first request alone counts as under way to it.
 * Everything is bounded: `MOST_FILES` offered files, `MOST_SHARED` lanes to all, `MOST_ALONE` to one device and `ALONE_EACH` to
   the same, `MOST_PER_REQUEST` blocks heard from one request, and what is known of devices. More is refused or ignored, and
@@ -27,14 +31,15 @@ Rules:
 * Times are seconds of a monotonic clock. There is no randomness.
 """
 
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from edgefl.server.askers import Asker, Askers, admit, allowed, with_asker
 from edgefl.server.delivery_events import Counts, Effect, Event, Offered, Refuse, SendBlocks, Tick, Wanted, Withdrawn
+from edgefl.server.gather import GATHER, gathering
 from edgefl.server.lanes import REMEMBERED, UNDER_WAY, Lane, LaneName, indices_of, slot_of
+from edgefl.server.turns import in_turn
 from edgefl.wire.blocks import wanted
 from edgefl.wire.messages import BLOCK_SIZE, Want
 
@@ -57,7 +62,8 @@ class Delivery:
     Attributes:
         rate: bytes per second to everybody together, None for no limit.
         device_rate: bytes per second to each device that is served alone, None for no limit.
-        merge: seconds for which requests are collected.
+        merge: seconds for which requests are collected, unless nobody but the asker is expected.
+        gather: most seconds for which devices that are expected are waited for.
         files: number of blocks by SHA-256 of the offered files.
         lanes: in the order of rotation.
         askers: what each device has cost lately.
@@ -69,6 +75,7 @@ class Delivery:
     rate: float | None = None
     device_rate: float | None = None
     merge: float = MERGE_WINDOW
+    gather: float = GATHER
     files: Mapping[bytes, int] = field(default_factory=dict)
     lanes: Mapping[LaneName, Lane] = field(default_factory=dict)
     askers: Askers = field(default_factory=dict)
@@ -91,24 +98,25 @@ def step(state: Delivery, event: Event, now: float) -> Outcome:
         case Withdrawn(sha256):
             files = {name: blocks for name, blocks in state.files.items() if name != sha256}
             return replace(state, files=files, lanes={k: lane for k, lane in state.lanes.items() if k[0] != sha256}), ()
-        case Wanted(device, request):
-            return _wanted(state, device, request, now)
+        case Wanted():
+            return _wanted(state, event, now)
         case Tick(room):
             return _tick(state, room, now)
 
 
 def wake_at(state: Delivery) -> float | None:
     """When the machine wants a `Tick` at the latest; None while nothing is wanted."""
-    due = [_due(state, name, lane) for name, lane in state.lanes.items() if lane.want]
+    due = [_due(state, name, lane) for name, lane in state.lanes.items() if lane.want or lane.held]
     return max(min(due), state.blocked_until) if due else None
 
 
 def _due(state: Delivery, name: LaneName, lane: Lane) -> float:
     asker = state.askers.get(name[1]) if state.device_rate else None
-    return max(lane.due, asker.next_at) if asker else lane.due
+    return max(lane.next_at, asker.next_at) if asker else lane.next_at
 
 
-def _wanted(state: Delivery, device: str, request: Want, now: float) -> Outcome:
+def _wanted(state: Delivery, event: Wanted, now: float) -> Outcome:
+    device, request = event.device, event.want
     askers, asker = admit(state.askers, device, now)
     state = replace(state, askers=askers)
     blocks = state.files.get(request.sha256)
@@ -127,20 +135,20 @@ def _wanted(state: Delivery, device: str, request: Want, now: float) -> Outcome:
         ignored=state.counts.ignored + int.from_bytes(request.bitmap, "little").bit_count() - len(indices),
     )
     throttled = state.counts.throttled
-    state = _collect(replace(state, counts=counts), device, asker, name, bits, now, request)
+    state = _collect(replace(state, counts=counts), event, asker, name, bits, now)
     if indices and state.counts.throttled - throttled == len(indices):
         return _refuse(state, device, request, "the same blocks too often")
     return state, ()
 
 
-def _collect(state: Delivery, device: str, asker: Asker, name: LaneName, bits: int, now: float, request: Want) -> Delivery:
+def _collect(state: Delivery, event: Wanted, asker: Asker, name: LaneName, bits: int, now: float) -> Delivery:
     """Put blocks on a lane, those excepted that are there, under way, or asked for too often."""
     sha256, alone = name[0], bool(name[1])
     lane = state.lanes.get(name, Lane())
     if alone and sha256 not in asker.alone:
         lane = replace(lane, sent=state.lanes.get((sha256, ""), Lane()).sent)
-    crossed = bits & _under_way(lane, request, now)
-    merged = bits & lane.want & ~crossed
+    crossed = bits & _under_way(lane, event.want, now)
+    merged = bits & (lane.want | lane.held) & ~crossed
     asker, fresh = allowed(asker, sha256, bits & ~crossed & ~merged)
     counts = replace(
         state.counts,
@@ -148,12 +156,29 @@ def _collect(state: Delivery, device: str, asker: Asker, name: LaneName, bits: i
         crossed=state.counts.crossed + crossed.bit_count(),
         throttled=state.counts.throttled + (bits & ~crossed & ~merged & ~fresh).bit_count(),
     )
-    askers = with_asker(state.askers, device, asker.remembering(sha256, bits, alone=alone))
+    askers = with_asker(state.askers, event.device, asker.remembering(sha256, bits, alone=alone))
     state = replace(state, counts=counts, askers=askers)
-    if not fresh:
+    if not fresh and not lane.held:
         return state
-    due = lane.due if lane.want else now + (0.0 if alone else state.merge)
-    return replace(state, lanes={**state.lanes, name: replace(lane, want=lane.want | fresh, due=due)})
+    lane = lane.wanting(fresh, now) if alone else _shared(state, lane, event, fresh, now)
+    return replace(state, lanes={**state.lanes, name: lane})
+
+
+def _shared(state: Delivery, lane: Lane, event: Wanted, bits: int, now: float) -> Lane:
+    """The lane to all after a device has asked for these blocks: those that were sent in this pass are held for the next."""
+    held, gathered = bits & lane.passed, lane.gathering
+    merge = 0.0 if event.expected == {event.device} else state.merge
+    if gathered:
+        gathered = gathered.joined(event.device, now)
+    elif held:
+        missing = frozenset(device for device in event.expected if not _has_asked(state, device, event.want.sha256))
+        gathered = gathering(missing, merge, state.gather, now)
+    return replace(lane.wanting(bits & ~lane.passed, now + merge), held=lane.held | held, gathering=gathered)
+
+
+def _has_asked(state: Delivery, device: str, sha256: bytes) -> bool:
+    asker = state.askers.get(device)
+    return asker is not None and sha256 in asker.asked
 
 
 def _under_way(lane: Lane, request: Want, now: float) -> int:
@@ -185,15 +210,16 @@ def _forget(state: Delivery, now: float, seconds: float = UNDER_WAY) -> Delivery
         lanes={
             name: lane
             for name, lane in state.lanes.items()
-            if lane.want or now - lane.sent_at < (UNDER_WAY if name[1] else seconds)
+            if lane.want or lane.held or now - lane.sent_at < (UNDER_WAY if name[1] else seconds)
         },
     )
 
 
 def _tick(state: Delivery, room: int, now: float) -> Outcome:
-    state = _forget(_refill(state, now), now, REMEMBERED)
+    state = _pass_on(_forget(_refill(state, now), now, REMEMBERED), now)
     limit = max(0, room if state.rate is None else min(room, int(state.tokens)))
-    chosen, order = _choose(state, limit // BLOCK_COST, now)
+    left = {name: lane.want for name, lane in state.lanes.items() if lane.want and _due(state, name, lane) <= now}
+    chosen, order = in_turn(left, limit // BLOCK_COST, spaced=bool(state.device_rate))
     lanes = {name: state.lanes[name] for name in order} | dict(state.lanes)
     askers = dict(state.askers)
     for name, bits in chosen.items():
@@ -209,32 +235,16 @@ def _tick(state: Delivery, room: int, now: float) -> Outcome:
     return state, tuple(SendBlocks(name[0], indices_of(bits), name[1]) for name, bits in chosen.items())
 
 
+def _pass_on(state: Delivery, now: float) -> Delivery:
+    """Begin the passes for which it is time."""
+    lanes = {name: lane.passing(now) for name, lane in state.lanes.items()}
+    begun = sum(lane is not state.lanes[name] for name, lane in lanes.items())
+    return replace(state, lanes=lanes, counts=replace(state.counts, passes=state.counts.passes + begun)) if begun else state
+
+
 def _refill(state: Delivery, now: float) -> Delivery:
     if state.rate is None:
         return replace(state, tokens=0.0, filled_at=now)
     depth = max(state.rate / 4.0, float(BLOCK_COST))
     tokens = min(depth, state.tokens + state.rate * max(0.0, now - state.filled_at))
     return replace(state, tokens=tokens, filled_at=now)
-
-
-def _choose(state: Delivery, room: int, now: float) -> tuple[dict[LaneName, int], tuple[LaneName, ...]]:
-    """Up to `room` due blocks, one of each lane in turn, lowest first; and the lanes left with due blocks, next one first.
-
-    With a rate per device, one block of a lane to one device is all that is due.
-    """
-    left = {name: lane.want for name, lane in state.lanes.items() if lane.want and _due(state, name, lane) <= now}
-    order, chosen = deque(left), dict.fromkeys(left, 0)
-    served: set[str] = set()
-    while order and room > 0:
-        name = order.popleft()
-        if name[1] in served:
-            continue
-        low = left[name] & -left[name]
-        left[name] ^= low
-        chosen[name] |= low
-        room -= 1
-        if name[1] and state.device_rate:
-            served.add(name[1])
-        elif left[name]:
-            order.append(name)
-    return {name: bits for name, bits in chosen.items() if bits}, tuple(name for name in order if name[1] not in served)

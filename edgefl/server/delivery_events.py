@@ -22,10 +22,11 @@ class Withdrawn:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A device asks for blocks."""
+    """A device asks for blocks; `expected` are the devices that will soon want the same file, if they have not asked yet."""
 
     device: str
     want: Want
+    expected: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ Effect = SendBlocks | Refuse
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What has happened so far, in blocks (`refused` in requests).
+    """What has happened so far, in blocks (`refused` in requests, `passes` in passes).
 
     Attributes:
         asked: blocks in requests that were heard.
@@ -71,6 +72,7 @@ class Counts:
         ignored: beyond the end of a file or of what one request may ask.
         throttled: asked for again, more often than a device may.
         refused: requests for what is not served, or too many of them.
+        passes: of blocks to all, begun.
     """
 
     asked: int = 0
@@ -81,3 +83,4 @@ class Counts:
     ignored: int = 0
     throttled: int = 0
     refused: int = 0
+    passes: int = 0

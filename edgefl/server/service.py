@@ -28,6 +28,7 @@ from edgefl.server.books import Books
 from edgefl.server.catalogue import Catalogue
 from edgefl.server.claimline import ClaimLine
 from edgefl.server.complaints import Complaints
+from edgefl.server.expected import Expected
 from edgefl.server.inbox import Inbox
 from edgefl.server.renewal import ROTATE, RenewalDesk
 from edgefl.server.rollouts import Rollouts
@@ -78,7 +79,8 @@ class Service:
         self._complaints = Complaints()
         self._inbox = Inbox()
         self._speech = Speech(link, self._books.traffic, partial(self._complain, logging.WARNING))
-        self._blocks = BlockServer(blobs, self._speech.block, self._speech.room, rates)
+        self._expected = Expected()
+        self._blocks = BlockServer(blobs, self._speech.block, self._speech.room, rates, self._expected.of)
         self._signer = signer
         self._announcer = Announcer(self._speech.announce, signer, wall)
         self._look_at = clock()
@@ -130,8 +132,12 @@ class Service:
             self._speech.answer("", topics.certificate(device), encode(Renewed(code=ROTATE)))
         for model, why in self._catalogue.broken.items():
             self._complain(logging.ERROR, f"the training of {model} cannot be taken up: {why}")
-        self._blocks.offer(self._catalogue.files())
+        self._offer()
         self._catalogue.remove_garbage()
+
+    def _offer(self) -> None:
+        self._blocks.offer(self._catalogue.files())
+        self._expected.refresh(self._catalogue)
 
     def _advance_rollouts(self) -> None:
         if self._rollouts.look():
@@ -146,7 +152,7 @@ class Service:
         closed = training.advance()
         if closed is not None:
             log.info("%s@%d %s", model, training.record.version, closed, extra=training.known)
-            self._blocks.offer(self._catalogue.files())
+            self._offer()
             self._announcer.everything(self._catalogue)
             self._catalogue.remove_garbage()
 
@@ -186,6 +192,7 @@ class Service:
             return ""  # a retained state that was cleared
         state = decode(payload, State)
         self._books.presence.state(device, state, self._wall())
+        self._expected.heard(device, online=state.online)
         self._rollouts.state(device, state)
         return state.models[0].model if state.models else ""
 
