@@ -196,8 +196,7 @@ def test_the_brokers_certificate_is_looked_at(fleet: Fleet, fault: str) -> None:
     """A certificate that ends in three weeks, or that does not name the host by which devices reach it."""
     if fault == "ends soon":
         broker = authority_of(fleet).broker(now=dt.datetime.now(dt.UTC) - dt.timedelta(days=10 * 365 - 21))
-        fleet.broker_certificate.write_bytes(broker.certificate)
-        fleet.broker_key.write_bytes(broker.key)
+        fleet.pair("broker").write_bytes(broker.key + broker.certificate)
     host = "127.0.0.1" if fault == "ends soon" else "127.0.0.2"
     with mosquitto(fleet, bind=host):
         findings = look(fleet, host)

@@ -161,7 +161,7 @@ def store(bundle: Path, model: str, replaced: dict[str, bytes]) -> None:
 def listening(fleet: Fleet, clients: Path, then: Callable[[ssl.SSLSocket], object]) -> Iterator[None]:
     """A TLS listener with the broker's certificate that believes the clients of a CA and does something with each connection."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(fleet.path / "keys" / "broker.crt", fleet.path / "keys" / "broker.key")
+    context.load_cert_chain(fleet.broker_certificate, fleet.broker_key)
     context.load_verify_locations(clients)
     context.verify_mode = ssl.CERT_REQUIRED
     server = socket.create_server(("127.0.0.1", fleet.settings.port))

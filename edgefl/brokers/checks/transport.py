@@ -53,7 +53,10 @@ def check_tls_version(scene: Scene) -> Finding:
 
 def check_certificate(scene: Scene) -> Finding:
     """The broker's certificate chains to the fleet's root, names the host, and does not end soon."""
-    name, remedy = "broker certificate", "Issue a certificate for this host with the fleet's authority, and let the broker use it"
+    name, remedy = (
+        "broker certificate",
+        "Run `edgefl certificates renew broker`, for the host in fleet.toml, and let the broker use it",
+    )
     try:
         with (
             _connect(scene) as plain,
