@@ -103,6 +103,7 @@ FLOORS = {
     "edgefl.server.rollouts": 5,
     "edgefl.server.service": 5,
     "edgefl.server.speech": 5,
+    "edgefl.server.starting": 5,
     "edgefl.server.status": 5,
     "edgefl.server.traffic": 5,
     "edgefl.server.training": 5,
