@@ -40,6 +40,15 @@ def validity_of(pem: bytes) -> Validity:
     return Validity(name, begins.timestamp(), ends.timestamp(), serial, _hosts(certificate))
 
 
+def ends_of(pem: bytes) -> tuple[float, ...]:
+    """Ends (seconds since 1970) of all certificates in a PEM file, in their order. Raises ConfigError when there is none."""
+    try:
+        chain = x509.load_pem_x509_certificates(pem)
+    except ValueError as error:
+        raise ConfigError("a certificate cannot be read", expected="PEM", found=str(error)[:200]) from None
+    return tuple(one.not_valid_after_utc.timestamp() for one in chain)
+
+
 def _hosts(certificate: x509.Certificate) -> tuple[str, ...]:
     """Names and addresses that a server with this certificate may have."""
     try:
