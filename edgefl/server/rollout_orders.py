@@ -41,8 +41,8 @@ class RolledBack:
 def start_rollout(database: sqlite3.Connection, version: VersionRecord, rules: Rules, target: Target, now: float) -> Done:
     """Start rolling out a version; its first stage is told at once.
 
-    An open rollout of the model is superseded if it is meant for one of the same devices, or one of the two for all. Others run on
-    beside it.
+    An open rollout of the model is superseded if it is meant for one of the same devices, or one of the two for all. Others run
+    on beside it.
 
     Raises:
         FleetError: no device is meant, a device does not exist, or the version is the release already.
