@@ -257,5 +257,5 @@ def test_the_command_prints_a_table_and_ends_with_0(fleet: Fleet, capsys: pytest
     with mosquitto(fleet):
         assert run(["broker", "check", "--fleet", str(fleet.path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 6 + 1 + len(STRANGERS) - 1 + len(MEMBERS)
+    assert len(lines) == 7 + 1 + len(STRANGERS) - 1 + len(MEMBERS)
     assert all(re.match(r"\S.{20} ok ", line) for line in lines)

@@ -367,13 +367,13 @@ def test_status_warns_and_says_what_to_do(fleet: Fleet, capsys: pytest.CaptureFi
     """A server's certificate that ends in a fortnight, and a damaged broker's: in words, and in `--json`."""
     arguments = ["--fleet", str(fleet.path)]
     assert run(["status", *arguments]) == 0
-    assert "to do" not in capsys.readouterr().out
+    assert not capsys.readouterr().err
     age(fleet, "server", 86)
     fleet.pair("broker").write_text("nothing of use")
     assert run(["status", *arguments]) == 0
-    out = capsys.readouterr().out
-    assert "to do: server ends soon. Run `edgefl certificates renew server`." in out
-    assert "to do: broker cannot be read." in out
+    said = capsys.readouterr().err
+    assert "to do: server ends soon. Run `edgefl certificates renew server`." in said
+    assert "to do: broker cannot be read." in said
     assert run(["status", "--json", *arguments]) == 0
     warned = json.loads(capsys.readouterr().out)["warnings"]
     assert [(one["name"], one["state"]) for one in warned] == [("broker", "damaged"), ("server", "soon")]

@@ -38,9 +38,10 @@ def status(as_json: bool, fleet_path: Path) -> None:
     lines += [_variant(variant) for variant in now.variants]
     lines += [_training(training) for training in now.trainings]
     lines += [f"{name}: {value}" for name, value in now.counters.items()]
-    lines += remedies(now.warnings)
     for line in lines:
         click.echo(printable(line.rstrip()))
+    for line in remedies(now.warnings):
+        click.echo(printable(line), err=True)
 
 
 def _device(device: "DeviceStatus", now: float) -> str:
