@@ -135,7 +135,7 @@ def _renew(fleet: Fleet, mosquitto: Mosquitto) -> None:
             refresh_list(fleet, database, authority_of(fleet), time.time())
             refresh_access(fleet, database)
     except EdgeflError as error:
-        click.echo(f"warning: certificate and list of revoked certificates are not renewed: {error}", err=True)
+        click.echo(f"warning: the list of revoked certificates is not signed anew, nor a certificate renewed: {error}", err=True)
         return
     mosquitto.reload()
 
