@@ -6,8 +6,8 @@ agents killed with SIGKILL, and the broker killed with SIGKILL and started again
 is stopped, and all must hold the last version with its final weights, with nothing left to send.
 
 The server's resident memory is sampled all the time. Its slope is that of the line of least squares, once through what follows a
-warm-up and once through the second half; the means of the quarters show whether it rises ever more slowly, as memory that fills up
-does (SQLite keeps pages up to `edgefl.store.database.CACHE_KIB`, malloc what it has freed), or steadily, as a leak does.
+warm-up and once through the second half. The means of the quarters show whether it rises ever more slowly, as memory that fills
+up does (SQLite keeps pages up to `edgefl.store.database.CACHE_KIB`, malloc what it has freed), or steadily, as a leak does.
 """
 
 import argparse

@@ -208,8 +208,10 @@ def test_a_healthy_device_can_take_part(fleet: Fleet, board: Path) -> None:
     assert (model.model, model.version, model.variant, model.engine) == ("tiny", 1, "w1-fp32", "portable")
     assert 0.0 < model.step_ms < 1000.0
     assert 20.0 < model.peak_rss_mb < 250.0
-    names = ["machine", "engine", "clock", "service", "certificate", "storage", "temperature", "data", "broker", "model tiny"]
-    assert [check.name for check in found.checks] == names
+    assert [check.name for check in found.checks] == [
+        "machine", "engine", "clock", "service", "certificate", "authority", "storage", "temperature", "data", "broker",
+        "model tiny",
+    ]  # fmt: skip
 
 
 def test_looking_changes_nothing(board: Path) -> None:
