@@ -87,8 +87,7 @@ def stage(workspace: Path, devices: int, hosts: tuple[str, ...], bind: str) -> I
     with CountingProxy(port, ["server"]) as proxy:
         fleet = create_fleet(workspace / "fleet", name="push", host=LOOPBACK, port=proxy.ports["server"])
         broker = authority_of(fleet).broker(hosts)
-        write_file(fleet.broker_certificate, broker.certificate)
-        write_file(fleet.broker_key, broker.key, 0o600)
+        write_file(fleet.pair("broker"), broker.key + broker.certificate, 0o600)
         made = provision(fleet, numbered("board", devices), PROFILE, workspace / "devices", data="digits:?split=train")
         push = Process("push", ["push", MODEL, "--fleet", str(fleet.path)], workspace)
         push.wait(PUSH_SECONDS)

@@ -5,10 +5,13 @@ rounds; after a quarter of the time a second version is pushed. Meanwhile connec
 agents killed with SIGKILL, and the broker killed with SIGKILL and started again, at random. Then it becomes quiet, the training
 is stopped, and all must hold the last version with its final weights, with nothing left to send.
 
-The server's resident memory is sampled all the time; its slope is that of the line of least squares through the second half.
+The server's resident memory is sampled all the time. Its slope is that of the line of least squares, once through what follows a
+warm-up and once through the second half. The means of the quarters show whether it rises ever more slowly, as memory that fills
+up does (SQLite keeps pages up to `edgefl.store.database.CACHE_KIB`, malloc what it has freed), or steadily, as a leak does.
 """
 
 import argparse
+import itertools
 import json
 import platform
 import random
@@ -42,6 +45,8 @@ PROFILE, FACTORY, MODEL = "rpi-5-8gb", f"benchmarks.faults_model:{Tiny.__name__}
 PER_PROCESS = 50
 SAMPLE = 2.0
 """Seconds between two looks at the server's memory."""
+WARM_SECONDS, WARM_SHARE = 60.0, 0.35
+"""How long the server's memory is not judged: it has not seen everything yet that it will keep."""
 START_SECONDS, CALM_SECONDS = 180.0, 300.0
 BROKER_DOWN = 2.0
 HOLDING = ("adopted", "trained")
@@ -60,7 +65,9 @@ class Result:
         converged: agents that hold the last version and its final weights and have nothing left to send.
         calm_seconds: from the end of the bad weather until all had converged, or until nobody waited any longer.
         server_rss_mb: of the server, in the middle and at the end.
-        slope_kb_per_minute: of the server's memory over the second half.
+        quarters_mb: the server's mean resident memory in each quarter of the time.
+        warm_slope_kb_per_minute: of the server's memory after the warm-up.
+        slope_kb_per_minute: the same over the second half.
         samples: seconds and resident bytes.
     """
 
@@ -75,6 +82,8 @@ class Result:
     converged: int
     calm_seconds: float
     server_rss_mb: tuple[float, float]
+    quarters_mb: tuple[float, ...]
+    warm_slope_kb_per_minute: float
     slope_kb_per_minute: float
     samples: list[tuple[float, int]]
 
@@ -255,10 +264,25 @@ def _found(workspace: Path) -> Fleet:
 
 
 def slope(samples: Sequence[tuple[float, int]]) -> float:
-    """Kilobytes a minute of the line of least squares through the second half of the samples."""
-    half = samples[len(samples) // 2 :]
-    times, sizes = np.array([at for at, _ in half]), np.array([float(size) for _, size in half])
-    return float(np.polyfit(times, sizes, 1)[0]) * 60.0 / 1000.0 if len(half) > 1 else 0.0
+    """Kilobytes a minute of the line of least squares through the samples."""
+    times, sizes = np.array([at for at, _ in samples]), np.array([float(size) for _, size in samples])
+    return float(np.polyfit(times, sizes, 1)[0]) * 60.0 / 1000.0 if len(samples) > 1 else 0.0
+
+
+def warm(samples: Sequence[tuple[float, int]]) -> Sequence[tuple[float, int]]:
+    """The samples after the warm-up: a minute at least, and until a second version's training has begun."""
+    after = max(WARM_SECONDS, samples[-1][0] * WARM_SHARE)
+    return [sample for sample in samples if sample[0] >= after]
+
+
+def quarters(samples: Sequence[tuple[float, int]]) -> tuple[float, ...]:
+    """Mean megabytes in each quarter of the samples."""
+    return tuple(round(float(np.mean([size for _, size in part])) / 1e6, 2) for part in _parts(samples, 4) if part)
+
+
+def _parts(samples: Sequence[tuple[float, int]], count: int) -> list[Sequence[tuple[float, int]]]:
+    cuts = [len(samples) * place // count for place in range(count + 1)]
+    return [samples[begin:end] for begin, end in itertools.pairwise(cuts)]
 
 
 def run(workspace: Path, agents: int, seconds: float, seed: int, say: Callable[[str], None]) -> Result:
@@ -289,7 +313,9 @@ def run(workspace: Path, agents: int, seconds: float, seed: int, say: Callable[[
         converged=converged,
         calm_seconds=round(calm, 1),
         server_rss_mb=(round(middle / 1e6, 1), round(end / 1e6, 1)),
-        slope_kb_per_minute=round(slope(soak.samples), 1),
+        quarters_mb=quarters(soak.samples),
+        warm_slope_kb_per_minute=round(slope(warm(soak.samples)), 1),
+        slope_kb_per_minute=round(slope(soak.samples[len(soak.samples) // 2 :]), 1),
         samples=soak.samples,
     )
 

@@ -9,10 +9,12 @@ from edgefl.errors import InputError
 
 SERVER = "edgefl-server"
 """Identity of the server on the broker; no device may have it."""
+BROKER = "edgefl-broker"
+"""Name in the broker's certificate; no device may have it."""
 OBSERVER = "edgefl-check"
 CHECK_DEVICES = ("check-a", "check-b")
 """Identities of `edgefl broker check`; no device may have them."""
-RESERVED = frozenset({SERVER, OBSERVER, *CHECK_DEVICES})
+RESERVED = frozenset({SERVER, BROKER, OBSERVER, *CHECK_DEVICES})
 
 _ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?")
 

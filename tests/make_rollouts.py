@@ -39,7 +39,7 @@ MEANING = """
 * **gate out of reach**: so many have failed that the others cannot pass the gate; a single canary that fails is such a case.
 * **promote** opens the next stage without waiting. **resume** after failures goes on without the devices that failed, and
   tells others in their place.
-* **supersede** is a newer rollout of the model, or a push without `--hold`.
+* **supersede** is a newer rollout of the model that concerns one of the same devices, or a push without `--hold`.
 
 ## Which devices
 
@@ -53,6 +53,18 @@ revoked or loses its tag leaves.
 
 A rollout for some devices only makes its version *theirs* when it has finished, and not the release: newcomers with the tag
 get it, others do not.
+
+## Several at a time
+
+Rollouts of a model whose devices are not the same run beside each other, each with its own stages, gate and limit:
+
+    edgefl rollout start cam@7 --tag north
+    edgefl rollout start cam@7 --tag south --stages 100%
+    edgefl rollout pause cam --rollout 12
+
+A new rollout supersedes those that are meant for one of its devices, as they are tagged at that moment; one for all devices
+meets every other. A device that is tagged later so that two open rollouts are meant for it belongs to the newer one, and leaves
+the older. With several open, `pause`, `resume`, `promote` and `abort` ask which; `rollback` ends them all.
 
 ## What a device is to hold
 
@@ -85,7 +97,7 @@ last error code and when it was last heard.
 * `--timeout` counts from when a device was told and there, and not while it is `deferred`. Without it a device that says nothing
   is waited for; the share of `--success` decides whether the rollout needs it. `edgefl rollout status` shows which devices it
   waits for, and `promote` goes on without them.
-* A model has one open rollout. Orders hold without a server, and devices hear of them when it runs.
+* Orders hold without a server, and devices hear of them when it runs.
 """
 
 

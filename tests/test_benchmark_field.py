@@ -73,12 +73,15 @@ def test_a_small_fleet_converges_after_bad_weather(tmp_path):
     assert len(found["samples"]) >= 5
 
 
-def test_the_slope_is_that_of_the_second_half():
-    """Growth in the first half does not count; a megabyte a minute in the second does."""
-    samples = [(float(at), 5_000_000 + 100_000 * min(at, 10)) for at in range(20)]
-    assert abs(soak.slope(samples)) < 1.0
-    growing = [(float(at), round(1_000_000 / 60 * at)) for at in range(20)]
-    assert soak.slope(growing) == pytest.approx(1000.0, rel=1e-3)
+def test_memory_that_fills_up_is_told_from_memory_that_leaks():
+    """Growth in the warm-up does not count, a megabyte a minute after it does; the quarters show where it was."""
+    filling = [(float(at), 5_000_000 + 100_000 * min(at, 60)) for at in range(200)]
+    assert abs(soak.slope(soak.warm(filling))) < 1.0
+    assert soak.quarters(filling)[2:] == (11.0, 11.0)
+    leaking = [(float(at), round(1_000_000 / 60 * at)) for at in range(200)]
+    assert soak.slope(soak.warm(leaking)) == pytest.approx(1000.0, rel=1e-3)
+    assert np.all(np.diff(soak.quarters(leaking)) > 0.8)
+    assert soak.slope(soak.warm(leaking[:20])) == 0.0  # too short to say anything
 
 
 def test_a_fuse_is_fatal_until_its_quota_is_used_up(tmp_path):

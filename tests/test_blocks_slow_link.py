@@ -148,7 +148,7 @@ class Site:
         fleet = create_fleet(root / "fleet", name="farm")
         provision(fleet, boards, "rpi-zero-2w", root / "bundles")
         self.port = free_port()
-        keys = fleet.broker_certificate, fleet.broker_certificate.with_suffix(".key")
+        keys = fleet.broker_certificate, fleet.broker_key
         stack.enter_context(Mosquitto(Listener(fleet.path / "broker", fleet.root_certificate, *keys, self.port)))
         self.office = Office(fleet, self.port, blobs, self.ref)
         stack.callback(self.office.end)

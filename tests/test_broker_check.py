@@ -196,8 +196,7 @@ def test_the_brokers_certificate_is_looked_at(fleet: Fleet, fault: str) -> None:
     """A certificate that ends in three weeks, or that does not name the host by which devices reach it."""
     if fault == "ends soon":
         broker = authority_of(fleet).broker(now=dt.datetime.now(dt.UTC) - dt.timedelta(days=10 * 365 - 21))
-        fleet.broker_certificate.write_bytes(broker.certificate)
-        fleet.broker_key.write_bytes(broker.key)
+        fleet.pair("broker").write_bytes(broker.key + broker.certificate)
     host = "127.0.0.1" if fault == "ends soon" else "127.0.0.2"
     with mosquitto(fleet, bind=host):
         findings = look(fleet, host)
@@ -258,5 +257,5 @@ def test_the_command_prints_a_table_and_ends_with_0(fleet: Fleet, capsys: pytest
     with mosquitto(fleet):
         assert run(["broker", "check", "--fleet", str(fleet.path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 6 + 1 + len(STRANGERS) - 1 + len(MEMBERS)
+    assert len(lines) == 7 + 1 + len(STRANGERS) - 1 + len(MEMBERS)
     assert all(re.match(r"\S.{20} ok ", line) for line in lines)

@@ -24,7 +24,7 @@ def test_the_compose_file_gives_a_broker_nothing_but_what_it_needs() -> None:
     assert {"mem_limit", "pids_limit", "healthcheck", "restart", "user"} <= set(service)
     mounts = {volume["source"]: volume.get("read_only", False) for volume in service["volumes"]}
     assert mounts == {
-        "${FLEET}/broker": False, "${FLEET}/ca/root.crt": True, "${FLEET}/keys/broker.crt": True, "${FLEET}/keys/broker.key": True
+        "${FLEET}/broker": False, "${FLEET}/ca/root.crt": True, "${FLEET}/keys/broker.pem": True
     }  # fmt: skip
     assert all(volume["source"] == volume["target"] for volume in service["volumes"])
 

@@ -353,7 +353,7 @@ def test_the_fleets_broker_survives_the_claim_broker(tmp_path):
     port, claim_port = free_ports()
     fleet = create_fleet(tmp_path / "farm", name="farm", port=port, claim_port=claim_port)
     with process(tmp_path, "broker", "broker", "--claims", "--fleet", fleet.path) as broker:
-        until(lambda: "claims welcome" in broker.log(), said=broker.log)
+        until(lambda: all(word in broker.log() for word in ("claims welcome", "broker ready")), said=broker.log)
         listing = subprocess.run(
             ["ps", "-ww", "--ppid", str(broker.pid), "-o", "pid=,args="], capture_output=True, text=True, check=True
         )

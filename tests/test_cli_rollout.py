@@ -147,6 +147,19 @@ def test_orders_in_their_order(capsys):
 
 
 @pytest.mark.usefixtures("fleet")
+def test_an_order_names_one_of_several_rollouts(capsys):
+    """With two open, an order without a number is refused and names both; with one it goes where it is meant to."""
+    assert rollout("start", "toy@2", "--device", "d01") == 0
+    assert rollout("start", "toy@2", "--device", "d02") == 0
+    assert rollout("abort", "toy") == 2
+    assert "1 (toy@2 to device d01) or 2 (toy@2 to device d02)" in capsys.readouterr().err
+    assert rollout("abort", "toy", "--rollout", "1") == 0
+    assert rollout("abort", "toy", "--rollout", "1") == 2
+    assert rollout("pause", "toy") == 0
+    assert [(one["id"], one["state"]) for one in status(capsys, "--all")] == [(1, "aborted"), (2, "paused")]
+
+
+@pytest.mark.usefixtures("fleet")
 def test_orders_need_a_rollout(capsys):
     """Without a rollout each order and the status of the model say so."""
     for words in (["pause", "toy"], ["status", "toy"], ["abort", "ghost"]):

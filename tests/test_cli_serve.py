@@ -87,7 +87,6 @@ def test_server_lives_and_ends_in_order_on_a_real_broker(fleet: Fleet, tmp_path:
                 assert second.wait(20) == 0
             other = create_fleet(tmp_path / "other", name="other")
             fleet.server_certificate.write_bytes(other.server_certificate.read_bytes())
-            fleet.server_key.write_bytes(other.server_key.read_bytes())
             result = serve(fleet)
             assert result.returncode == 4
             assert "certificate" in result.stderr

@@ -206,8 +206,8 @@ def test_holdout_is_found_from_elsewhere(fleet, tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("fleet")
 def test_second_start_and_second_stop_are_refused(capsys):
-    """A model trains once at a time, and what does not run cannot be stopped."""
-    assert [start(), start()] == [0, 2]
+    """A model trains with one plan at a time, and what does not run cannot be stopped."""
+    assert [start(), start("--rounds", "3")] == [0, 2]
     assert "edgefl train stop toy" in capsys.readouterr().err
     assert [run(["train", "stop", "toy"]), run(["train", "stop", "toy"])] == [0, 2]
     assert "not being trained" in capsys.readouterr().err
@@ -265,3 +265,34 @@ def test_follow_of_what_never_was_is_refused(capsys):
     """A model that has never been trained is an error with the command to start it."""
     assert run(["train", "follow", "toy"]) == 2
     assert "edgefl train start toy" in capsys.readouterr().err
+
+
+def test_the_same_start_again_changes_nothing(fleet, capsys):
+    """A command that was killed after its work, or whose answer was lost, may be given again; another plan is refused."""
+    assert start("--rounds", "7") == 0
+    first = newest_training(fleet.database, "toy").id
+    assert start("--rounds", "7") == 0
+    assert "with this very plan already" in capsys.readouterr().out
+    assert newest_training(fleet.database, "toy").id == first
+    assert start("--rounds", "8") == 2
+    assert "with another plan" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("looks", [True, False])
+def test_a_start_after_a_push_does_not_wait_for_the_server(fleet, looks):
+    """The training of a version that no device is to have any more is over, whether or not a server has looked meanwhile."""
+    assert start() == 0
+    fleet.push()
+    if looks:
+        fleet.serve().turns()
+    assert start() == 0
+    assert [(t.version, t.state) for t in trainings(fleet.database)] == [(1, "superseded"), (2, "running")]
+
+
+def test_a_version_that_some_devices_keep_is_trained_until_it_is_stopped(fleet, capsys):
+    """While a profile has no variant of the newest version, its devices go on with the older one, and so does its training."""
+    assert start() == 0
+    fleet.push("big")
+    assert start() == 2
+    assert "in version 1, which devices still have" in capsys.readouterr().err
+    assert [t.state for t in trainings(fleet.database)] == ["running"]

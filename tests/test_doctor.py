@@ -70,6 +70,9 @@ UNIT["StatusText"] = "connected, 1 model"
         (doctor.judge_certificate(1e9, 9e8, 1e9 - 1, "cam-01", "cam-01"), "failed", "ended on 2001-09-09"),
         (doctor.judge_certificate(1e9, 1e9 + 1, 2e9, "cam-01", "cam-01"), "failed", "not valid before"),
         (doctor.judge_certificate(1e9, 9e8, 2e9, "cam-02", "cam-01"), "failed", "cam-02's, not cam-01's"),
+        (doctor.judge_authority(1e9, 1e9 + 2 * YEAR), "ok", "(730 days)"),
+        (doctor.judge_authority(1e9, 1e9 + YEAR / 2), "warning", "(182 days)"),
+        (doctor.judge_authority(1e9, 1e9 - 1), "failed", "ended on 2001-09-09"),
         (doctor.judge_storage(99 * MIB, 8 * MIB, 16 * MIB, writable=True, place="/s"), "ok", "99 MiB are free in /s"),
         (doctor.judge_storage(20 * MIB, 8 * MIB, 16 * MIB, writable=True, place="/s"), "warning", "new version of 8 MiB"),
         (doctor.judge_storage(15 * MIB, 8 * MIB, 16 * MIB, writable=True, place="/s"), "failed", "nothing will be fetched"),
@@ -161,7 +164,7 @@ def store(bundle: Path, model: str, replaced: dict[str, bytes]) -> None:
 def listening(fleet: Fleet, clients: Path, then: Callable[[ssl.SSLSocket], object]) -> Iterator[None]:
     """A TLS listener with the broker's certificate that believes the clients of a CA and does something with each connection."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(fleet.path / "keys" / "broker.crt", fleet.path / "keys" / "broker.key")
+    context.load_cert_chain(fleet.broker_certificate, fleet.broker_key)
     context.load_verify_locations(clients)
     context.verify_mode = ssl.CERT_REQUIRED
     server = socket.create_server(("127.0.0.1", fleet.settings.port))
@@ -205,8 +208,10 @@ def test_a_healthy_device_can_take_part(fleet: Fleet, board: Path) -> None:
     assert (model.model, model.version, model.variant, model.engine) == ("tiny", 1, "w1-fp32", "portable")
     assert 0.0 < model.step_ms < 1000.0
     assert 20.0 < model.peak_rss_mb < 250.0
-    names = ["machine", "engine", "clock", "service", "certificate", "storage", "temperature", "data", "broker", "model tiny"]
-    assert [check.name for check in found.checks] == names
+    assert [check.name for check in found.checks] == [
+        "machine", "engine", "clock", "service", "certificate", "authority", "storage", "temperature", "data", "broker",
+        "model tiny",
+    ]  # fmt: skip
 
 
 def test_looking_changes_nothing(board: Path) -> None:

@@ -29,7 +29,7 @@ def test_a_new_fleet_opens_again(tmp_path: Path) -> None:
 def test_private_keys_are_for_the_owner_only(tmp_path: Path) -> None:
     """Mode 0600 for every key, 0700 for the whole directory."""
     fleet = create_fleet(tmp_path / "farm", name="farm")
-    keys = list(fleet.path.rglob("*.key"))
+    keys = [*fleet.path.rglob("*.key"), *fleet.path.rglob("*.pem")]
     assert len(keys) == 7
     assert {stat.S_IMODE(key.stat().st_mode) for key in keys} == {0o600}
     assert stat.S_IMODE(fleet.path.stat().st_mode) == 0o700

@@ -340,7 +340,93 @@ def test_rollout_by_profile_and_by_device(fleet):
     start(fleet, rules=ALL, profiles=["small"])
     assert holding(fleet, 2) == ["tiny"]
     start(fleet, rules=ALL, devices=["d03", "d05"])
-    assert holding(fleet, 2) == ["d03", "d05"]
+    assert holding(fleet, 2) == ["d03", "d05", "tiny"]
+
+
+@pytest.fixture
+def parted(fleet):
+    """The same fleet, four devices of which stand in the north and four in the south."""
+    with transaction(fleet.database):
+        for names, where in ((NAMES[:4], "north"), (NAMES[4:8], "south")):
+            for name in names:
+                tag(fleet.database, name, [where])
+    return fleet
+
+
+def phases(fleet):
+    """Of all rollouts, oldest first."""
+    return [one.state for one in rollout_statuses(fleet.database, ended=True)]
+
+
+@pytest.mark.parametrize("second", [2, 3])
+def test_rollouts_to_different_devices_run_beside_each_other(parted, second):
+    """Each has its own stages and ends by itself, of the same version or of two; neither touches the other's devices."""
+    parted.push(seed=3, hold=True)
+    server = parted.serve()
+    start(parted, rules=ALL, tags=["north"])
+    start(parted, second, tags=["south"])
+    assert phases(parted) == ["running", "running"]
+    report(parted, NAMES[:4])
+    server.turns()
+    assert phases(parted) == ["finished", "running"]
+    (canary,) = set(holding(parted, second)) - set(NAMES[:4])
+    report(parted, [canary], version=second)
+    server.turns()
+    report(parted, NAMES[4:8], version=second)
+    server.turns()
+    assert phases(parted) == ["finished", "finished"]
+    assert holding(parted, 2) == NAMES[: 8 if second == 2 else 4]
+    assert holding(parted, 1) == NAMES[8:]
+
+
+def test_a_rollout_that_fails_costs_the_one_beside_it_nothing(parted):
+    """Canaries of the north that fail pause the rollout to the north; the south gets the same version."""
+    server = parted.serve()
+    start(parted, rules=ALL, tags=["north"])
+    start(parted, rules=ALL, tags=["south"])
+    report(parted, NAMES[:4], "failed", code="engine", error="no")
+    report(parted, NAMES[4:8])
+    server.turns()
+    assert phases(parted) == ["paused", "finished"]
+    assert holding(parted, 2) == NAMES[4:8]
+
+
+@pytest.mark.parametrize("target", [{}, {"devices": ["d03", "d09"]}, {"tags": ["north", "south"]}])
+def test_a_rollout_that_meets_others_supersedes_these_alone(parted, target):
+    """One device in common is enough; a rollout to all devices meets every other."""
+    start(parted, tags=["north"])
+    start(parted, tags=["south"])
+    start(parted, rules=ALL, **target)
+    assert phases(parted) == ["superseded", "running" if "devices" in target else "superseded", "running"]
+
+
+def test_an_order_asks_which_rollout_if_several_are_open(parted):
+    """Nothing is guessed: the error names them, and a number chooses."""
+    first = start(parted, tags=["north"]).record.state.id
+    second = start(parted, tags=["south"]).record.state.id
+    with pytest.raises(FleetError, match=f"2 rollouts.*{first} .*north.* or {second} .*south.*--rollout"):
+        say(parted, "pause")
+    order(parted.database, toy.MODEL, "pause", parted.clock.wall(), second)
+    assert phases(parted) == ["running", "paused"]
+    assert [one.id for one in rollout_statuses(parted.database, toy.MODEL)] == [first, second]
+    order(parted.database, toy.MODEL, "abort", parted.clock.wall(), first)
+    assert say(parted, "resume").record.state.id == second
+    assert back(parted).ended == (second,)
+
+
+def test_a_device_that_comes_to_be_meant_twice_belongs_to_the_newer_rollout(parted):
+    """A board that moves from the north to both leaves the older rollout, and is told of the newer one's version."""
+    parted.push(seed=3, hold=True)
+    server = parted.serve()
+    start(parted, rules=ALL, tags=["north"])
+    start(parted, 3, rules=ALL, tags=["south"])
+    with transaction(parted.database):
+        tag(parted.database, NAMES[0], ["south"])
+    server.turns(20)
+    north, south = rollout_statuses(parted.database, toy.MODEL)
+    assert [one.id for one in north.devices] == NAMES[1:4]
+    assert [one.id for one in south.devices] == [NAMES[0], *NAMES[4:8]]
+    assert holding(parted, 3) == [NAMES[0], *NAMES[4:8]]
 
 
 def test_device_that_is_provisioned_or_revoked_while_it_runs_joins_or_leaves(fleet):

@@ -124,7 +124,7 @@ def test_json_says_the_same_and_keeps_its_names(fleet, capsys):
     training = fleet.train(rounds=4)
     assert run(["status", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert list(found) == ["fleet", "devices", "variants", "trainings", "counters"]
+    assert list(found) == ["fleet", "devices", "variants", "trainings", "counters", "warnings"]
     assert [(d["id"], d["seen"], d["online"], d["models"]) for d in found["devices"]] == [(x, None, False, []) for x in "abc"]
     assert [(v["profile"], v["version"], v["accuracy"]) for v in found["variants"]] == [("big", 1, None), ("small", 1, None)]
     assert found["trainings"][0]["rounds"] == [

@@ -102,6 +102,7 @@ class GatedBroker(Broker):  # type: ignore[misc] # amqtt ships no type informati
         self._subscriptions = SteadyDict()
         self._crl = crl
         self._context: ssl.SSLContext | None = None
+        self._listener: ListenerConfig | None = None
         self._waiting: set[asyncio.StreamWriter] = set()
         self._places: dict[str, tuple[asyncio.StreamWriter, asyncio.Event]] = {}
 
@@ -113,14 +114,17 @@ class GatedBroker(Broker):  # type: ignore[misc] # amqtt ships no type informati
         if self._crl is not None:
             context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
             context.load_verify_locations(self._crl)
-        self._context = context
+        self._context, self._listener = context, listener
         return context
 
     def reload(self) -> None:
-        """Read the list of revoked certificates again, for the connections to come and those that have not said who they are."""
-        if self._context is not None and self._crl is not None:
-            with suppress(OSError):  # the list that was read before goes on holding
-                self._context.load_verify_locations(self._crl)
+        """Read certificate and list of revoked ones again, for connections to come and those that have not said who they are."""
+        if self._context is not None and self._listener is not None:
+            with suppress(OSError):  # what was read before goes on holding
+                self._context.load_cert_chain(self._listener["certfile"], self._listener["keyfile"])
+            with suppress(OSError):
+                if self._crl is not None:
+                    self._context.load_verify_locations(self._crl)
         for writer in self._waiting:
             writer.transport.abort()
 

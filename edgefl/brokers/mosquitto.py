@@ -118,7 +118,7 @@ class Mosquitto:
         return True
 
     def reload(self) -> None:
-        """Let it read its access file and list of revoked certificates again."""
+        """Let it read its certificate, access file and list of revoked certificates again; connections are kept."""
         self.process.send_signal(signal.SIGHUP)
 
     def stop(self) -> None:

@@ -32,7 +32,7 @@ class RunningBroker:
     port: int
 
     def reload(self) -> None:
-        """Tell it to read its revocation list and access file again. Raises BrokerError."""
+        """Tell it to read its certificate, revocation list and access file again. Raises BrokerError."""
         try:
             os.kill(self.pid, signal.SIGHUP)
         except OSError as error:

@@ -20,6 +20,7 @@ from edgefl.cli.claim_broker import claim_broker
 from edgefl.cli.options import fleet_option
 from edgefl.errors import EdgeflError
 from edgefl.server.founding import authority_of
+from edgefl.server.pairs import held, is_due, join_pairs, note_use, renew
 from edgefl.server.revoke import refresh_access, refresh_list
 from edgefl.store.database import open_database
 from edgefl.store.fleet import Fleet
@@ -27,12 +28,13 @@ from edgefl.store.revocations import revoked_devices
 
 
 def listener_of(fleet: Fleet, *, port: int | None = None, bind: str = "127.0.0.1") -> Listener:
-    """Where this fleet's broker listens, with its certificates and a freshly signed list of those that are revoked.
+    """Where this fleet's broker listens, with its pair in one file and a freshly signed list of revoked certificates.
 
     Raises:
         FleetError: the fleet's authority is damaged.
         StoreError: the database cannot be read, or the list cannot be written.
     """
+    join_pairs(fleet)
     with closing(open_database(fleet.database)) as database:
         refresh_list(fleet, database, authority_of(fleet), time.time())
         revoked = revoked_devices(database)
@@ -62,12 +64,14 @@ def broker(context: click.Context, kind: str, port: int | None, bind: str, claim
     fleet = Fleet.open(fleet_path)
     if kind == "auto":
         kind = "mosquitto" if find_mosquitto() else "embedded"
-    with only_broker(fleet.broker, kind), claim_broker(fleet, kind, bind) if claims else nullcontext():
-        listener = listener_of(fleet, port=port, bind=bind)
-        if kind == "mosquitto":
-            _run_mosquitto(fleet, listener)
-        else:
-            asyncio.run(_run_embedded(listener))
+    with only_broker(fleet.broker, kind):
+        _fresh_pair(fleet)
+        with claim_broker(fleet, kind, bind) if claims else nullcontext():
+            listener = listener_of(fleet, port=port, bind=bind)
+            if kind == "mosquitto":
+                _run_mosquitto(fleet, listener)
+            else:
+                asyncio.run(_run_embedded(listener))
 
 
 broker.add_command(check)
@@ -83,6 +87,16 @@ def configure(port: int | None, bind: str, fleet_path: Path) -> None:
     path = write_configuration(listener_of(fleet, port=port, bind=bind))
     click.echo(f"wrote {path}, and acl and crl.pem beside it")
     click.echo("let a running Mosquitto reload with SIGHUP; run this at least once a month, because the list has an end")
+
+
+def _fresh_pair(fleet: Fleet) -> None:
+    """Renew the broker's pair if the time has come. Raises FleetError or StoreError."""
+    now = time.time()
+    with closing(open_database(fleet.database)) as database:
+        if is_due(held(fleet, "broker"), now):
+            made = renew(fleet, database, "broker", now)
+            note_use(fleet, database, "broker", now, made.serial)
+            click.echo(f"renewed the broker's certificate; the new one is {made.serial}", err=True)
 
 
 def _announce(listener: Listener, kind: str, pid: int) -> None:
@@ -114,13 +128,14 @@ def _run_mosquitto(fleet: Fleet, listener: Listener) -> None:
 
 
 def _renew(fleet: Fleet, mosquitto: Mosquitto) -> None:
-    """Give the broker a list with a new date; what fails is said and tried again tomorrow, for the old list holds long enough."""
+    """Give the broker a list with a new date, and a new pair in time; what fails is said and tried again tomorrow."""
     try:
+        _fresh_pair(fleet)
         with closing(open_database(fleet.database)) as database:
             refresh_list(fleet, database, authority_of(fleet), time.time())
             refresh_access(fleet, database)
     except EdgeflError as error:
-        click.echo(f"warning: the list of revoked certificates is not signed anew: {error}", err=True)
+        click.echo(f"warning: the list of revoked certificates is not signed anew, nor a certificate renewed: {error}", err=True)
         return
     mosquitto.reload()
 

@@ -2,7 +2,8 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import click
 
@@ -10,7 +11,11 @@ from edgefl.brokers.claims import ClaimBroker, refuse_embedded
 from edgefl.brokers.listener import Listener
 from edgefl.brokers.mosquitto import find_mosquitto
 from edgefl.errors import BrokerError
+from edgefl.server.pairs import join_pairs
 from edgefl.store.fleet import Fleet
+
+LOOK_EVERY = 2.0
+"""Seconds between two looks whether the broker's pair was renewed."""
 
 
 @contextmanager
@@ -28,10 +33,11 @@ def claim_broker(fleet: Fleet, kind: str, bind: str) -> Iterator[None]:
     """
     if kind == "embedded" or find_mosquitto() is None:
         refuse_embedded()
+    join_pairs(fleet)
     settings, keys = fleet.settings, (fleet.root_certificate, fleet.broker_certificate, fleet.broker_key)
     with ClaimBroker(Listener(fleet.broker / "claims", *keys, settings.claim_port, bind)) as broker:
         ended = threading.Event()
-        threading.Thread(target=_watch, args=(broker, ended), daemon=True).start()
+        threading.Thread(target=_watch, args=(broker, fleet.broker_certificate, ended), daemon=True).start()
         click.echo(f"claims welcome on {bind}:{settings.claim_port}")
         try:
             yield
@@ -39,9 +45,14 @@ def claim_broker(fleet: Fleet, kind: str, bind: str) -> Iterator[None]:
             ended.set()
 
 
-def _watch(broker: ClaimBroker, ended: threading.Event) -> None:
-    """Say it if the claim broker ends before it is asked to."""
-    broker.wait()
+def _watch(broker: ClaimBroker, pair: Path, ended: threading.Event) -> None:
+    """Let the claim broker read a new pair, and say it if it ends before it is asked to."""
+    shown = pair.stat().st_mtime_ns
+    while not broker.wait(LOOK_EVERY):
+        with suppress(OSError):  # a pair that is being replaced
+            if (now := pair.stat().st_mtime_ns) != shown:
+                shown = now
+                broker.reload()
     try:
         if not ended.is_set():
             broker.check()

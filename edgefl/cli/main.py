@@ -31,6 +31,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "serve": ("edgefl.cli.serve:serve", "Run the server: deliver models, run rounds."),
     "train": ("edgefl.cli.train:train", "Start, stop and follow the training of a model."),
     "keys": ("edgefl.cli.keys:keys", "List and replace the keys that sign the fleet's metadata."),
+    "certificates": ("edgefl.cli.certificates:certificates", "What ends when; renew the broker's and the server's certificates."),
     "status": ("edgefl.cli.status:status", "The fleet at a glance."),
     "device": ("edgefl.cli.device:device", "What runs on the board."),
     "demo": ("edgefl.cli.demo:demo", "Everything on this machine."),

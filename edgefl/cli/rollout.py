@@ -67,8 +67,9 @@ def start(
 ) -> None:
     """Start rolling out a version of MODEL, by default the newest one.
 
-    A running rollout of the model is superseded. When the last stage has succeeded the version becomes the release, unless the
-    rollout was only for some devices. Push with --hold, or devices get the version before the rollout starts.
+    A running rollout of the model is superseded if it concerns one of the same devices; otherwise both run. When the last stage
+    has succeeded the version becomes the release, unless the rollout was only for some devices. Push with --hold, or devices get
+    the version before the rollout starts.
     """
     from edgefl.server.rollout_orders import start_rollout
 
@@ -117,52 +118,61 @@ def _say(database: sqlite3.Connection, done: "Done", *, as_json: bool) -> None:
         click.echo(f"  {told_in_words(effect)}")
 
 
-def _ordered(word: "Word", model: str, fleet_path: Path, *, as_json: bool) -> None:
+def _ordered(word: "Word", model: str, number: int | None, fleet_path: Path, *, as_json: bool) -> None:
     from edgefl.server.rollout_orders import order
 
     with _database(fleet_path) as database:
-        _say(database, order(database, model, word, time.time()), as_json=as_json)
+        _say(database, order(database, model, word, time.time(), number), as_json=as_json)
+
+
+number_option = click.option(
+    "--rollout", "number", type=click.IntRange(1), metavar="NUMBER", help="Which, if several rollouts of MODEL are open."
+)
 
 
 @rollout.command()
 @click.argument("model")
+@number_option
 @json_option
 @fleet_option
-def pause(model: str, as_json: bool, fleet_path: Path) -> None:
+def pause(model: str, number: int | None, as_json: bool, fleet_path: Path) -> None:
     """Tell no further devices; those that have been told go on."""
-    _ordered("pause", model, fleet_path, as_json=as_json)
+    _ordered("pause", model, number, fleet_path, as_json=as_json)
 
 
 @rollout.command()
 @click.argument("model")
+@number_option
 @json_option
 @fleet_option
-def resume(model: str, as_json: bool, fleet_path: Path) -> None:
+def resume(model: str, number: int | None, as_json: bool, fleet_path: Path) -> None:
     """Go on after a pause; if failures were the reason, without the devices that failed."""
-    _ordered("resume", model, fleet_path, as_json=as_json)
+    _ordered("resume", model, number, fleet_path, as_json=as_json)
 
 
 @rollout.command()
 @click.argument("model")
+@number_option
 @json_option
 @fleet_option
-def promote(model: str, as_json: bool, fleet_path: Path) -> None:
+def promote(model: str, number: int | None, as_json: bool, fleet_path: Path) -> None:
     """Open the next stage now, whether the gate is passed or not; at the last stage, finish."""
-    _ordered("promote", model, fleet_path, as_json=as_json)
+    _ordered("promote", model, number, fleet_path, as_json=as_json)
 
 
 @rollout.command()
 @click.argument("model")
+@number_option
 @json_option
 @fleet_option
-def abort(model: str, as_json: bool, fleet_path: Path) -> None:
-    """End the rollout; every device is to hold the release again."""
-    _ordered("abort", model, fleet_path, as_json=as_json)
+def abort(model: str, number: int | None, as_json: bool, fleet_path: Path) -> None:
+    """End the rollout; every device that it concerns is to hold the release again."""
+    _ordered("abort", model, number, fleet_path, as_json=as_json)
 
 
 @rollout.command()
 @click.argument("model", required=False)
-@click.option("--all", "ended", is_flag=True, help="All rollouts that there ever were, not only the newest of each model.")
+@click.option("--all", "ended", is_flag=True, help="All rollouts that there ever were, not only open ones and the newest.")
 @click.option("--watch", is_flag=True, help="Follow them until none of them is open; with --json one object per change.")
 @json_option
 @fleet_option

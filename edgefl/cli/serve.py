@@ -76,20 +76,29 @@ def serve(everybody: float | None, device_rate: float | None, gather: float, fle
 
 def _serve(fleet: "Fleet", database: sqlite3.Connection, rates: "Rates", should_stop: "Callable[[], bool]") -> None:
     """Connect and serve until told to stop. Raises FleetError, StoreError, LinkError."""
+    from edgefl.errors import LinkError
     from edgefl.link.address import BrokerAddress
     from edgefl.link.paho import PahoLink
     from edgefl.names import SERVER
     from edgefl.server.keys import online_signer
+    from edgefl.server.own_pair import OwnPair
+    from edgefl.server.pairs import go_back, join_pairs
     from edgefl.server.service import Service
     from edgefl.store.blobs import BlobStore
 
     settings = fleet.settings
+    join_pairs(fleet)
     address = BrokerAddress(settings.host, settings.port, fleet.root_certificate, fleet.server_certificate, fleet.server_key)
     link = PahoLink(address, SERVER, clean_session=False)
     claims, renewals = _credential_desks(fleet, database, address)
     blobs, signer = BlobStore(fleet.blobs), online_signer(fleet)
-    service = Service(database, blobs, link, signer, rates=rates, claims=claims, renewals=renewals)
-    link.connect()
+    pair = OwnPair(fleet, database, link, time.time, time.monotonic)
+    service = Service(database, blobs, link, signer, rates=rates, claims=claims, renewals=renewals, pair=pair)
+    try:
+        link.connect()
+    except LinkError:
+        go_back(fleet, database, time.time())  # if it was for a new certificate: the next start has the one before
+        raise
     click.echo(f"serving fleet {settings.name} at {address}")
     try:
         service.run(should_stop)

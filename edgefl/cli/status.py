@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from edgefl.cli.certificates import remedies
 from edgefl.cli.options import fleet_option, json_option
 from edgefl.cli.text import printable
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 @fleet_option
 def status(as_json: bool, fleet_path: Path) -> None:
     """The fleet at a glance: devices, newest variants, trainings, counters."""
+    from edgefl.server.endings import endings, warnings
     from edgefl.server.status import fleet_status
     from edgefl.store.database import open_database
     from edgefl.store.fleet import Fleet
@@ -27,6 +29,7 @@ def status(as_json: bool, fleet_path: Path) -> None:
     fleet = Fleet.open(fleet_path)
     with closing(open_database(fleet.database)) as database:
         now = fleet_status(database, fleet.settings.name)
+        now = msgspec.structs.replace(now, warnings=warnings(endings(fleet, database, time.time())))
     if as_json:
         click.echo(msgspec.json.encode(now).decode())
         return
@@ -37,6 +40,8 @@ def status(as_json: bool, fleet_path: Path) -> None:
     lines += [f"{name}: {value}" for name, value in now.counters.items()]
     for line in lines:
         click.echo(printable(line.rstrip()))
+    for line in remedies(now.warnings):
+        click.echo(printable(line), err=True)
 
 
 def _device(device: "DeviceStatus", now: float) -> str:

@@ -71,11 +71,11 @@ What each key means: python -m pydoc edgefl.plan
 def start(model: str, plan_file: Path | None, holdout: str, fleet_path: Path, **options: Any) -> None:
     """Start training the released version of MODEL on the fleet's devices.
 
-    It goes on from where the last training of this version ended.
+    It goes on from where the last training of this version ended. The same command again changes nothing.
     """
+    from edgefl.server.starting import begin_training
     from edgefl.store.database import open_database
     from edgefl.store.fleet import Fleet
-    from edgefl.store.ledger import start_training
     from edgefl.store.versions import released_version
     from edgefl.wire.tasks import LONGEST_CONTEXT, keeps_history
 
@@ -85,7 +85,10 @@ def start(model: str, plan_file: Path | None, holdout: str, fleet_path: Path, **
         version = released_version(database, model)
         plan = _plan(database, version, plan_file, given)
         source = _holdout(database, version, holdout) if holdout else ""
-        start_training(database, version, plan, source, time.time())
+        begun = begin_training(database, version, plan, source, time.time())
+    if not begun.fresh:
+        click.echo(f"{model}@{version.version} is being trained with this very plan already; it goes on")
+        return
     closes = f"with {plan.cohort} updates, or after {plan.deadline:g} s with {plan.quorum}"
     click.echo(f"training {model}@{version.version}: {plan.rounds} rounds; a round closes {closes}")
     if plan.context and not keeps_history(plan):

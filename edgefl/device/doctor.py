@@ -17,6 +17,8 @@ MIB = 1024 * 1024
 DAY = 86400.0
 RENEW_DAYS = 30
 """A certificate that ends sooner should be renewed now."""
+AUTHORITY_DAYS = 365
+"""The same of the fleet's authority, which is not renewed but followed by a new fleet."""
 HOT = 80.0
 """Degrees Celsius at which a Raspberry Pi begins to slow down
 (https://www.raspberrypi.com/documentation/computers/raspberry-pi.html#frequency-management-and-thermal-control)."""
@@ -164,6 +166,22 @@ def judge_certificate(now: float, begins: float, ends: float, name: str, device:
     soon = days < RENEW_DAYS
     text = f"The certificate is valid until {_date(ends)} ({days} days)."
     return Check(name="certificate", state="warning" if soon else "ok", text=text, remedy=renew if soon else "")
+
+
+def judge_authority(now: float, ends: float) -> Check:
+    """Whether whoever signed the certificates of this fleet is in force.
+
+    Args:
+        now: seconds since 1970.
+        ends: when the first of root and intermediate ends.
+    """
+    remedy = "Found a new fleet on the server, and provision this device in it"
+    if ends < now:
+        return Check(name="authority", state="failed", text=f"The fleet's authority ended on {_date(ends)}.", remedy=remedy)
+    days = int((ends - now) / DAY)
+    soon = days < AUTHORITY_DAYS
+    text = f"The fleet's authority is valid until {_date(ends)} ({days} days)."
+    return Check(name="authority", state="warning" if soon else "ok", text=text, remedy=remedy if soon else "")
 
 
 def judge_storage(free: int, variant: int, reserve: int, *, writable: bool, place: str) -> Check:

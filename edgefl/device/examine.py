@@ -34,7 +34,7 @@ from edgefl.engine.probe import probe
 from edgefl.engine.runtime import available_engines
 from edgefl.errors import ConfigError, EdgeflError, LinkError, PeerError
 from edgefl.examples import Examples
-from edgefl.identity.validity import validity_of
+from edgefl.identity.validity import ends_of, validity_of
 from edgefl.link.address import BrokerAddress, Trouble, explain, tls_context
 from edgefl.profile import shipped_profiles
 from edgefl.sources.parse import open_source
@@ -64,6 +64,7 @@ def examine(path: Path, *, data: str | None = None) -> Diagnosis:
         if not os.access(bundle.certificate, os.R_OK):
             raise ConfigError("this board has not claimed its certificate", remedy="Run `edgefl device claim` or the agent")
         validity = validity_of(bundle.certificate.read_bytes())
+        authority = min(*ends_of(bundle.ca.read_bytes()), *ends_of(bundle.certificate.read_bytes())[1:])
     except ConfigError as error:
         found = Check(name="bundle", state="failed", text=f"{said(error)}.", remedy=error.remedy)
         return Diagnosis(device="", profile="", able=False, versions=versions(), models=(), checks=(found,))
@@ -76,6 +77,7 @@ def examine(path: Path, *, data: str | None = None) -> Diagnosis:
         examine_clock(bundle, now),
         doctor.judge_service(service()),
         doctor.judge_certificate(now, validity.begins, validity.ends, validity.name, config.id),
+        doctor.judge_authority(now, authority),
         examine_storage(bundle),
         doctor.judge_temperature(temperature(), throttled()),
         data_check,

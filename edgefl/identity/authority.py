@@ -22,7 +22,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from edgefl.errors import FleetError
 from edgefl.identity.requests import Request
-from edgefl.names import SERVER, check_id
+from edgefl.names import BROKER, SERVER, check_id
 
 ROOT_DAYS = 30 * 365
 INTERMEDIATE_DAYS = 20 * 365
@@ -58,15 +58,15 @@ class Authority:
     root: bytes
     intermediate: Identity
 
-    def broker(self, hosts: tuple[str, ...] = (), *, now: dt.datetime | None = None) -> Identity:
+    def broker(self, hosts: tuple[str, ...] = (), *, now: dt.datetime | None = None, days: float = LEAF_DAYS) -> Identity:
         """A certificate for the broker, valid for `localhost`, 127.0.0.1 and these host names or addresses."""
         names: list[x509.GeneralName] = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-        names += [name for name in map(_host_name, hosts) if name not in names]
-        return self._sign("edgefl-broker", names, ExtendedKeyUsageOID.SERVER_AUTH, now)
+        names += [name for name in dict.fromkeys(map(_host_name, hosts)) if name not in names]
+        return self._sign(BROKER, names, ExtendedKeyUsageOID.SERVER_AUTH, now, days)
 
-    def server(self, *, now: dt.datetime | None = None) -> Identity:
+    def server(self, *, now: dt.datetime | None = None, days: float = LEAF_DAYS) -> Identity:
         """The server's own certificate as a client of the broker."""
-        return self._sign(SERVER, [self._uri(f"server/{SERVER}")], ExtendedKeyUsageOID.CLIENT_AUTH, now)
+        return self._sign(SERVER, [self._uri(f"server/{SERVER}")], ExtendedKeyUsageOID.CLIENT_AUTH, now, days)
 
     def device(self, device: str, *, now: dt.datetime | None = None) -> Identity:
         """A fresh key and certificate for a device. Raises InputError when the id cannot be used."""

@@ -1,4 +1,4 @@
-"""Whose a certificate is, and from when to when."""
+"""Whose a certificate is, which hosts it names, and from when to when."""
 
 from dataclasses import dataclass
 
@@ -10,12 +10,13 @@ from edgefl.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Validity:
-    """What a certificate says of itself: its common name, seconds since 1970, and its serial number in hexadecimal."""
+    """What a certificate says of itself: its common name, seconds since 1970, its serial number in hexadecimal, its hosts."""
 
     name: str
     begins: float
     ends: float
     serial: str = ""
+    hosts: tuple[str, ...] = ()
 
 
 def validity_of(pem: bytes) -> Validity:
@@ -35,4 +36,24 @@ def validity_of(pem: bytes) -> Validity:
         ) from None
     names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    return Validity(str(names[0].value) if names else "", begins.timestamp(), ends.timestamp(), f"{certificate.serial_number:x}")
+    name, serial = str(names[0].value) if names else "", f"{certificate.serial_number:x}"
+    return Validity(name, begins.timestamp(), ends.timestamp(), serial, _hosts(certificate))
+
+
+def ends_of(pem: bytes) -> tuple[float, ...]:
+    """Ends (seconds since 1970) of all certificates in a PEM file, in their order. Raises ConfigError when there is none."""
+    try:
+        chain = x509.load_pem_x509_certificates(pem)
+    except ValueError as error:
+        raise ConfigError("a certificate cannot be read", expected="PEM", found=str(error)[:200]) from None
+    return tuple(one.not_valid_after_utc.timestamp() for one in chain)
+
+
+def _hosts(certificate: x509.Certificate) -> tuple[str, ...]:
+    """Names and addresses that a server with this certificate may have."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, ValueError):
+        return ()
+    addresses = [str(address) for address in names.get_values_for_type(x509.IPAddress)]
+    return (*names.get_values_for_type(x509.DNSName), *addresses)

@@ -45,10 +45,8 @@ def create_fleet(
         "ca/root.crt": founder.certificate,
         "ca/intermediate.crt": authority.intermediate.certificate,
         "ca/intermediate.key": authority.intermediate.key,
-        "keys/broker.crt": broker.certificate,
-        "keys/broker.key": broker.key,
-        "keys/server.crt": server.certificate,
-        "keys/server.key": server.key,
+        "keys/broker.pem": broker.key + broker.certificate,
+        "keys/server.pem": server.key + server.certificate,
         "keys/release.key": release.to_pem(),
         "keys/online.key": online.to_pem(),
     }

@@ -42,11 +42,11 @@ LOCK = "crl.lock"
 HOLD_SECONDS = 1.5
 """How long the device's place is kept; a client that reconnects at once is back within it."""
 
-StepName = Literal["registry", "list", "broker", "session"]
+StepName = Literal["registry", "list", "broker", "session", "pair", "server"]
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """One step of a revocation: whether it is done, what was seen, and what is left to do."""
+    """One step of a revocation or renewal: whether it is done, what was seen, and what is left to do."""
 
     name: StepName
     done: bool
@@ -123,7 +123,7 @@ def _at_broker(
     listed, hidden = identities
     running = running_broker(fleet.broker)
     host, port = (running.host, running.port) if running else (fleet.settings.host, fleet.settings.port)
-    trouble = _reload(running, reload)
+    trouble = tell_broker(running, reload)
     with Wallet(host, port, fleet.root_certificate) as wallet:
         refused, words = _is_refused(wallet, device, listed, 0.0 if trouble else RELOAD_SECONDS)
         with Probe(wallet.address(hidden), device) as place:
@@ -132,7 +132,7 @@ def _at_broker(
                 return _unreachable(fleet, f"{host}:{port}", place.reason)
             cleared = place.publish(state(device), b"", retain=True)
             refresh_access(fleet, database)  # only now: it forbids this device, and so us, to clear its state
-            _reload(running, reload)
+            tell_broker(running, reload)
             lost = place.wait(HOLD_SECONDS, lambda: not place.alive)
     remedy = "" if refused else _remedy(running, reload)
     broker = Step(
@@ -150,7 +150,7 @@ def _at_broker(
     return broker, Step(name="session", done=refused and not lost, text=text, remedy=remedy)
 
 
-def _reload(running: RunningBroker | None, command: Sequence[str]) -> str:
+def tell_broker(running: RunningBroker | None, command: Sequence[str]) -> str:
     """Let the broker read its files again; why that is impossible, or nothing."""
     try:
         if command:

@@ -10,13 +10,13 @@ from edgefl.errors import FleetError
 from edgefl.identity.repository import listed
 from edgefl.rollout_rules import Rules, Target
 from edgefl.server.rollout_events import Effect, Ordered, Word
-from edgefl.server.rollout_state import OPEN
 from edgefl.server.rollouts import advance
 from edgefl.store.database import transaction
 from edgefl.store.documents import documents
-from edgefl.store.registry import get_device
+from edgefl.store.registry import get_device, list_devices
 from edgefl.store.releases import go_back, previous_releases, releases
-from edgefl.store.rollouts import RolloutRecord, add_rollout, get_rollout, heeded, members
+from edgefl.store.rollouts import RolloutRecord, add_rollout, get_rollout, heeded, members, open_rollouts
+from edgefl.store.tags import all_tags
 from edgefl.store.versions import LISTED, VersionRecord, get_version, variants
 from edgefl.wire.topics import target_path
 
@@ -39,7 +39,10 @@ class RolledBack:
 
 
 def start_rollout(database: sqlite3.Connection, version: VersionRecord, rules: Rules, target: Target, now: float) -> Done:
-    """Start rolling out a version; its first stage is told at once. A running rollout of the model is superseded.
+    """Start rolling out a version; its first stage is told at once.
+
+    An open rollout of the model is superseded if it is meant for one of the same devices, or one of the two for all. Others run
+    on beside it.
 
     Raises:
         FleetError: no device is meant, a device does not exist, or the version is the release already.
@@ -57,8 +60,8 @@ def start_rollout(database: sqlite3.Connection, version: VersionRecord, rules: R
                 remedy="Push with --hold to roll a version out in stages; name devices to try it again there",
             )
         previous = next((one for one in (current, *history) if one not in {None, version.version}), None)
-        for number in _open(database, version.model):
-            advance(database, get_rollout(database, number), (Ordered("supersede", f"rollout of {name} was started"),), now)
+        for older in _overlapping(database, version, target):
+            advance(database, older, (Ordered("supersede", f"rollout of {name} was started"),), now)
         record = add_rollout(database, (version.model, version.version), previous, rules, target, now)
         if target and not members(database, record):
             raise FleetError(
@@ -69,21 +72,35 @@ def start_rollout(database: sqlite3.Connection, version: VersionRecord, rules: R
         return Done(*advance(database, record, (), now))
 
 
-def order(database: sqlite3.Connection, model: str, word: Word, now: float) -> Done:
-    """Pause, resume, promote or abort the rollout of a model.
+def _overlapping(database: sqlite3.Connection, version: VersionRecord, target: Target) -> list[RolloutRecord]:
+    """The open rollouts of a version's model that a rollout to this target would meet."""
+    running = [get_rollout(database, number) for number in open_rollouts(database, version.model)]
+    tags = all_tags(database) if running and target.tags else {}
+    meant = {one.id for one in list_devices(database) if target.includes(one.id, one.profile, tags.get(one.id, ()))}
+    return [one for one in running if not (target and one.target) or meant & (one.state.devices.keys() | members(database, one))]
+
+
+def order(database: sqlite3.Connection, model: str, word: Word, now: float, number: int | None = None) -> Done:
+    """Pause, resume, promote or abort a rollout of a model; `number` says which, if several are open.
 
     Raises:
-        FleetError: the model has no open rollout, or the order is impossible in its phase.
+        FleetError: the model has no such open rollout or several, or the order is impossible in its phase.
         StoreError: the database cannot be written now; nothing changed.
     """
     with transaction(database):
-        numbers = _open(database, model)
+        numbers = [one for one in open_rollouts(database, model) if number in {None, one}]
+        if len(numbers) > 1:
+            every = (get_rollout(database, one) for one in numbers)
+            said = " or ".join(f"{one.state.id} ({model}@{one.version} to {one.target})" for one in every)
+            raise FleetError(
+                f"{len(numbers)} rollouts of {model!r} are running", expected=said, remedy="Say which with --rollout NUMBER"
+            )
         if not numbers:
             raise FleetError(
                 f"no rollout of {model!r} is running",
                 remedy=f"See `edgefl rollout status`; undo what has ended: edgefl rollback {model}",
             )
-        return Done(*advance(database, get_rollout(database, numbers[-1]), (Ordered(word),), now))
+        return Done(*advance(database, get_rollout(database, numbers[0]), (Ordered(word),), now))
 
 
 def roll_back(database: sqlite3.Connection, model: str, now: float, to: int | None = None) -> RolledBack:
@@ -128,7 +145,3 @@ def _check_listed(database: sqlite3.Connection, model: str, version: int) -> Non
             expected=f"one of the newest {LISTED} versions",
             remedy="Push that model again",
         )
-
-
-def _open(database: sqlite3.Connection, model: str) -> list[int]:
-    return [number for number, (_, _, phase) in heeded(database, model).items() if phase in OPEN]

@@ -83,17 +83,16 @@ class RolloutStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def rollout_statuses(database: sqlite3.Connection, model: str | None = None, *, ended: bool = False) -> list[RolloutStatus]:
-    """The newest rollout of a model, or of every model; with `ended` all that there ever were.
+    """The open rollouts and the newest one of a model, or of every model; with `ended` all that there ever were.
 
     Raises:
         FleetError: this model has never been rolled out.
         StoreError: the database cannot be read now.
     """
     if model is not None and not ended:
-        records = [newest_rollout(database, model)]
-    else:
-        every = [get_rollout(database, number) for number in rollout_numbers(database, all_of_them=ended)]
-        records = [one for one in every if model in {None, one.model}]
+        newest_rollout(database, model)  # raises if there is none
+    every = [get_rollout(database, number) for number in rollout_numbers(database, all_of_them=ended)]
+    records = [one for one in every if model in {None, one.model}]
     known, tags = presences(database), all_tags(database)
     profiles = {device.id: device.profile for device in list_devices(database)}
     return [_status(database, record, known, tags, profiles) for record in records]

@@ -22,7 +22,7 @@ from edgefl.server.rollout_events import DevicesChanged, Effect, Event, Heard, M
 from edgefl.server.rollout_state import OPEN, Rollout, Step
 from edgefl.store.database import changes_by_others, transaction
 from edgefl.store.releases import release
-from edgefl.store.rollouts import RolloutRecord, drop_kept, get_rollout, heeded, members, write_rollout
+from edgefl.store.rollouts import RolloutRecord, drop_kept, get_rollout, heeded, members, open_rollouts, write_rollout
 from edgefl.wire.messages import Report, State
 
 TICK_EVERY = 5.0
@@ -63,7 +63,7 @@ def _end(database: sqlite3.Connection, record: RolloutRecord, phase: str, now: f
     """Do what follows for others from the end of a rollout."""
     if phase == "finished" and not record.target:
         release(database, record.model, record.version, now)
-    elif phase != "superseded":
+    elif phase != "superseded" and open_rollouts(database, record.model) == [record.state.id]:
         drop_kept(database, record.model, ("superseded",))
 
 
@@ -80,7 +80,7 @@ class Rollouts:
         self._wall = wall
         self._seen: int | None = None
         self._tick_at = 0.0
-        self._versions: dict[tuple[str, int], int] = {}
+        self._versions: dict[tuple[str, int], list[int]] = {}
         self._heard: dict[tuple[int, str, str], Reported] = {}
 
     def report(self, device: str, report: Report) -> None:
@@ -88,24 +88,26 @@ class Rollouts:
         if report.step == "failed" and report.round:
             return  # of a training: the version itself is there
         trouble = report.step == "failed" and not report.version
-        for (model, version), rollout in self._versions.items():
+        for (model, version), numbers in self._versions.items():
             if trouble and report.model in {model, "none"}:
-                self._note(rollout, Reported(device, "told", code=report.code or "trouble", error=report.error))
+                self._note(numbers, Reported(device, "told", code=report.code or "trouble", error=report.error))
             elif (report.model, report.version) == (model, version) and report.step in MEANING:
                 how = (report.percent, report.fetched, report.code, report.error)
-                self._note(rollout, Reported(device, MEANING[report.step], *how))
+                self._note(numbers, Reported(device, MEANING[report.step], *how))
 
     def state(self, device: str, state: State) -> None:
         """A device has been born or has died."""
         for one in state.models if state.online else ():
-            rollout = self._versions.get((one.model, one.version))
-            if rollout is not None:
-                self._note(rollout, Reported(device, "activated"))
+            self._note(self._versions.get((one.model, one.version), []), Reported(device, "activated"))
 
-    def _note(self, rollout: int, said: Reported) -> None:
-        """Keep a report until the next look: of each device and step the last one, so that a flood of reports takes no room."""
-        self._heard.pop((rollout, said.device, said.step), None)
-        self._heard[rollout, said.device, said.step] = said
+    def _note(self, numbers: Iterable[int], said: Reported) -> None:
+        """Keep a report until the next look: of each device and step the last one, so that a flood of reports takes no room.
+
+        Every rollout of the version hears it; a rollout takes no notice of devices that are not its own.
+        """
+        for rollout in numbers:
+            self._heard.pop((rollout, said.device, said.step), None)
+            self._heard[rollout, said.device, said.step] = said
 
     def look(self) -> bool:
         """Take up what was heard, ordered and has become late.
@@ -125,7 +127,9 @@ class Rollouts:
             if phase in OPEN or rollout in concerned:
                 with transaction(self._database):
                     news |= self._advance(rollout, now)
-        self._versions = {(model, version): number for number, (model, version, _) in heeded(self._database).items()}
+        self._versions = {}
+        for number, (model, version, _) in heeded(self._database).items():
+            self._versions.setdefault((model, version), []).append(number)
         self._heard.clear()
         self._seen, self._tick_at = seen, now + TICK_EVERY
         return news

@@ -30,6 +30,7 @@ from edgefl.server.claimline import ClaimLine
 from edgefl.server.complaints import Complaints
 from edgefl.server.expected import Expected
 from edgefl.server.inbox import Inbox
+from edgefl.server.own_pair import OwnPair
 from edgefl.server.renewal import ROTATE, RenewalDesk
 from edgefl.server.rollouts import Rollouts
 from edgefl.server.speech import Speech
@@ -55,6 +56,7 @@ class Service:
         clock: monotonic seconds.
         claims: where boards ask for their first certificate; None if they cannot.
         renewals: who gives devices their next one; None if nobody does.
+        pair: who looks after the server's own; None if nobody does.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Service:
         clock: Callable[[], float] = time.monotonic,
         claims: ClaimLine | None = None,
         renewals: RenewalDesk | None = None,
+        pair: OwnPair | None = None,
     ) -> None:
         self._link = link
         self._wall = wall
@@ -86,6 +89,7 @@ class Service:
         self._look_at = clock()
         self._claims = claims
         self._renewals = renewals
+        self._pair = pair
         self._on = {"state": self._on_state, "want": self._on_want, "update": self._on_update, "report": self._on_report}
         self._on["renew"] = self._on_renew
 
@@ -119,6 +123,8 @@ class Service:
         self._guarded(self._write_books)
         if self._claims is not None:
             self._guarded(self._claims.advance)
+        if self._pair is not None:
+            self._guarded(self._pair.look)
 
     def _take_up_changes(self) -> None:
         if self._catalogue.changed():
@@ -165,6 +171,8 @@ class Service:
                 self._speech.online = True
                 self._announcer.forget()
                 self._announcer.everything(self._catalogue)
+                if self._pair is not None:
+                    self._guarded(self._pair.connected)
             case Disconnected(reason):
                 log.warning("no connection to the broker: %s", reason)
                 self._speech.online = False

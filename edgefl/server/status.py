@@ -6,6 +6,7 @@ import msgspec
 
 from edgefl.aggregate.standing import TRUSTED
 from edgefl.participation import Fairness, fairness
+from edgefl.server.endings import Ending
 from edgefl.store.ledger import RoundRecord, TrainingRecord, rounds, trainings
 from edgefl.store.presence import Presence, presences
 from edgefl.store.registry import Device, list_devices
@@ -93,13 +94,14 @@ class TrainingStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FleetStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything."""
+    """Everything; `warnings` are of what ends soon, has ended or is damaged."""
 
     fleet: str
     devices: list[DeviceStatus]
     variants: list[VariantStatus]
     trainings: list[TrainingStatus]
     counters: dict[str, int]
+    warnings: list[Ending] = []
 
 
 def fleet_status(database: sqlite3.Connection, name: str) -> FleetStatus:

@@ -12,6 +12,11 @@ Events, in the order of a board's life:
     revoked              an operator has revoked the device
     revocation: STEP done, or open: what came of it in list, broker and session
     renewal-refused      a device asked for its next certificate and did not get it
+
+The fleet's own broker and server stand here too, as `edgefl-broker` and `edgefl-server`:
+
+    certificate-revoked  the server uses a newer one; what it used before opens nothing any more
+    renewal-undone       the server could not connect with its new certificate and went back to the one before
 """
 
 import sqlite3

@@ -122,3 +122,14 @@ def rotations(database: sqlite3.Connection) -> dict[str, float]:
 def end_rotation(database: sqlite3.Connection, device: str) -> None:
     """The device has changed it. Raises StoreError."""
     database.execute("DELETE FROM rotations WHERE device = ?", (device,))
+
+
+def ending_certificates(database: sqlite3.Connection, before: float, most: int) -> list[tuple[str, float]]:
+    """Valid devices whose certificate ends before a time (seconds since 1970), and when; the first `most`. Raises StoreError."""
+    rows = database.execute(
+        """SELECT c.device, MAX(c.expires) AS ends FROM certificates c JOIN devices d ON d.id = c.device
+           WHERE d.revoked IS NULL AND c.state IN ('active', 'pending')
+           GROUP BY c.device HAVING ends < ? ORDER BY ends, c.device LIMIT ?""",
+        (before, most),
+    )
+    return [(row["device"], row["ends"]) for row in rows]

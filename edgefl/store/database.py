@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 from edgefl.errors import StoreError
 
+CACHE_KIB = 2048
+"""Most memory for pages of the file, which fills up while a server runs, and then no more."""
 BUSY_SECONDS = 30.0
 """How long a command waits for a database that another one holds."""
 
@@ -287,7 +289,7 @@ def open_database(path: Path, *, busy: float = BUSY_SECONDS) -> Database:
     """
     database = Database(path, busy)
     try:
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"cache_size=-{CACHE_KIB}"):
             database.execute(f"PRAGMA {pragma}")
         version = _migrate(database)
         if version > len(MIGRATIONS):

@@ -2,8 +2,9 @@
 
     fleet.toml      name, and where devices reach the broker
     ca/             root.crt, intermediate.crt, intermediate.key; root.key, which belongs offline (`edgefl init --root`)
-    keys/           broker.* and server.* (certificates); online*.key, release*.key and metadata-root*.key (Ed25519, see
-                    `server.keys`), of which metadata-root*.key belongs offline
+    keys/           broker.pem and server.pem (key, certificate, intermediate: a pair in one file, see `server.pairs`);
+                    online*.key, release*.key and metadata-root*.key (Ed25519, see `server.keys`), of which metadata-root*.key
+                    belongs offline
     broker/         the broker's generated configuration, who is revoked, and what the broker keeps
     profiles/       the fleet's own device profiles
     blobs/          graphs and weights, by content
@@ -38,13 +39,11 @@ REQUIRED = (
     "ca/root.crt",
     "ca/intermediate.crt",
     "ca/intermediate.key",
-    "keys/broker.crt",
-    "keys/broker.key",
-    "keys/server.crt",
-    "keys/server.key",
     "broker",
     "blobs",
 )
+PAIRS = ("broker", "server")
+"""Who has a key and certificate of the fleet's own; a fleet of an older edgefl has them in two files, `.key` and `.crt`."""
 DEFAULT_PORT = 8883
 DEFAULT_CLAIM_PORT = 8884
 
@@ -111,28 +110,36 @@ class Fleet:
 
     @property
     def broker_certificate(self) -> Path:
-        """The broker's certificate, followed by the intermediate."""
-        return self.path / "keys" / "broker.crt"
+        """The file with the broker's certificate, followed by the intermediate."""
+        return self._pair("broker", ".crt")
 
     @property
     def broker_key(self) -> Path:
-        """The broker's private key."""
-        return self.path / "keys" / "broker.key"
+        """The file with the broker's private key; usually the same."""
+        return self._pair("broker", ".key")
 
     @property
     def server_certificate(self) -> Path:
-        """The certificate with which the server connects to the broker, followed by the intermediate."""
-        return self.path / "keys" / "server.crt"
+        """The file with the certificate with which the server connects to the broker, followed by the intermediate."""
+        return self._pair("server", ".crt")
 
     @property
     def server_key(self) -> Path:
-        """Its private key."""
-        return self.path / "keys" / "server.key"
+        """The file with its private key; usually the same."""
+        return self._pair("server", ".key")
 
     @property
     def keys(self) -> Path:
         """Where the signing keys are."""
         return self.path / "keys"
+
+    def pair(self, owner: str) -> Path:
+        """The one file with the key and certificate of `broker` or `server`."""
+        return self.keys / f"{owner}.pem"
+
+    def _pair(self, owner: str, suffix: str) -> Path:
+        """One file for both, or, in a fleet of an older edgefl, one for each."""
+        return self.pair(owner) if self.pair(owner).exists() else self.keys / f"{owner}{suffix}"
 
     def profiles(self) -> dict[str, Profile]:
         """Shipped profiles and the fleet's own, which win. Raises ProfileError when one is malformed."""
@@ -150,7 +157,7 @@ class Fleet:
                 f"there is no fleet directory {path}",
                 remedy=f"Create one with `edgefl init {path}`, or give --fleet or EDGEFL_FLEET",
             )
-        missing = [name for name in REQUIRED if not (path / name).exists()]
+        missing = _missing(path)
         if missing:
             raise FleetError(
                 f"{path} is not a complete fleet directory",
@@ -203,15 +210,21 @@ def check_settings(name: str, host: str, port: int, claim_port: int) -> FleetSet
         raise InputError("a fleet cannot have this address", expected=str(error), found=f"{host}:{port}, {claim_port}") from None
 
 
+def _missing(path: Path) -> list[str]:
+    """What a directory lacks to be a fleet's."""
+    pairs = [f"keys/{owner}.pem" for owner in PAIRS if not (path / "keys" / f"{owner}.crt").exists()]
+    return [name for name in (*REQUIRED, *pairs) if not (path / name).exists()]
+
+
 def _fill(staging: Path, settings: FleetSettings, files: Mapping[str, bytes], metadata: Mapping[str, bytes]) -> None:
     """Write everything into an empty directory of mode 0700."""
     for name in DIRECTORIES:
         (staging / name).mkdir()
     for name, data in files.items():
-        write_file(staging / name, data, 0o600 if name.endswith(".key") else 0o644)
+        write_file(staging / name, data, 0o600 if name.endswith((".key", ".pem")) else 0o644)
     comments = {
         "name": "Stands in every certificate; do not change it.",
-        "host": "Where devices reach the broker. A new host also needs a broker certificate that names it.",
+        "host": "Where devices reach the broker. After a change: `edgefl certificates renew broker`, which names it.",
         "claim_port": "Where boards claim certificates while `edgefl broker --claims` runs; the next port is the server's.",
         "device_days": "How long a certificate that a board has asked for is valid; it is renewed after 60 % of that.",
     }
@@ -219,6 +232,6 @@ def _fill(staging: Path, settings: FleetSettings, files: Mapping[str, bytes], me
     with closing(open_database(staging / "fleet.sqlite")) as database, transaction(database):
         put_documents(database, metadata)
     (staging / "fleet.sqlite").chmod(0o600)
-    missing = [name for name in REQUIRED if not (staging / name).exists()]
+    missing = _missing(staging)
     if missing:
         raise FleetError("a fleet cannot be created without all its keys", found=f"no {', '.join(missing)}")

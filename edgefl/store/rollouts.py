@@ -5,7 +5,8 @@ told devices still counts, until another word about the model is said. Kept are 
 those devices that had got as far as to hold its version.
 
 Rules: everything is done in the transaction that is open, so that what follows from an event is written as a whole before
-anything of it is done. Writing the same state twice changes nothing. A model has at most one open rollout.
+anything of it is done. Writing the same state twice changes nothing. Open rollouts of a model share no device: where their
+targets come to meet, a device belongs to the newest.
 """
 
 import sqlite3
@@ -111,12 +112,14 @@ def members(database: sqlite3.Connection, record: RolloutRecord) -> dict[str, Me
            LEFT JOIN presence p ON p.device=d.id WHERE d.revoked IS NULL ORDER BY d.id""",
         (record.model, record.version),
     )
-    tags = all_tags(database) if record.target.tags else {}
-    return {
-        row["id"]: _member(row, record)
-        for row in rows
-        if record.target.includes(row["id"], row["profile"], tags.get(row["id"], ()))
-    }
+    newer = [get_rollout(database, number).target for number in open_rollouts(database, record.model) if number > record.state.id]
+    tags = all_tags(database) if any(target.tags for target in (record.target, *newer)) else {}
+    found = {}
+    for row in rows:
+        known = (row["id"], row["profile"], tags.get(row["id"], ()))
+        if record.target.includes(*known) and not any(target.includes(*known) for target in newer):
+            found[row["id"]] = _member(row, record)
+    return found
 
 
 def _member(row: sqlite3.Row, record: RolloutRecord) -> Member:
@@ -136,6 +139,12 @@ def heeded(database: sqlite3.Connection, model: str | None = None) -> dict[int, 
     return {row["id"]: (row["model"], row["version"], row["state"]) for row in rows}
 
 
+def open_rollouts(database: sqlite3.Connection, model: str) -> list[int]:
+    """Numbers of the rollouts of a model that have not ended, oldest first. Raises StoreError."""
+    rows = database.execute(f"SELECT id FROM rollouts WHERE state IN ({_OPEN}) AND model=? ORDER BY id", (model,))  # noqa: S608 - constants
+    return [number for (number,) in rows]
+
+
 def newest_rollout(database: sqlite3.Connection, model: str) -> RolloutRecord:
     """The rollout of a model that was started last.
 
@@ -149,10 +158,9 @@ def newest_rollout(database: sqlite3.Connection, model: str) -> RolloutRecord:
 
 
 def rollout_numbers(database: sqlite3.Connection, *, all_of_them: bool) -> list[int]:
-    """Numbers of all rollouts, or of the newest of each model, in the order of their start."""
-    grouped = "" if all_of_them else "GROUP BY model"
-    what = "id" if all_of_them else "MAX(id)"
-    return [number for (number,) in database.execute(f"SELECT {what} FROM rollouts {grouped} ORDER BY 1")]  # noqa: S608 - constants
+    """Numbers of all rollouts, or of those that are open and the newest of each model, in the order of their start."""
+    every = f"SELECT id, state IN ({_OPEN}) OR id IN (SELECT MAX(id) FROM rollouts GROUP BY model) FROM rollouts ORDER BY id"  # noqa: S608 - constants
+    return [number for number, shown in database.execute(every) if shown or all_of_them]
 
 
 def drop_kept(database: sqlite3.Connection, model: str, phases: Iterable[str] = ("finished", "superseded")) -> None:

@@ -23,7 +23,7 @@ from edgefl.brokers.checks.admission import (
 from edgefl.brokers.checks.finding import Finding, unknown
 from edgefl.brokers.checks.keeping import check_kept_messages, check_packet_limit, check_persistence
 from edgefl.brokers.checks.scene import Cast, Scene
-from edgefl.brokers.checks.transport import check_certificate, check_reachable, check_tls_version
+from edgefl.brokers.checks.transport import check_authority, check_certificate, check_reachable, check_tls_version
 
 STRANGERS: tuple[tuple[str, Callable[[Scene], Finding]], ...] = (
     ("no certificate", check_anonymous),
@@ -58,6 +58,7 @@ def check_broker(scene: Scene, revoked: Iterable[int]) -> Iterator[Finding]:
     check_reachable(scene)
     yield check_tls_version(scene)
     yield check_certificate(scene)
+    yield check_authority(scene)
     valid = check_valid(scene)
     yield valid
     if valid.state == "ok":

@@ -8,12 +8,15 @@ import warnings
 from edgefl.brokers.checks.finding import Finding, failed, ok, unknown
 from edgefl.brokers.checks.scene import A, Scene
 from edgefl.errors import LinkError
+from edgefl.identity.validity import ends_of
 from edgefl.link.address import explain, tls_context
 
 CONNECT_SECONDS = 5.0
 DAY = 86400.0
 NEAR_END_DAYS = 30
 """A certificate or list that ends sooner should be renewed now."""
+NEAR_AUTHORITY_DAYS = 365
+"""The same of the authority: time to provision every device anew."""
 
 
 def check_reachable(scene: Scene) -> None:
@@ -53,7 +56,10 @@ def check_tls_version(scene: Scene) -> Finding:
 
 def check_certificate(scene: Scene) -> Finding:
     """The broker's certificate chains to the fleet's root, names the host, and does not end soon."""
-    name, remedy = "broker certificate", "Issue a certificate for this host with the fleet's authority, and let the broker use it"
+    name, remedy = (
+        "broker certificate",
+        "Run `edgefl certificates renew broker`, for the host in fleet.toml, and let the broker use it",
+    )
     try:
         with (
             _connect(scene) as plain,
@@ -68,6 +74,15 @@ def check_certificate(scene: Scene) -> Finding:
     if days < NEAR_END_DAYS:
         return failed(name, f"ends in {days:.0f} days", remedy)
     return ok(name, f"names {scene.host}, ends in {days:.0f} days")
+
+
+def check_authority(scene: Scene) -> Finding:
+    """Root and intermediate, by which everybody here is believed, do not end soon."""
+    name, authority = "authority", scene.authority
+    days = (min(*ends_of(authority.root), *ends_of(authority.intermediate.certificate)) - time.time()) / DAY
+    if days < NEAR_AUTHORITY_DAYS:
+        return failed(name, f"ends in {days:.0f} days", "Found a new fleet, and provision the devices in it")
+    return ok(name, f"root and intermediate hold for {days:.0f} days at least")
 
 
 def _connect(scene: Scene) -> socket.socket:
