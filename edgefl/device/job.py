@@ -121,12 +121,25 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The outbox is written. `peak_rss` is the trainer's, in bytes."""
+    """The outbox is written.
+
+    Attributes:
+        round, sha256: of the update.
+        seconds: that the job took.
+        peak_rss: of the trainer, in bytes.
+        step_seconds: of the fastest training step.
+    """
 
     round: int
     sha256: bytes
     seconds: float
     peak_rss: int
+    step_seconds: float = 0.0
+
+    @property
+    def code(self) -> str:
+        """As of the other answers; empty, because nothing went wrong."""
+        return ""
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -230,6 +230,7 @@ def _manifest(shared: _Version, one: Made, number: int, round_key: bytes) -> Man
         health=shared.request.health,
         differences=shared.differences[one.profile.name],
         sources=shared.request.sources,
+        fit=one.fit,
     )
 
 
@@ -251,9 +252,12 @@ def _encoded(manifest: Manifest) -> bytes:
 def _insert(database: sqlite3.Connection, one: Made, number: int, encoded: bytes, model: str) -> None:
     c, p = one.candidate, one.profile
     database.execute(
-        """INSERT INTO variants (model, version, profile, variant, precision, parameters, bytes, budget, accuracy, manifest)
-           VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
-        (model, number, p.name, c.name, c.precision.value, c.layout.size, c.file_bytes, p.storage_bytes, one.accuracy, encoded),
+        """INSERT INTO variants (model, version, profile, variant, precision, parameters, bytes, budget, accuracy, manifest,
+           peak_bytes, step_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+        (
+            *(model, number, p.name, c.name, c.precision.value, c.layout.size, c.file_bytes, p.storage_bytes, one.accuracy),
+            *(encoded, one.fit.peak_bytes, one.fit.step_ms),
+        ),
     )
 
 
@@ -272,4 +276,8 @@ def _outcome(model: str, version: int, one: Made) -> PushedVariant:
         footprint=c.footprint,
         budget=p.storage_bytes,
         accuracy=one.accuracy,
+        peak_bytes=one.fit.peak_bytes,
+        memory_mb=p.memory_mb,
+        step_ms=one.fit.step_ms,
+        board_step_ms=one.fit.step_ms * p.slowdown or None,
     )

@@ -41,7 +41,10 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VariantStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """The newest variant of a model for one profile: bytes of its files, and accuracy when it was pushed, if measured."""
+    """The newest variant of a model for one profile: bytes of its files, and accuracy when it was pushed, if measured.
+
+    `peak_bytes` and `step_ms` are what the board's trainer took on the machine that pushed it; 0 if it was not run.
+    """
 
     model: str
     version: int
@@ -50,6 +53,8 @@ class VariantStatus(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
     budget: int
     accuracy: float | None
+    peak_bytes: int = 0
+    step_ms: float = 0.0
 
 
 class RoundStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,7 +144,8 @@ def _device(device: Device, heard: Presence | None, stands: Standing) -> DeviceS
 
 def _variants(database: sqlite3.Connection) -> list[VariantStatus]:
     rows = database.execute(
-        """SELECT model, MAX(version) AS version, profile, variant, bytes, budget, accuracy FROM variants
+        """SELECT model, MAX(version) AS version, profile, variant, bytes, budget, accuracy, peak_bytes, step_ms
+           FROM variants
            GROUP BY model, profile ORDER BY model, profile"""
     )
     names = VariantStatus.__struct_fields__

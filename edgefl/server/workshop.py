@@ -4,8 +4,9 @@ Model. The parent is the model at full width. For a profile the planner (`edgefl
 graphs are exported, compared with torch and measured; if the real files are too large the planner is asked again with what is
 known now. Profiles that come to the same width, precision and engine share everything but the manifest.
 
-Rule: what is measured is what is sent: bytes of the files on disk, accuracy of the decoded weights through the exported graph,
-and the golden outputs, which every device compares its own with before it makes the version its active one.
+Rule: what is measured is what is sent: bytes of the files on disk, memory and steps of the board's trainer with them, accuracy of
+the decoded weights through the exported graph, and the golden outputs, which every device compares its own with before it makes
+the version its active one.
 """
 
 import tempfile
@@ -23,12 +24,13 @@ from edgefl.examples import Examples
 from edgefl.export.graphs import ExportedGraphs, export_graphs
 from edgefl.export.models import ModelSource
 from edgefl.export.tensors import layout_of
-from edgefl.export.verify import verify_graphs
+from edgefl.export.verify import random_examples, verify_graphs
 from edgefl.layout import Float32, Layout, nested_index
 from edgefl.profile import Profile
+from edgefl.server.rehearsal import Rehearsals, Subject, rows_for
 from edgefl.store.blobs import BlobStore
 from edgefl.wire.blocks import file_ref
-from edgefl.wire.messages import FileRef
+from edgefl.wire.messages import FileRef, Fit
 
 NATIVE, PORTABLE = "ort-training", "portable"
 
@@ -43,6 +45,7 @@ class Made:
         candidate: width, precision, layout and sizes.
         files: all of them, `weights` last.
         accuracy: in [0, 1] of the decoded weights on the hold-out examples; None without them.
+        fit: what the board's trainer took for it.
     """
 
     profile: Profile
@@ -50,6 +53,7 @@ class Made:
     candidate: Candidate
     files: tuple[FileRef, ...]
     accuracy: float | None
+    fit: Fit
 
 
 class Workshop:
@@ -92,6 +96,7 @@ class Workshop:
         self._accuracies: dict[tuple[str, str], float | None] = {}
         self._goldens: dict[tuple[str, str], bytes] = {}
         self._unfit: set[str] = set()
+        self._rehearsals = Rehearsals(blobs)
 
     def make(self, profile: Profile) -> Made:
         """The variant for a profile, in the blob store. Raises FitError, ModelError, EngineError, StoreError."""
@@ -104,7 +109,15 @@ class Workshop:
         for data in contents.values():
             self._blobs.put(data)
         self._check_on_disk(profile, candidate, files)
-        return Made(profile, engine, candidate, files, self._accuracy(engine, candidate, files))
+        fit = self._rehearsals.prove(self._subject(engine, candidate, files), profile)
+        return Made(profile, engine, candidate, files, self._accuracy(engine, candidate, files), fit)
+
+    def _subject(self, engine: str, candidate: Candidate, files: Sequence[FileRef]) -> Subject:
+        self._say(f"running {candidate.name} as a board does")
+        source, batch = self._source, self._batch
+        examples = random_examples(source, rows_for(batch), seed=0)
+        shape, classes, recipe = source.input_shape, source.classes, source.recipe
+        return Subject(candidate.name, engine, candidate.layout, shape, classes, batch, recipe, files, examples)
 
     def _engine_and_plan(self, profile: Profile) -> tuple[str, Candidate]:
         """The profile's engine and what fits; the portable engine where the native one cannot train this model."""
