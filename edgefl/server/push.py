@@ -252,12 +252,9 @@ def _encoded(manifest: Manifest) -> bytes:
 def _insert(database: sqlite3.Connection, one: Made, number: int, encoded: bytes, model: str) -> None:
     c, p = one.candidate, one.profile
     database.execute(
-        """INSERT INTO variants (model, version, profile, variant, precision, parameters, bytes, budget, accuracy, manifest,
-           peak_bytes, step_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
-        (
-            *(model, number, p.name, c.name, c.precision.value, c.layout.size, c.file_bytes, p.storage_bytes, one.accuracy),
-            *(encoded, one.fit.peak_bytes, one.fit.step_ms),
-        ),
+        """INSERT INTO variants (model, version, profile, variant, precision, parameters, bytes, budget, accuracy, manifest)
+           VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+        (model, number, p.name, c.name, c.precision.value, c.layout.size, c.file_bytes, p.storage_bytes, one.accuracy, encoded),
     )
 
 

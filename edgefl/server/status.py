@@ -13,6 +13,7 @@ from edgefl.store.standings import Standing, standings
 from edgefl.store.tally import counters
 from edgefl.store.updates import bits_per_parameter, participations
 from edgefl.store.versions import able_devices
+from edgefl.wire.messages import Manifest, decode
 
 
 class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,12 +145,16 @@ def _device(device: Device, heard: Presence | None, stands: Standing) -> DeviceS
 
 def _variants(database: sqlite3.Connection) -> list[VariantStatus]:
     rows = database.execute(
-        """SELECT model, MAX(version) AS version, profile, variant, bytes, budget, accuracy, peak_bytes, step_ms
-           FROM variants
+        """SELECT model, MAX(version) AS version, profile, variant, bytes, budget, accuracy, manifest FROM variants
            GROUP BY model, profile ORDER BY model, profile"""
     )
-    names = VariantStatus.__struct_fields__
-    return [VariantStatus(**{name: row[name] for name in names}) for row in rows]
+    return [_variant(row) for row in rows]
+
+
+def _variant(row: sqlite3.Row) -> VariantStatus:
+    fit = decode(row["manifest"], Manifest).fit
+    written = {name: row[name] for name in ("model", "version", "profile", "variant", "bytes", "budget", "accuracy")}
+    return VariantStatus(**written, peak_bytes=fit.peak_bytes, step_ms=fit.step_ms)
 
 
 def _training(database: sqlite3.Connection, record: TrainingRecord) -> TrainingStatus:

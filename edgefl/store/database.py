@@ -222,11 +222,6 @@ MIGRATIONS = (
         detail      TEXT NOT NULL
     ) STRICT;
     """,
-    """
-    -- What the trainer of a board took when the variant was pushed (Fit of the wire), 0 if it was not run
-    ALTER TABLE variants ADD COLUMN peak_bytes INTEGER NOT NULL DEFAULT 0;
-    ALTER TABLE variants ADD COLUMN step_ms REAL NOT NULL DEFAULT 0;
-    """,
 )
 
 _ANSWERS = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.InterfaceError)
