@@ -86,6 +86,7 @@ FLOORS = {
     "edgefl.server.claims": 5,
     "edgefl.server.enrolment": 5,
     "edgefl.server.labels": 5,
+    "edgefl.server.quantising": 5,
     "edgefl.server.rehearsal": 5,
     "edgefl.server.renewal": 5,
     "edgefl.server.founding": 5,

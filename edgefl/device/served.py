@@ -20,10 +20,7 @@ from edgefl.names import check_id
 from edgefl.store.blobs import BlobStore
 from edgefl.store.model_state import ModelState
 from edgefl.store.personal import with_personal
-from edgefl.wire.messages import Manifest, RoundOrder
-
-SERVE = "serve"
-"""Role of the int8 graph, which has the weights of its version inside."""
+from edgefl.wire.messages import SERVE, Manifest, RoundOrder
 
 Marks = tuple[tuple[int, int, int] | None, ...]
 

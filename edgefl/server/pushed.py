@@ -21,6 +21,9 @@ class PushedVariant:
         memory_mb: MiB that the profile allows that.
         step_ms: of a training step on the pushing machine.
         board_step_ms: the same on the board, if the profile knows how much slower that is; otherwise None.
+        int8_bytes: of its `serve` graph; None if it has none, as in the next two.
+        int8_accuracy: as `accuracy`.
+        int8_speedup: how many times faster than float32 it answers on the pushing machine.
     """
 
     model: str
@@ -39,9 +42,24 @@ class PushedVariant:
     memory_mb: int
     step_ms: float
     board_step_ms: float | None
+    int8_bytes: int | None = None
+    int8_accuracy: float | None = None
+    int8_speedup: float | None = None
 
 
-COLUMNS = ("profile", "engine", "variant", "parameters", "bytes", "footprint", "budget", "accuracy", "peak MiB", "step ms")
+COLUMNS = (
+    "profile",
+    "engine",
+    "variant",
+    "parameters",
+    "bytes",
+    "footprint",
+    "budget",
+    "accuracy",
+    "peak MiB",
+    "step ms",
+    "int8",
+)
 
 
 def table(pushed: Iterable[PushedVariant]) -> tuple[tuple[str, ...], ...]:
@@ -56,6 +74,13 @@ def table(pushed: Iterable[PushedVariant]) -> tuple[tuple[str, ...], ...]:
             "-" if v.accuracy is None else f"{100 * v.accuracy:.2f} %",
             f"{v.peak_bytes / 2**20:.0f}/{v.memory_mb}",
             f"{v.step_ms:.2f}" + (" here" if v.board_step_ms is None else f" here, {v.board_step_ms:.1f} there"),
+            _int8(v),
         )
         for v in pushed
     )
+
+
+def _int8(v: PushedVariant) -> str:
+    if v.int8_bytes is None or v.int8_accuracy is None or v.int8_speedup is None:
+        return "-"
+    return f"{v.int8_bytes:,} bytes, {100 * v.int8_accuracy:.2f} %, {v.int8_speedup:.1f}x as fast"

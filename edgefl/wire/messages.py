@@ -29,6 +29,8 @@ MAX_CHAIN = 6144
 """Bytes of a certificate signing request (ours has 200), and of a certificate with its intermediate (ours have 1,600)."""
 HISTORY_REACH = 8
 """How many rounds before its own an update's `before` may lie; the server keeps the weights of as many."""
+SERVE = "serve"
+"""Role of a variant's int8 graph, which has the version's weights inside."""
 
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=40)]
 Text = Annotated[str, msgspec.Meta(max_length=500)]
@@ -110,7 +112,8 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True):
         classes: number of outputs.
         batch: rows of the training graph; a smaller batch is padded and masked.
         files: all files of the variant (roles `train`, `eval`, `infer`, `weights`, for ort-training also `optimizer`,
-            `checkpoint`; `golden` holds inputs and the outputs that they must give).
+            `checkpoint`; `golden` holds inputs and the outputs that they must give; `serve`, if any, is
+            an int8 graph for applications).
         round_key: raw public key whose signature makes round orders of this version valid.
         created, expires: seconds since 1970, server clock.
         recipe: loss and optimiser of its graphs.
