@@ -5,9 +5,9 @@ the version. It is kept if it is smaller than what it replaces in an application
 faster (one example, one thread, this machine), loses at most `drop` of accuracy on the hold-out examples, and fits the profile's
 storage beside everything else. Otherwise the push says why and goes on without it.
 
-Rule: it belongs to the weights that were pushed. A device serves with it until it has adopted the weights of a round; then float32
-with the current weights (`edgefl.device.served`). A model with personal tensors gets none: its weights are the device's.
-See ADR 0018.
+Rule: it belongs to the weights that were pushed. A device serves with it until it has adopted the weights of a round, and with
+these in float32 from then on (`edgefl.device.served`). A model with personal tensors gets none: its weights are the device's. See
+ADR 0018.
 """
 
 import time
