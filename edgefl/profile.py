@@ -37,6 +37,9 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         link_kbps: kbit/s that a board in the field can count on, for estimates.
         engine: how the board trains; `none` when it cannot, with the `reason`.
         sources: where the figures come from.
+        step_ms: milliseconds that one training step may take on the board; 0 sets no limit.
+        slowdown: how many times longer a training step takes on the board than on the machine that pushes, as measured on both; 0
+            if nobody has measured it. A line of `sources` that has this word says how.
     """
 
     name: str
@@ -52,6 +55,8 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     engine: Engine
     sources: Annotated[tuple[Line, ...], msgspec.Meta(min_length=1, max_length=20)]
     reason: Annotated[str, msgspec.Meta(max_length=300)] = ""
+    step_ms: Annotated[float, msgspec.Meta(ge=0.0, le=86_400_000.0)] = 0.0
+    slowdown: Annotated[float, msgspec.Meta(ge=0.0, le=10_000.0)] = 0.0
 
     @property
     def storage_bytes(self) -> int:
@@ -100,6 +105,13 @@ def _cross_check(profile: Profile, path: Path) -> None:
             profile.storage_kib <= profile.memory_mb * 1024,
             f"at most memory_mb ({profile.memory_mb} MiB), or no variant could be loaded",
             f"{profile.storage_kib} KiB",
+        ),
+        ("step_ms", profile.slowdown or not profile.step_ms, "slowdown beside it, without which it cannot be judged", "none"),
+        (
+            "slowdown",
+            not profile.slowdown or any("slowdown" in line for line in profile.sources),
+            "a line of sources with the word slowdown that says how it was measured",
+            f"{profile.slowdown:g} without one",
         ),
     )
     for key, holds, expected, found in rules:

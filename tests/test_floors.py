@@ -68,6 +68,8 @@ FLOORS = {
     "edgefl.device.voice": 5,
     "edgefl.device.resources": 4,
     "edgefl.device.mirror": 4,
+    "edgefl.device.model": 5,
+    "edgefl.device.served": 5,
     "edgefl.device.needs": 5,
     "edgefl.device.rebuild": 5,
     "edgefl.device.reuse": 4,
@@ -84,6 +86,8 @@ FLOORS = {
     "edgefl.server.claims": 5,
     "edgefl.server.enrolment": 5,
     "edgefl.server.labels": 5,
+    "edgefl.server.quantising": 5,
+    "edgefl.server.rehearsal": 5,
     "edgefl.server.renewal": 5,
     "edgefl.server.founding": 5,
     "edgefl.server.endings": 5,
@@ -239,7 +243,15 @@ def test_import_graph_has_no_cycles() -> None:
 
 
 @pytest.mark.parametrize(
-    "entry", ["edgefl.device.agent", "edgefl.device.trainer", "edgefl.cli.main", "edgefl.cli.device", "edgefl.simulate.worker"]
+    "entry",
+    [
+        "edgefl.device.agent",
+        "edgefl.device.trainer",
+        "edgefl.device.model",
+        "edgefl.cli.main",
+        "edgefl.cli.device",
+        "edgefl.simulate.worker",
+    ],
 )
 def test_device_process_never_imports_the_servers_libraries(entry: str) -> None:
     """What runs on a board loads neither torch nor onnx nor anything else of the server's."""

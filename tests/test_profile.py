@@ -80,6 +80,9 @@ def test_the_name_is_the_file_name(tmp_path: Path) -> None:
         (("link_kbps", 'reason = "because"\nlink_kbps'), "reason", "because"),
         (('["a data sheet"]', "[]"), "sources", "[]"),
         (("storage_kib = 1024", "storage_kib = 900000"), "storage_kib", "900000"),
+        (("link_kbps", "step_ms = 50.0\nlink_kbps"), "step_ms", "none"),
+        (("link_kbps", "slowdown = 12.5\nlink_kbps"), "slowdown", "12.5 without one"),
+        (("link_kbps", "slowdown = -1.0\nlink_kbps"), "slowdown", ""),
     ],
 )
 def test_an_error_names_the_file_the_key_and_what_was_found(
@@ -93,6 +96,13 @@ def test_an_error_names_the_file_the_key_and_what_was_found(
     assert str(path) in str(caught.value)
     assert key in str(caught.value)
     assert found in str(caught.value)
+
+
+def test_a_measured_slowdown_names_its_source(tmp_path: Path) -> None:
+    """With a line of sources that says how it was measured, a limit on the time of a step can be judged."""
+    text = GOOD.replace('["a data sheet"]', '["a data sheet", "slowdown: doctor 25 ms, push 2 ms"]')
+    profile = load_profile(written(tmp_path, "slowdown = 12.5\nstep_ms = 40.0\n" + text))
+    assert (profile.slowdown, profile.step_ms) == (12.5, 40.0)
 
 
 @pytest.mark.parametrize("text", ["cores = ", "\x00", "= 1", "[a]\n[a]", "x" * 70_000])

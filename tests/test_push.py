@@ -235,10 +235,14 @@ def test_profiles_in_use_are_those_of_valid_devices(fleet: Fleet) -> None:
 
 
 def test_the_table_has_a_cell_for_each_column() -> None:
-    """Numbers are grouped, and an accuracy that was not measured is a dash."""
-    one = PushedVariant("m", 1, "pi", "portable", "w1-fp32", 1.0, "fp32", 199210, 800123, 2400000, 8388608, 0.97125)
-    other = PushedVariant("m", 1, "pc", "portable", "w1-fp32", 1.0, "fp32", 199210, 800123, 2400000, 8388608, None)
+    """Numbers are grouped, what was not measured is a dash, and a time says on which machine it was measured."""
+    common = {"model": "m", "version": 1, "engine": "portable", "variant": "w1-fp32", "width": 1.0, "precision": "fp32"}
+    sizes = {"parameters": 199210, "bytes": 800123, "footprint": 2400000, "budget": 8388608}
+    run = {"peak_bytes": 98 << 20, "memory_mb": 256, "step_ms": 2.0}
+    one = PushedVariant(**common, **sizes, **run, profile="pi", accuracy=0.97125, board_step_ms=25.0)
+    other = PushedVariant(**common, **sizes, **run, profile="pc", accuracy=None, board_step_ms=None)
     first, second = table((one, other))
-    assert first == ("pi", "portable", "w1-fp32", "199,210", "800,123", "2,400,000", "8,388,608", "97.12 %")
-    assert second[-1] == "-"
+    assert first[:-3] == ("pi", "portable", "w1-fp32", "199,210", "800,123", "2,400,000", "8,388,608", "97.12 %")
+    assert first[-3:] == ("98/256", "2.00 here, 25.0 there", "-")
+    assert second[-4:] == ("-", "98/256", "2.00 here", "-")
     assert len(first) == len(COLUMNS)

@@ -74,6 +74,13 @@ def test_the_fourth_vectors_decode_for_ever() -> None:
         assert decode(bytes.fromhex(data), type(MESSAGES[name])) == MESSAGES[name]
 
 
+def test_the_fifth_vectors_decode_for_ever() -> None:
+    """Manifests of before variants were run at the push decode, and say that this one was not."""
+    for name, data in json.loads((HERE / "messages-fifth.json").read_text()).items():
+        assert decode(bytes.fromhex(data), type(MESSAGES[name])) == MESSAGES[name]
+    assert not MESSAGES["manifest"].fit.peak_bytes
+
+
 def test_every_message_has_a_golden_vector() -> None:
     """A message that is added without a golden vector is noticed."""
     parts = {messages.Installed}  # travels inside State only

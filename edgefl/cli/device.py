@@ -78,3 +78,26 @@ def doctor(bundle: Path, data: str | None, as_json: bool) -> int:
             click.echo(f"{check.state:<8} {check.name:<12} {check.text}" + (f" {check.remedy}." if check.remedy else ""))
         click.echo("This device can take part." if found.able else "This device cannot take part.")
     return 0 if found.able else UNABLE
+
+
+@device.command()
+@click.option("--bundle", type=click.Path(path_type=Path), default=".", help="The device's bundle.  [default: .]")
+@click.option("--model", "name", required=True, help="The model's name in the fleet.")
+@click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="Of the computation.")
+@click.argument("source", metavar="SOURCE")
+def predict(bundle: Path, name: str, threads: int, source: str) -> None:
+    """Predict with the newest version that the agent holds; one line of JSON for each example of SOURCE.
+
+    SOURCE is a source of examples such as npz:FILE, or - for standard input: one example per line, a JSON array of numbers.
+    """
+    import sys
+
+    from edgefl.cli.predict import examples_in, lines_of
+    from edgefl.device.model import Model
+    from edgefl.sources.parse import open_source
+
+    model = Model.open(bundle, name, threads=threads)
+    batches = examples_in(sys.stdin.buffer) if source == "-" else [open_source(source).load().x]
+    for x in batches:
+        for line in lines_of(model, x):
+            click.echo(line)

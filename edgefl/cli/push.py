@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 @click.option("--batch", type=click.IntRange(1, 65536), default=16, show_default=True, help="Examples per training step.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the initial weights.")
 @click.option("--holdout", metavar="SOURCE", help="Examples to measure each variant's accuracy on.")
+@click.option("--calibrate", metavar="SOURCE", help="Typical examples: make int8 graphs for predictions where they win.")
+@click.option("--int8-drop", type=click.FloatRange(0, 1), default=0.01, show_default=True, help="Accuracy that int8 may lose.")
 @click.option("--profile", "only", multiple=True, help="Push for this profile only; may be repeated.  [default: all in use]")
 @click.option("--loss", type=click.Choice(LOSSES), default=LOSSES[0], show_default=True, help="mse without labels: autoencoder.")
 @click.option("--optimizer", type=click.Choice(OPTIMIZERS), default="sgd", show_default=True, help="Of the boards.")
@@ -46,6 +48,8 @@ def push(
     batch: int,
     seed: int,
     holdout: str | None,
+    calibrate: str | None,
+    int8_drop: float,
     only: tuple[str, ...],
     loss: Loss,
     optimizer: Optimizer,
@@ -79,6 +83,7 @@ def push(
         name or _default_name(model), model, weights, batch, seed, examples,
         recipe=Recipe(loss, optimizer, proximal), freeze=freeze, personal=personal,
         hold=hold, health=Health(drop=drop, seconds=trial, starts=starts), sources=sources, keys=keys,
+        calibrate=open_source(calibrate).load() if calibrate else None, int8_drop=int8_drop,
     )  # fmt: skip
     made = make(fleet, request, profiles, now=time.time(), on_progress=lambda text: click.echo(text, err=True))
     if as_json:

@@ -57,7 +57,8 @@ def _device(device: "DeviceStatus", now: float) -> str:
 def _variant(variant: "VariantStatus") -> str:
     accuracy = "" if variant.accuracy is None else f", accuracy {variant.accuracy:.4f}"
     size = f"{variant.bytes / 1024:.0f} of {variant.budget / 1024:.0f} KiB"
-    return f"{variant.model}@{variant.version} for {variant.profile}: {variant.variant}, {size}{accuracy}"
+    memory = f", trainer {variant.peak_bytes / 2**20:.0f} MiB" if variant.peak_bytes else ""
+    return f"{variant.model}@{variant.version} for {variant.profile}: {variant.variant}, {size}{memory}{accuracy}"
 
 
 def _training(training: "TrainingStatus") -> str:

@@ -242,7 +242,7 @@ def measure(bundle: Bundle, manifest: Manifest, examples: Examples | None) -> Me
     trial = examples.take(np.arange(manifest.batch) % len(examples)).shaped(shape, classes, loss)
     paths = {role: Path(path) for role, path in graphs_of(manifest.files, lambda sha256: str(blobs.path(sha256))).items()}
     files = VariantFiles(manifest.engine, manifest.layout, shape, classes, manifest.batch, paths, manifest.recipe)
-    answer = probe(files, weights, [trial], RATE)
+    answer = probe(files, weights, [trial], RATE, threads=bundle.config.threads)
     return Measured(
         model=manifest.model,
         version=manifest.version,

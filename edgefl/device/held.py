@@ -18,7 +18,7 @@ from edgefl.device.jobs import training_job, trial_job
 from edgefl.device.recovery import find_candidate, find_rollout, find_versions
 from edgefl.device.session import step
 from edgefl.device.state import Failure, Session, Step, Work
-from edgefl.device.trust import believed_order, kept_manifest, seal, signed_by
+from edgefl.device.trust import believed_order, kept_manifest, kept_order, seal, signed_by
 from edgefl.errors import PeerError
 from edgefl.store.blobs import BlobStore
 from edgefl.store.model_state import ModelState, TrialRecord
@@ -143,14 +143,7 @@ class HeldModel:
 
     def stored_order(self, manifest: Manifest) -> RoundOrder | None:
         """The newest order of this version on disk, if it is believed."""
-        for payload in self.disk.orders():
-            try:
-                order = believed_order(payload, manifest, 0.0)
-            except PeerError:
-                continue
-            if order.version == manifest.version:
-                return order
-        return None
+        return kept_order(self.disk.orders(), manifest)
 
     def recover(self, resend_at: float | None) -> None:
         """Set the session to what is on disk.

@@ -11,7 +11,7 @@ import msgspec
 from edgefl.errors import Fault
 from edgefl.layout import Layout
 from edgefl.recipe import Recipe
-from edgefl.wire.messages import FileRef, Health, Task
+from edgefl.wire.messages import SERVE, FileRef, Health, Task
 
 AGENT_VARIABLE = "EDGEFL_AGENT"
 """Environment variable that tells the trainer its agent's process id."""
@@ -121,12 +121,25 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The outbox is written. `peak_rss` is the trainer's, in bytes."""
+    """The outbox is written.
+
+    Attributes:
+        round, sha256: of the update.
+        seconds: that the job took.
+        peak_rss: of the trainer, in bytes.
+        step_seconds: of the fastest training step.
+    """
 
     round: int
     sha256: bytes
     seconds: float
     peak_rss: int
+    step_seconds: float = 0.0
+
+    @property
+    def code(self) -> str:
+        """As of the other answers; empty, because nothing went wrong."""
+        return ""
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -148,8 +161,8 @@ Answer = Done | Failed | Verdict
 
 
 def graphs_of(files: Iterable[FileRef], path: Callable[[bytes], str]) -> dict[str, str]:
-    """Path of each graph of a version by role; `path` gives that of a file with this SHA-256."""
-    return {ref.role: path(ref.sha256) for ref in files if ref.role not in ("weights", "golden")}
+    """Path of each graph that the trainer uses by role; `path` gives that of a file with this SHA-256."""
+    return {ref.role: path(ref.sha256) for ref in files if ref.role not in ("weights", "golden", SERVE)}
 
 
 def encode_line(message: Job | TrialJob | Answer) -> bytes:

@@ -62,7 +62,13 @@ class Trainer:
         self.forget()  # compressing needs the memory, and opening an engine takes a tenth of a second
         sha256 = write_update(job, learnt, rng)
         keep_personal(Path(job.personal), job.version, job.layout, vector)
-        return Done(round=job.round, sha256=sha256, seconds=time.monotonic() - began, peak_rss=peak_rss())
+        return Done(
+            round=job.round,
+            sha256=sha256,
+            seconds=time.monotonic() - began,
+            peak_rss=peak_rss(),
+            step_seconds=learnt.trained.step_seconds,
+        )
 
     def _learn(self, job: Job, rng: np.random.Generator) -> tuple[Learnt, Float32]:
         """Train; what came of it, and all parameters after it."""

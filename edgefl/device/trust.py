@@ -12,7 +12,7 @@ of another fleet is taken for its own. What is held does not expire.
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from edgefl.codec.weights import Precision, weights_length
 from edgefl.device.config import DeviceConfig
@@ -137,6 +137,18 @@ def believed_order(payload: bytes, manifest: Manifest, now: float) -> RoundOrder
         raise MessageError(f"a difference of round {order.round} of {order.model} is no shorter than the weights")
     _check_expiry(f"order of round {order.round} of {order.model}", order.expires, now)
     return order
+
+
+def kept_order(payloads: Iterable[bytes], manifest: Manifest) -> RoundOrder | None:
+    """The first of the orders that this device once believed and kept which is for this version; None if none is."""
+    for payload in payloads:
+        try:
+            order = believed_order(payload, manifest, 0.0)
+        except PeerError:
+            continue
+        if order.version == manifest.version:
+            return order
+    return None
 
 
 def signed_by(payload: bytes, key: bytes) -> bool:

@@ -42,11 +42,18 @@ class VariantFiles:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """Outcome of local training: optimiser steps, mean training loss of the first and of the last epoch."""
+    """Outcome of local training.
+
+    Attributes:
+        steps: of the optimiser.
+        loss_before, loss_after: mean training loss of the first and of the last epoch.
+        step_seconds: of the fastest step on a full batch, on any batch if none was full.
+    """
 
     steps: int
     loss_before: float
     loss_after: float
+    step_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

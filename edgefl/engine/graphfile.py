@@ -71,13 +71,22 @@ def read_graph(path: Path) -> GraphFile:
             raise EngineError(
                 f"graph {path.name} is too large", expected=f"at most {MAX_BYTES} bytes", found=f"{path.stat().st_size}"
             )
-        data = memoryview(path.read_bytes())
+        data = path.read_bytes()
     except OSError as error:
         raise EngineError(
             f"graph {path.name} cannot be read", found=str(error), remedy="Let the device fetch the model again"
         ) from error
+    return parse_graph(path.name, data)
+
+
+def parse_graph(name: str, data: bytes) -> GraphFile:
+    """Read a graph from a file's content; `name` is for errors.
+
+    Raises:
+        EngineError: it is no ONNX file.
+    """
     try:
-        parts = list(_messages(data))
+        parts = list(_messages(memoryview(data)))
         graphs = [value for number, value in parts if number == 7]
         if len(graphs) != 1 or any(number == 25 for number, _ in parts):
             raise ValueError("not exactly one graph, or functions")
@@ -85,12 +94,12 @@ def read_graph(path: Path) -> GraphFile:
         inputs = tuple(_text(value, 1) for number, value in _messages(graphs[0]) if number == 11)
     except (ValueError, IndexError) as error:
         raise EngineError(
-            f"graph {path.name} is damaged",
+            f"graph {name} is damaged",
             expected="an ONNX file",
             found=str(error),
             remedy="Let the device fetch the model again",
         ) from None
-    return GraphFile(path.name, operators, inputs)
+    return GraphFile(name, operators, inputs)
 
 
 def check_graph(graph: GraphFile, *, training: bool = False) -> GraphFile:

@@ -54,6 +54,7 @@ class Request(msgspec.Struct, frozen=True, array_like=True):
     trials: tuple[Trial, ...]
     recipe: Recipe
     proximal: float
+    threads: int = 1
 
 
 class Result(msgspec.Struct, frozen=True, array_like=True):
@@ -82,7 +83,13 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
 
 
 def probe(
-    files: VariantFiles, vector: Float32, trials: Sequence[Examples], learning_rate: float, proximal: float = 0.0
+    files: VariantFiles,
+    vector: Float32,
+    trials: Sequence[Examples],
+    learning_rate: float,
+    proximal: float = 0.0,
+    *,
+    threads: int = 1,
 ) -> Answer:
     """Predict, evaluate and train `STEPS` steps on each trial, starting from `vector` each time.
 
@@ -92,6 +99,7 @@ def probe(
         trials: at least one; each of at most `files.batch` examples.
         learning_rate: of the steps.
         proximal: weight of the proximal term.
+        threads: of one operator.
 
     Raises:
         EngineError: the variant does not load or run, or the process died or took longer than `TIMEOUT`.
@@ -108,6 +116,7 @@ def probe(
         tuple(Trial(t.x.tobytes(), t.y.tobytes(), None if t.y.ndim == 1 else t.y.shape[1]) for t in trials),
         files.recipe,
         proximal,
+        threads,
     )
     with tempfile.TemporaryDirectory(prefix="edgefl-") as directory:
         asked, answered = Path(directory) / "request", Path(directory) / "answer"
@@ -146,7 +155,7 @@ def answer_to(request: Request) -> Answer:
     )
     vector = np.frombuffer(request.vector, dtype=np.float32)
     try:
-        engine = open_engine(files, threads=1)
+        engine = open_engine(files, threads=request.threads)
         trials = [_examples(trial, files.input_shape) for trial in request.trials]
         largest = max(trials, key=len)
         _try(engine, vector, largest, request)

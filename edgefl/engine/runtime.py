@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from edgefl.engine.contract import VariantFiles
-from edgefl.engine.graphfile import GraphFile, check_graph, read_graph
+from edgefl.engine.graphfile import GraphFile, check_graph, parse_graph, read_graph
 from edgefl.errors import EdgeflError, EngineError
 
 REMEDY_INSTALL = "Install edgefl's dependencies on this machine: they choose the distribution of onnxruntime"
@@ -97,10 +97,22 @@ def open_session(path: Path, threads: int) -> tuple[Any, GraphFile]:
     Raises:
         EngineError: the file is missing, damaged, uses an operator that is not on the list, or does not load.
     """
-    graph = check_graph(read_graph(path))
+    return _session(str(path), check_graph(read_graph(path)), threads)
+
+
+def load_session(name: str, data: bytes, threads: int) -> tuple[Any, GraphFile]:
+    """As `open_session`, from a graph file's content; `name` is for errors.
+
+    Raises:
+        EngineError: it is damaged, uses an operator that is not on the list, or does not load.
+    """
+    return _session(data, check_graph(parse_graph(name, data)), threads)
+
+
+def _session(source: str | bytes, graph: GraphFile, threads: int) -> tuple[Any, GraphFile]:
     runtime = onnxruntime()
-    with converted(f"graph {path.name} does not load", remedy="Push the model again"):
-        session = runtime.InferenceSession(str(path), session_options(threads), providers=["CPUExecutionProvider"])
+    with converted(f"graph {graph.name} does not load", remedy="Push the model again"):
+        session = runtime.InferenceSession(source, session_options(threads), providers=["CPUExecutionProvider"])
     return session, graph
 
 

@@ -5,6 +5,7 @@ both engines see the same batches in the same order and report the same numbers.
 """
 
 import math
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -36,16 +37,19 @@ def run_epochs(step: Step, count: int, batch: int, epochs: int, rng: np.random.G
     if count == 0:
         raise DataError("there are no examples to train on", remedy="Give the device's source some data")
     sums = [0.0] * epochs
-    steps = 0
+    steps, full, fastest = 0, min(batch, count), math.inf
     for epoch, rows in batches(count, batch, epochs, rng):
+        began = time.perf_counter()
         loss = step(rows)
+        if len(rows) == full:
+            fastest = min(fastest, time.perf_counter() - began)
         steps += 1
         if not math.isfinite(loss):
             raise EngineError(
                 f"training diverged in step {steps}", expected="a finite loss", found=f"{loss}", remedy=REMEDY_DIVERGED
             )
         sums[epoch] += loss * len(rows)
-    return Trained(steps, sums[0] / count, sums[-1] / count)
+    return Trained(steps, sums[0] / count, sums[-1] / count, fastest)
 
 
 def check_proximal(recipe: Recipe, proximal: float) -> None:

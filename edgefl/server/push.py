@@ -20,7 +20,7 @@ from pathlib import Path
 
 import msgspec
 
-from edgefl.errors import FleetError, MessageError, ModelError, ProfileError
+from edgefl.errors import DataError, FleetError, MessageError, ModelError, ProfileError
 from edgefl.examples import Examples
 from edgefl.export.models import ModelSource, load_factory
 from edgefl.export.tensors import layout_of, vector_of
@@ -32,6 +32,7 @@ from edgefl.profile import Profile
 from edgefl.recipe import PLAIN, Recipe
 from edgefl.server.keys import signers
 from edgefl.server.pushed import PushedVariant
+from edgefl.server.quantising import DROP
 from edgefl.server.variants import store_parent
 from edgefl.server.version_differences import version_differences
 from edgefl.server.workshop import Made, Workshop
@@ -63,6 +64,8 @@ class PushRequest:
         batch: rows of a training step.
         seed: of the initial weights.
         holdout: examples to measure each variant's accuracy on; None leaves it out.
+        calibrate: examples to calibrate int8 graphs with; None makes none.
+        int8_drop: accuracy that an int8 graph may lose on the hold-out examples, in [0, 1].
         lifetime: seconds until the manifests expire.
         recipe: loss and optimiser.
         freeze, personal: patterns of the names of tensors that are not trained, and of those that stay on each device.
@@ -86,6 +89,8 @@ class PushRequest:
     health: Health = LENIENT
     sources: tuple[str, ...] = ()
     keys: tuple[Path, ...] = ()
+    calibrate: Examples | None = None
+    int8_drop: float = DROP
 
 
 def profiles_in_use(fleet: Fleet) -> tuple[Profile, ...]:
@@ -147,6 +152,8 @@ def push(
         blobs,
         batch=request.batch,
         holdout=request.holdout,
+        calibrate=request.calibrate,
+        drop=request.int8_drop,
         known=fleet.profiles().values(),
         on_progress=on_progress,
     )
@@ -166,6 +173,13 @@ def _check(request: PushRequest, profiles: Sequence[Profile]) -> None:
     if not 1 <= request.batch <= MAX_BATCH or request.lifetime < 1:
         raise ModelError(
             "impossible push", expected=f"batch 1 to {MAX_BATCH}, lifetime above 0", found=f"{request.batch}, {request.lifetime}"
+        )
+    if request.calibrate is not None and (request.holdout is None or not request.recipe.classifies):
+        raise DataError(
+            "an int8 graph cannot be judged",
+            expected="hold-out examples, and a loss whose answers are right or wrong",
+            found="no hold-out" if request.holdout is None else request.recipe.loss,
+            remedy="Give --holdout, or leave --calibrate out",
         )
     check_sources(request.sources)
     names = [profile.name for profile in profiles]
@@ -230,6 +244,7 @@ def _manifest(shared: _Version, one: Made, number: int, round_key: bytes) -> Man
         health=shared.request.health,
         differences=shared.differences[one.profile.name],
         sources=shared.request.sources,
+        fit=one.fit,
     )
 
 
@@ -272,4 +287,11 @@ def _outcome(model: str, version: int, one: Made) -> PushedVariant:
         footprint=c.footprint,
         budget=p.storage_bytes,
         accuracy=one.accuracy,
+        peak_bytes=one.fit.peak_bytes,
+        memory_mb=p.memory_mb,
+        step_ms=one.fit.step_ms,
+        board_step_ms=one.fit.step_ms * p.slowdown or None,
+        int8_bytes=one.int8.length if one.int8 else None,
+        int8_accuracy=one.int8.accuracy if one.int8 else None,
+        int8_speedup=one.int8.speedup if one.int8 else None,
     )

@@ -17,6 +17,13 @@ class PushedVariant:
         footprint: bytes that the board needs at most, with working state (`edgefl.compress.budget`).
         budget: bytes that the profile allows.
         accuracy: in [0, 1] on the hold-out examples with decoded weights; None without them.
+        peak_bytes: resident memory of the board's trainer with it, measured on the pushing machine.
+        memory_mb: MiB that the profile allows that.
+        step_ms: of a training step on the pushing machine.
+        board_step_ms: the same on the board, if the profile knows how much slower that is; otherwise None.
+        int8_bytes: of its `serve` graph; None if it has none, as in the next two.
+        int8_accuracy: as `accuracy`.
+        int8_speedup: how many times faster than float32 it answers on the pushing machine.
     """
 
     model: str
@@ -31,18 +38,49 @@ class PushedVariant:
     footprint: int
     budget: int
     accuracy: float | None
+    peak_bytes: int
+    memory_mb: int
+    step_ms: float
+    board_step_ms: float | None
+    int8_bytes: int | None = None
+    int8_accuracy: float | None = None
+    int8_speedup: float | None = None
 
 
-COLUMNS = ("profile", "engine", "variant", "parameters", "bytes", "footprint", "budget", "accuracy")
+COLUMNS = (
+    "profile",
+    "engine",
+    "variant",
+    "parameters",
+    "bytes",
+    "footprint",
+    "budget",
+    "accuracy",
+    "peak MiB",
+    "step ms",
+    "int8",
+)
 
 
 def table(pushed: Iterable[PushedVariant]) -> tuple[tuple[str, ...], ...]:
-    """The outcome as rows of text in the order of `COLUMNS`; an accuracy that was not measured is `-`."""
+    """The outcome as rows of text in the order of `COLUMNS`; an accuracy that was not measured is `-`.
+
+    The peak is followed by what the profile allows. Step times are of the pushing machine; then the board's, if it is known.
+    """
     return tuple(
         (
             *(v.profile, v.engine, v.variant),
             *(f"{n:,}" for n in (v.parameters, v.bytes, v.footprint, v.budget)),
             "-" if v.accuracy is None else f"{100 * v.accuracy:.2f} %",
+            f"{v.peak_bytes / 2**20:.0f}/{v.memory_mb}",
+            f"{v.step_ms:.2f}" + (" here" if v.board_step_ms is None else f" here, {v.board_step_ms:.1f} there"),
+            _int8(v),
         )
         for v in pushed
     )
+
+
+def _int8(v: PushedVariant) -> str:
+    if v.int8_bytes is None or v.int8_accuracy is None or v.int8_speedup is None:
+        return "-"
+    return f"{v.int8_bytes:,} bytes, {100 * v.int8_accuracy:.2f} %, {v.int8_speedup:.1f}x as fast"

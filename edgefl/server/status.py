@@ -14,6 +14,7 @@ from edgefl.store.standings import Standing, standings
 from edgefl.store.tally import counters
 from edgefl.store.updates import bits_per_parameter, participations
 from edgefl.store.versions import able_devices
+from edgefl.wire.messages import Manifest, decode
 
 
 class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,7 +43,10 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VariantStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """The newest variant of a model for one profile: bytes of its files, and accuracy when it was pushed, if measured."""
+    """The newest variant of a model for one profile: bytes of its files, and accuracy when it was pushed, if measured.
+
+    `peak_bytes` and `step_ms` are what the board's trainer took on the machine that pushed it; 0 if it was not run.
+    """
 
     model: str
     version: int
@@ -51,6 +55,8 @@ class VariantStatus(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
     budget: int
     accuracy: float | None
+    peak_bytes: int = 0
+    step_ms: float = 0.0
 
 
 class RoundStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,11 +147,16 @@ def _device(device: Device, heard: Presence | None, stands: Standing) -> DeviceS
 
 def _variants(database: sqlite3.Connection) -> list[VariantStatus]:
     rows = database.execute(
-        """SELECT model, MAX(version) AS version, profile, variant, bytes, budget, accuracy FROM variants
+        """SELECT model, MAX(version) AS version, profile, variant, bytes, budget, accuracy, manifest FROM variants
            GROUP BY model, profile ORDER BY model, profile"""
     )
-    names = VariantStatus.__struct_fields__
-    return [VariantStatus(**{name: row[name] for name in names}) for row in rows]
+    return [_variant(row) for row in rows]
+
+
+def _variant(row: sqlite3.Row) -> VariantStatus:
+    fit = decode(row["manifest"], Manifest).fit
+    written = {name: row[name] for name in ("model", "version", "profile", "variant", "bytes", "budget", "accuracy")}
+    return VariantStatus(**written, peak_bytes=fit.peak_bytes, step_ms=fit.step_ms)
 
 
 def _training(database: sqlite3.Connection, record: TrainingRecord) -> TrainingStatus:

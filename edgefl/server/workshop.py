@@ -4,13 +4,14 @@ Model. The parent is the model at full width. For a profile the planner (`edgefl
 graphs are exported, compared with torch and measured; if the real files are too large the planner is asked again with what is
 known now. Profiles that come to the same width, precision and engine share everything but the manifest.
 
-Rule: what is measured is what is sent: bytes of the files on disk, accuracy of the decoded weights through the exported graph,
-and the golden outputs, which every device compares its own with before it makes the version its active one.
+Rule: what is measured is what is sent: bytes of the files on disk, memory and steps of the board's trainer with them, accuracy of
+the decoded weights through the exported graph, and the golden outputs, which every device compares its own with before it makes
+the version its active one.
 """
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgefl.codec.golden import encode_golden, golden_inputs, golden_length
@@ -23,12 +24,14 @@ from edgefl.examples import Examples
 from edgefl.export.graphs import ExportedGraphs, export_graphs
 from edgefl.export.models import ModelSource
 from edgefl.export.tensors import layout_of
-from edgefl.export.verify import verify_graphs
+from edgefl.export.verify import random_examples, verify_graphs
 from edgefl.layout import Float32, Layout, nested_index
 from edgefl.profile import Profile
+from edgefl.server.quantising import DROP, Int8, Quantiser
+from edgefl.server.rehearsal import Rehearsals, Subject, rows_for
 from edgefl.store.blobs import BlobStore
 from edgefl.wire.blocks import file_ref
-from edgefl.wire.messages import FileRef
+from edgefl.wire.messages import SERVE, FileRef, Fit
 
 NATIVE, PORTABLE = "ort-training", "portable"
 
@@ -43,6 +46,8 @@ class Made:
         candidate: width, precision, layout and sizes.
         files: all of them, `weights` last.
         accuracy: in [0, 1] of the decoded weights on the hold-out examples; None without them.
+        fit: what the board's trainer took for it.
+        int8: what its `serve` graph is worth; None if it has none.
     """
 
     profile: Profile
@@ -50,6 +55,8 @@ class Made:
     candidate: Candidate
     files: tuple[FileRef, ...]
     accuracy: float | None
+    fit: Fit
+    int8: Int8 | None
 
 
 class Workshop:
@@ -61,6 +68,8 @@ class Workshop:
         blobs: receives the files.
         batch: rows of a training step.
         holdout: examples to measure accuracy on, or None.
+        calibrate: examples to calibrate int8 graphs with, or None for no such graphs; needs a hold-out.
+        drop: accuracy that an int8 graph may lose.
         known: profiles to suggest when one is too small.
         on_progress: told what is being done, a line at a time.
 
@@ -77,6 +86,8 @@ class Workshop:
         *,
         batch: int,
         holdout: Examples | None,
+        calibrate: Examples | None = None,
+        drop: float = DROP,
         known: Iterable[Profile],
         on_progress: Callable[[str], None],
     ) -> None:
@@ -86,12 +97,17 @@ class Workshop:
         self._batch = batch
         self._say = on_progress
         self._holdout = holdout.shaped(source.input_shape, source.classes, source.recipe.loss) if holdout else None
+        self._quantiser = None
+        if calibrate is not None and self._holdout is not None:
+            typical = calibrate.shaped(source.input_shape, source.classes, source.recipe.loss)
+            self._quantiser = Quantiser(typical, self._holdout, source.classes, drop=drop, on_progress=on_progress)
         self._layouts = _layouts(source)
         self._known = [(profile.name, profile.storage_bytes) for profile in known if profile.engine != "none"]
         self._exports: dict[tuple[str, float], ExportedGraphs] = {}
         self._accuracies: dict[tuple[str, str], float | None] = {}
         self._goldens: dict[tuple[str, str], bytes] = {}
         self._unfit: set[str] = set()
+        self._rehearsals = Rehearsals(blobs)
 
     def make(self, profile: Profile) -> Made:
         """The variant for a profile, in the blob store. Raises FitError, ModelError, EngineError, StoreError."""
@@ -99,12 +115,34 @@ class Workshop:
         exported = self._exports[engine, candidate.width]
         weights = encode_weights(self._slice(candidate.layout), candidate.layout, candidate.precision)
         golden = self._golden(engine, candidate, exported, weights)
-        contents = {**exported.graphs, "golden": golden, "weights": weights}
+        candidate, served, int8 = self._served(profile, engine, candidate, exported, weights)
+        contents = {**exported.graphs, **served, "golden": golden, "weights": weights}
         files = tuple(file_ref(role, data) for role, data in contents.items())
         for data in contents.values():
             self._blobs.put(data)
         self._check_on_disk(profile, candidate, files)
-        return Made(profile, engine, candidate, files, self._accuracy(engine, candidate, files))
+        fit = self._rehearsals.prove(self._subject(engine, candidate, files), profile)
+        return Made(profile, engine, candidate, files, self._accuracy(engine, candidate, files), fit, int8)
+
+    def _served(
+        self, profile: Profile, engine: str, candidate: Candidate, exported: ExportedGraphs, weights: bytes
+    ) -> tuple[Candidate, Mapping[str, bytes], Int8 | None]:
+        """The candidate with a `serve` graph among its graphs, and that graph by role, if it is worth it."""
+        if self._quantiser is None or len(candidate.layout.personal()):
+            return candidate, {}, None
+        vector, room = decode_weights(weights, candidate.layout), profile.storage_bytes - candidate.footprint
+        kept = self._quantiser.graph(candidate.name, engine, exported.graphs["infer"], candidate.layout, vector, room)
+        if kept is None:
+            return candidate, {}, None
+        data, int8 = kept
+        return replace(candidate, graph_bytes=candidate.graph_bytes + len(data)), {SERVE: data}, int8
+
+    def _subject(self, engine: str, candidate: Candidate, files: Sequence[FileRef]) -> Subject:
+        self._say(f"running {candidate.name} as a board does")
+        source, batch = self._source, self._batch
+        examples = random_examples(source, rows_for(batch), seed=0)
+        shape, classes, recipe = source.input_shape, source.classes, source.recipe
+        return Subject(candidate.name, engine, candidate.layout, shape, classes, batch, recipe, files, examples)
 
     def _engine_and_plan(self, profile: Profile) -> tuple[str, Candidate]:
         """The profile's engine and what fits; the portable engine where the native one cannot train this model."""

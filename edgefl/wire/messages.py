@@ -29,6 +29,8 @@ MAX_CHAIN = 6144
 """Bytes of a certificate signing request (ours has 200), and of a certificate with its intermediate (ours have 1,600)."""
 HISTORY_REACH = 8
 """How many rounds before its own an update's `before` may lie; the server keeps the weights of as many."""
+SERVE = "serve"
+"""Role of a variant's int8 graph, which has the version's weights inside."""
 
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=40)]
 Text = Annotated[str, msgspec.Meta(max_length=500)]
@@ -66,6 +68,24 @@ class Health(msgspec.Struct, frozen=True, array_like=True):
     tolerance: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 1e-3
 
 
+class Fit(msgspec.Struct, frozen=True, array_like=True):
+    """What a variant took when it was run before it was announced (`edgefl.server.rehearsal`); zeros if it was not.
+
+    Attributes:
+        peak_bytes: resident memory of the trainer process at its largest: a trial, a round's training, an encoded update.
+        step_ms: of the fastest training step on a full batch, on the pushing machine.
+        memory_mb: MiB that the profile allows the trainer.
+        threads: of the trainer.
+        machine: architecture, processor and software of the pushing machine.
+    """
+
+    peak_bytes: Number = 0
+    step_ms: Annotated[float, msgspec.Meta(ge=0.0)] = 0.0
+    memory_mb: Number = 0
+    threads: Number = 0
+    machine: Text = ""
+
+
 class Difference(msgspec.Struct, frozen=True, array_like=True):
     """A shorter way to a weights file for a device that holds certain older ones.
 
@@ -92,13 +112,15 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True):
         classes: number of outputs.
         batch: rows of the training graph; a smaller batch is padded and masked.
         files: all files of the variant (roles `train`, `eval`, `infer`, `weights`, for ort-training also `optimizer`,
-            `checkpoint`; `golden` holds inputs and the outputs that they must give).
+            `checkpoint`; `golden` holds inputs and the outputs that they must give; `serve`, if any, is
+            an int8 graph for applications).
         round_key: raw public key whose signature makes round orders of this version valid.
         created, expires: seconds since 1970, server clock.
         recipe: loss and optimiser of its graphs.
         health: when it may stay on a device.
         differences: shorter ways to its `weights` from those of earlier versions.
         sources: where its files may also be had: `https://...` or `file:///...`; the file with SHA-256 H is SOURCE/H.
+        fit: what it took to run it.
     """
 
     model: Id
@@ -118,6 +140,7 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True):
     health: Health = Health()
     differences: Annotated[tuple[Difference, ...], msgspec.Meta(max_length=16)] = ()
     sources: Annotated[tuple[Text, ...], msgspec.Meta(max_length=8)] = ()
+    fit: Fit = Fit()
 
     def file(self, role: str) -> FileRef:
         """The file with this role.

@@ -20,6 +20,7 @@ from edgefl.wire.messages import (
     ClaimRequest,
     Difference,
     FileRef,
+    Fit,
     Health,
     Installed,
     Manifest,
@@ -56,6 +57,7 @@ TASK = Task(
     biased=True,
 )
 DIFFERENCE = Difference(b"b" * 32, FileRef("difference", bytes(range(32, 64)), 4711, (b"d" * 16,)))
+FIT = Fit(98_000_000, 12.5, 256, 2, "x86_64, a processor, ONNX Runtime 1.19.2")
 HEALTH = Health(drop=0.05, seconds=60.0, starts=2, tolerance=1e-4)
 MESSAGES: dict[str, msgspec.Struct] = {
     "file-ref": WEIGHTS,
@@ -93,6 +95,7 @@ MESSAGES: dict[str, msgspec.Struct] = {
     "report-code": Report("digits", 3, 0, "reverted", 100, 1, 2, "no better", "trial-metric", fetched=65_536),
     "want-alone": Want(bytes(range(32)), 9, b"\x81\x01", alone=True),
     "health": HEALTH,
+    "fit": FIT,
     "assigned": Assigned("digits", 3, rollout=4),
     "assignment": Assignment("cam-01", 7, 1_700_000_000, 1_700_600_000, (Assigned("digits", 3, rollout=4), Assigned("hum", 1))),
     "claim-request": ClaimRequest("cam-01", b"t" * 43, b"\x30\x03csr", "rpi-zero-2w"),
@@ -105,6 +108,7 @@ MESSAGES: dict[str, msgspec.Struct] = {
 MESSAGES["manifest-delivered"] = msgspec.structs.replace(
     MESSAGES["manifest"], health=HEALTH, differences=(DIFFERENCE,), sources=("https://models.example.org/blobs",)
 )
+MESSAGES["manifest-rehearsed"] = msgspec.structs.replace(MESSAGES["manifest"], fit=FIT)
 
 
 def vectors() -> dict[str, str]:

@@ -1,0 +1,239 @@
+"""Fit is proved: before a variant is announced, the board's own trainer runs it here within the board's limits.
+
+Model. A rehearsal is what a board will do with the variant: the trainer process (`edgefl.device.trainer`, started and watched by
+`edgefl.device.training`) tries it (golden outputs, evaluation, a training step) and then trains a round: weights decoded, a few
+steps at the push's batch, the update compressed with history and momentum, update and residual written. Files are those that will
+be sent, examples are random. Measured are the peak of the process's resident memory, as the kernel has kept it (VmHWM), and the
+fastest step.
+
+What is enforced is resident memory, by the same code and in the same way as on the board: a process that is seen above the limit
+is ended, and one whose recorded peak was above it has failed even if nobody looked at that moment. Not enforced are RLIMIT_AS and
+RLIMIT_DATA, which count what is reserved and mapped (ONNX Runtime reserves several times what it uses), and no control group,
+which few machines that push let their users write. See ADR 0017.
+
+Rules: the profile's threads, but no more than this machine has processors; profiles with the same variant, engine and threads
+share one rehearsal. The times are of this machine: only a profile with a measured `slowdown` turns them into the board's.
+"""
+
+import os
+import platform
+import re
+import select
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from edgefl.device.job import Answer, Done, Held, Job, Side, TrialJob, graphs_of
+from edgefl.device.training import TrainerProcess
+from edgefl.engine.runtime import onnxruntime
+from edgefl.errors import EngineError, FitError, StoreError
+from edgefl.examples import Examples
+from edgefl.layout import Layout
+from edgefl.plan import Plan
+from edgefl.profile import Profile
+from edgefl.recipe import Recipe
+from edgefl.store.blobs import BlobStore
+from edgefl.wire.messages import FileRef, Fit, Health
+from edgefl.wire.tasks import task_of
+
+MIB = 1 << 20
+STEPS = 3
+"""At least so many: an optimiser's state shows in the second, and the first is slow."""
+EVALUATED = 64
+"""Examples at least: as many as a device evaluates at once (`edgefl.engine.inference`)."""
+SECONDS = 600.0
+LOOK = 0.02
+"""Seconds between two looks at the process."""
+RATE = 1e-4
+PROXIMAL = 0.1
+CORRECTION = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A variant whose files are on disk.
+
+    Attributes:
+        name: for example `w0.5-int8`; with the engine it tells the variants of a push apart.
+        engine, layout, input_shape, classes, batch, recipe: as in its manifest.
+        files: all of them.
+        examples: to run it with, shaped for it.
+    """
+
+    name: str
+    engine: str
+    layout: Layout
+    input_shape: tuple[int, ...]
+    classes: int
+    batch: int
+    recipe: Recipe
+    files: Sequence[FileRef]
+    examples: Examples
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Peak resident bytes of the trainer, and seconds of its fastest step."""
+
+    peak_bytes: int
+    step_seconds: float
+
+
+def rows_for(batch: int) -> int:
+    """How many examples a rehearsal needs."""
+    return max(batch, EVALUATED)
+
+
+class Rehearsals:
+    """Proves the fit of one push's variants, each once.
+
+    Args:
+        blobs: where their files are.
+    """
+
+    def __init__(self, blobs: BlobStore) -> None:
+        self._blobs = blobs
+        self._measured: dict[tuple[str, str, int], Measured] = {}
+
+    def prove(self, subject: Subject, profile: Profile) -> Fit:
+        """What the variant takes on boards of this profile, as far as this machine can tell.
+
+        Raises:
+            FitError: more memory than the profile allows, or longer steps than it allows.
+            EngineError: the trainer fails with it.
+            StoreError: no room for the rehearsal.
+        """
+        threads = min(profile.threads, len(os.sched_getaffinity(0)))
+        key = (subject.engine, subject.name, threads)
+        if key not in self._measured:
+            self._measured[key] = rehearse(subject, self._blobs, threads=threads, memory_mb=profile.memory_mb, who=profile.name)
+        found = self._measured[key]
+        check_memory(subject.name, profile.name, found.peak_bytes, profile.memory_mb)
+        check_step(subject.name, profile, found.step_seconds)
+        return Fit(found.peak_bytes, round(1000.0 * found.step_seconds, 3), profile.memory_mb, threads, this_machine())
+
+
+def check_memory(variant: str, profile: str, peak_bytes: int, memory_mb: int) -> None:
+    """Raise FitError if this peak is above the limit."""
+    if peak_bytes > memory_mb * MIB:
+        raise over_memory(variant, profile, peak_bytes, memory_mb)
+
+
+def over_memory(variant: str, profile: str, peak_bytes: int, memory_mb: int) -> FitError:
+    """The error of a variant whose trainer took so much, or was ended when it did."""
+    return FitError(
+        f"variant {variant} fits the storage of profile {profile} but not its memory",
+        expected=f"a trainer of at most {memory_mb} MiB",
+        found=f"{peak_bytes / MIB:.0f} MiB or more",
+        remedy="Push with a smaller --batch or a smaller model, or give these devices a profile with more memory",
+    )
+
+
+def check_step(variant: str, profile: Profile, seconds: float) -> None:
+    """Raise FitError if a step of so many seconds on this machine is too long for the board."""
+    there = 1000.0 * seconds * profile.slowdown
+    if profile.step_ms and there > profile.step_ms:
+        raise FitError(
+            f"variant {variant} trains too slowly for profile {profile.name}",
+            expected=f"steps of at most {profile.step_ms:g} ms",
+            found=f"{there:.3g} ms ({1000.0 * seconds:.3g} ms here, {profile.slowdown:g} times slower there)",
+            remedy="Push with a smaller --batch or a smaller model, or raise step_ms in the profile",
+        )
+
+
+def rehearse(subject: Subject, blobs: BlobStore, *, threads: int, memory_mb: int, who: str) -> Measured:
+    """Let the trainer try and train a variant.
+
+    Args:
+        subject: the variant.
+        blobs: where its files are.
+        threads: of the trainer.
+        memory_mb: MiB of resident memory at which it is ended.
+        who: the profile's name, for the error.
+
+    Raises:
+        FitError: it was ended.
+        EngineError: it failed, in whatever way.
+        StoreError: the files that it needs cannot be written.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="edgefl-") as directory:
+            trial, job = _jobs(subject, blobs, Path(directory))
+            process = TrainerProcess(threads, memory_mb)
+            try:
+                first = last = _run(process, trial)
+                if not first.code:
+                    last = _run(process, job)
+            finally:
+                process.cancel()
+    except OSError as error:
+        raise StoreError("a variant could not be rehearsed", found=str(error), remedy="Make room on the disk") from error
+    if isinstance(last, Done):
+        return Measured(max(first.peak_rss, last.peak_rss), last.step_seconds)
+    if last.code in ("memory", "trial-memory"):
+        raise over_memory(subject.name, who, last.peak_rss, memory_mb)
+    raise EngineError(
+        f"variant {subject.name} fails in the board's trainer",
+        found=last.reason,
+        remedy="Use a profile with the other engine, or simpler layers",
+    )
+
+
+def _run(process: TrainerProcess, job: Job | TrialJob) -> Answer:
+    process.start(job)
+    while (answer := process.poll()) is None:
+        select.select(process.wake, (), (), LOOK)
+    return answer
+
+
+def _jobs(subject: Subject, blobs: BlobStore, directory: Path) -> tuple[TrialJob, Job]:
+    """The two jobs of a board, with examples written to the directory."""
+    paths = {ref.role: str(blobs.path(ref.sha256)) for ref in subject.files}
+    examples = directory / "examples.npz"
+    np.savez(examples, x=subject.examples.x, y=subject.examples.y)
+    side = Side(
+        version=1,
+        engine=subject.engine,
+        layout=subject.layout,
+        input_shape=subject.input_shape,
+        classes=subject.classes,
+        batch=subject.batch,
+        graphs=graphs_of(subject.files, lambda sha256: str(blobs.path(sha256))),
+        weights=paths["weights"],
+        recipe=subject.recipe,
+    )
+    start = next(Held(path=paths["weights"], sha256=ref.sha256) for ref in subject.files if ref.role == "weights")
+    epochs = -(-STEPS // max(1, len(subject.examples) // subject.batch))
+    proximal = PROXIMAL if subject.recipe.proximal else 0.0
+    plan = Plan(epochs=epochs, learning_rate=RATE, proximal=proximal, correction=CORRECTION)
+    job = Job(
+        **msgspec.structs.asdict(side),
+        device="rehearsal",
+        variant=subject.name,
+        round=1,
+        source=f"npz:{examples}",
+        task=task_of(plan, 1),
+        outbox=str(directory / "outbox"),
+        settled=str(directory / "settled"),
+        personal=str(directory / "personal"),
+        weights_sha256=start.sha256,
+        start=start,
+    )
+    golden, health = paths.get("golden", ""), Health(seconds=SECONDS)
+    return TrialJob(candidate=side, before=None, golden=golden, source=job.source, health=health), job
+
+
+@cache
+def this_machine() -> str:
+    """What measures here: architecture, processor if the kernel names it, ONNX Runtime."""
+    try:
+        named = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    except (OSError, UnicodeDecodeError):
+        named = None
+    processor = [named.group(1).strip()[:200]] if named else []
+    return ", ".join([platform.machine(), *processor, f"ONNX Runtime {onnxruntime().__version__}"])
