@@ -24,7 +24,7 @@ demo: install
 	$(BIN)/edgefl demo --rounds $(ROUNDS) --devices $(DEVICES)
 
 test: install check
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The wheel in an environment without torch and onnx; tests that need these skip.
 test-stock: wheel

@@ -6,6 +6,8 @@ for with `EDGEFL_EXPLORE=1 make test`; what is found that way becomes a test of 
 
 import gc
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -17,6 +19,12 @@ settings.load_profile("explore" if os.environ.get("EDGEFL_EXPLORE") else "repeat
 # Each worker has one core. Threads that wait for each other on it spin, here and in the processes that tests start.
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
+
+
+# Tests put thousands of files in the place of others, and a disk makes them wait for each. Memory does not, where there is much.
+SHARED, ROOM = Path("/dev/shm"), 4 << 30  # noqa: S108 - pytest makes its own directory below, for this user alone
+if SHARED.is_dir() and shutil.disk_usage(SHARED).free >= ROOM and not os.statvfs(SHARED).f_flag & os.ST_NOEXEC:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(SHARED))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:  # noqa: ARG001 - pytest's signature
