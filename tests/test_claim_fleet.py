@@ -76,7 +76,7 @@ def process(directory, name, *arguments):
             child.wait()
 
 
-def until(condition, seconds=30.0, said=lambda: ""):
+def until(condition, seconds=120.0, said=lambda: ""):
     """Wait for something to become true, and give it back."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
@@ -291,7 +291,7 @@ def start(client, port):
     """Connect, and wait for it."""
     client.connect("127.0.0.1", port)
     client.loop_start()
-    until(lambda: client.up, 10)
+    until(lambda: client.up)
 
 
 def test_a_stranger_can_only_ask(running, fleet, claimed):

@@ -100,7 +100,7 @@ def test_an_update_that_the_brokers_full_queue_dropped_arrives_all_the_same(plac
     assert len({head.sha256 for head, _ in office.updates[1]}) == 1
 
 
-def until(happened, seconds=20.0):
+def until(happened, seconds=120.0):
     """Wait for it without the server's help."""
     end = time.monotonic() + seconds
     while not happened():

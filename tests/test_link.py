@@ -209,7 +209,7 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     broker.end()
 
 
-def gather(*links: Link, until: Callable[[list[list[Event]]], bool], seconds: float = 15.0) -> list[list[Event]]:
+def gather(*links: Link, until: Callable[[list[list[Event]]], bool], seconds: float = 60.0) -> list[list[Event]]:
     """Poll the links in turn until the events satisfy a condition; the events of each."""
     events: list[list[Event]] = [[] for _ in links]
     deadline = time.monotonic() + seconds

@@ -80,7 +80,7 @@ def long(job):
     return msgspec.structs.replace(job, task=msgspec.structs.replace(job.task, epochs=1_000_000))
 
 
-def wait(process, seconds=30.0):
+def wait(process, seconds=120.0):
     """The answer, when it comes; nothing is polled meanwhile."""
     deadline = time.monotonic() + seconds
     while (answer := process.poll()) is None:
@@ -242,7 +242,7 @@ def test_nonsense_is_an_answer_too(tmp_path, monkeypatch, job, script, words):
     monkeypatch.setattr(training, "REAP_SECONDS", 0.3)
     process = impostor(tmp_path, monkeypatch, script)
     process.start(job)
-    failed = wait(process, seconds=10)
+    failed = wait(process, seconds=40)  # before its sleep is over
     assert isinstance(failed, Failed)
     assert words in failed.reason
     assert not process.busy
@@ -266,7 +266,7 @@ def test_a_job_for_a_child_that_does_not_read_never_blocks(tmp_path, monkeypatch
     began = time.monotonic()
     process.start(large)
     assert process.poll() is None
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 20.0
     process.cancel()
     process.start(msgspec.structs.replace(job, source="npz:" + "x" * 2_000_000))
     assert "could not be started" in process.poll().reason
