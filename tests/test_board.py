@@ -191,7 +191,7 @@ def test_boards_and_server_that_die_at_any_moment_lose_and_double_nothing(world:
     world.board("cam-01")
     world.board("cam-02")
     world.train(4)
-    deaths, deadline = 0, time.monotonic() + 90
+    deaths, deadline = 0, time.monotonic() + 120
     while not world.finished():
         assert time.monotonic() < deadline, world.counted()
         world.turn()

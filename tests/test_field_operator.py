@@ -34,7 +34,6 @@ torch = pytest.importorskip("torch")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.broker,
-    pytest.mark.timeout(300),
     pytest.mark.skipif(find_mosquitto() is None, reason="Mosquitto is not installed"),
 ]
 NAMES = ["cam-01", "cam-02", "cam-03"]
@@ -200,7 +199,7 @@ def stop(process):
     if process.poll() is None:
         process.terminate()
         try:
-            process.wait(10)
+            process.wait(120)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -112,7 +112,7 @@ def client(
     raw.connect("127.0.0.1", fleet.settings.port, 30)
     raw.loop_start()
     try:
-        assert noted.subscribed.wait(10)
+        assert noted.subscribed.wait(120)
         yield noted, raw
     finally:
         raw.disconnect()
@@ -454,7 +454,7 @@ def test_two_signers_take_turns(fleet: Fleet) -> None:
             time.sleep(0.3)
             assert found == []
             revoke(database, "cam-01", "", 1.0)
-        waiting.join(10)
+        waiting.join(60)
         assert int(get_device(database, "cam-01").certificate, 16) in found[0]
 
 
