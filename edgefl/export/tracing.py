@@ -57,9 +57,10 @@ def read_translations_once() -> None:
     this; where theirs has changed, an export is as slow as it was.
     """
     with contextlib.suppress(ImportError, AttributeError):
-        from torch.onnx._internal._lazy_import import onnxscript_apis  # noqa: PLC0415 - not there in every torch
+        from torch.onnx._internal import _lazy_import  # noqa: PLC0415  not there in every torch
 
-        onnxscript_apis.get_torchlib_ops = functools.cache(onnxscript_apis.get_torchlib_ops)
+        apis: Any = getattr(_lazy_import, "onnxscript_apis")  # noqa: B009  not exported by name
+        apis.get_torchlib_ops = functools.cache(apis.get_torchlib_ops)
 
 
 def refuse_random(graph: fx.Graph, name: str) -> None:
