@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ROUNDS ?= 20
 DEVICES ?= 6
-# Workers of the tests, which wait for processes half of the time: more than a machine has cores, 700 MB each.
+# Workers of the tests. Many of these wait for processes, so there is one more than a small machine has cores; 700 MB each.
 WORKERS ?= 3
 
 # What a board has: stock ONNX Runtime, which the wheel's own markers choose from Python 3.13 on.

@@ -204,7 +204,7 @@ def test_verification_finds_a_graph_that_computes_something_else():
 
 
 def test_the_exporter_reads_its_translations_once(monkeypatch):
-    """After the first export, none reads the source of torch's translations again: most of the time of a small model."""
+    """After the first export, none reads the source of torch's translations again: a third of the time of a small model."""
     source = source_of((9,), nn.Linear(9, 4))
     first = export_graphs(source, 1.0, "portable", BATCH)
     monkeypatch.setattr(inspect, "getsource", lambda _: pytest.fail("a translation was read again"))

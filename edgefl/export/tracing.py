@@ -53,7 +53,7 @@ def primitive_attention() -> Iterator[None]:
 def read_translations_once() -> None:
     """Let the exporter read the source of its 500 translations once in a process, and not again for each graph.
 
-    It does so only to learn their domain, in 40 % of the time of a small model. torch and onnxscript have no public way to say
+    It does so only to learn their domain, in a third of the time of a small model. torch and onnxscript have no public way to say
     this; where theirs has changed, an export is as slow as it was.
     """
     with contextlib.suppress(ImportError, AttributeError):
