@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 ROUNDS ?= 20
 DEVICES ?= 6
+# Workers of the tests. Many of these wait for processes, so there is one more than a small machine has cores; 700 MB each.
+WORKERS ?= 3
 
 # What a board has: stock ONNX Runtime, which the wheel's own markers choose from Python 3.13 on.
 STOCK := .venv-stock
@@ -24,7 +26,7 @@ demo: install
 	$(BIN)/edgefl demo --rounds $(ROUNDS) --devices $(DEVICES)
 
 test: install check
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 # The wheel in an environment without torch and onnx; tests that need these skip.
 test-stock: wheel

@@ -58,10 +58,11 @@ def install(name: str, root: Path) -> Peer:
     directory = root.resolve() / name
     complete = directory / COMPLETE
     if not complete.exists():
-        _run([sys.executable, "-m", "venv", "--clear", str(directory)], f"no environment for {name}")
+        _run([sys.executable, "-m", "venv", "--clear", "--without-pip", str(directory)], f"no environment for {name}")
+        pip = [sys.executable, "-m", "pip", "--python", str(directory / "bin" / "python"), "--disable-pip-version-check"]
         for wanted in STEPS[name]:
-            _run([str(directory / "bin" / "pip"), "install", "--disable-pip-version-check", *wanted], f"{name} does not install")
-        listed = _run([str(directory / "bin" / "pip"), "list", "--format=json", "--disable-pip-version-check"], name)
+            _run([*pip, "install", *wanted], f"{name} does not install")
+        listed = _run([*pip, "list", "--format=json"], name)
         versions = {str(entry["name"]).lower(): str(entry["version"]) for entry in json.loads(listed)}
         complete.write_text(json.dumps(versions, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return Peer(name, directory, json.loads(complete.read_text(encoding="utf-8")))

@@ -1,13 +1,33 @@
-"""How random tests are made repeatable: the same examples every time, unless EDGEFL_EXPLORE is set.
+"""How the suite runs: random tests are repeatable, and two workers share a small machine.
 
-A promise must not hold on one day and break on the next. New examples are looked for with `EDGEFL_EXPLORE=1 make test`; what is
-found that way becomes a test of its own.
+A promise must not hold on one day and break on the next: random tests use the same examples every time. New examples are looked
+for with `EDGEFL_EXPLORE=1 make test`; what is found that way becomes a test of its own.
 """
 
+import gc
 import os
+import shutil
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("repeatable", derandomize=True)
 settings.register_profile("explore", derandomize=False)
 settings.load_profile("explore" if os.environ.get("EDGEFL_EXPLORE") else "repeatable")
+
+# Each worker has one core. Threads that wait for each other on it spin, here and in the processes that tests start.
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+
+
+# Tests put thousands of files in the place of others, and a disk makes them wait for each. Memory does not, where there is much.
+SHARED, ROOM = Path("/dev/shm"), 4 << 30  # noqa: S108 - pytest makes its own directory below, for this user alone
+if SHARED.is_dir() and shutil.disk_usage(SHARED).free >= ROOM and not os.statvfs(SHARED).f_flag & os.ST_NOEXEC:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(SHARED))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:  # noqa: ARG001 - pytest's signature
+    """Take what collection has imported (torch alone: a million objects) out of every later search for garbage."""
+    gc.collect()
+    gc.freeze()

@@ -134,7 +134,7 @@ class Field:
         self.wait(lambda: link.connected)
         return self.board
 
-    def wait(self, until, seconds=30.0):
+    def wait(self, until, seconds=120.0):
         """Let the server work until something has happened; after how many seconds it had."""
         began = time.monotonic()
         while not until():

@@ -49,7 +49,6 @@ def test_delivery_counts_the_servers_bytes(tmp_path):
 @pytest.mark.slow
 @pytest.mark.broker
 @needs_mosquitto
-@pytest.mark.timeout(400)
 def test_sixty_deaths_lose_nothing(tmp_path):
     """Killed sixty times by SIGKILL, at boundaries and at random, a fleet loses nothing, counts nothing twice, has its model."""
     found = run("faults", tmp_path / "faults.json", "--kills", "60", "--versions", "1", "--devices", "3")
@@ -63,7 +62,6 @@ def test_sixty_deaths_lose_nothing(tmp_path):
 @pytest.mark.slow
 @pytest.mark.broker
 @needs_mosquitto
-@pytest.mark.timeout(400)
 def test_a_small_fleet_converges_after_bad_weather(tmp_path):
     """Ten agents, twenty seconds of cuts, restarts, kills and broker deaths: all hold the last version and its final weights."""
     found = run("soak", tmp_path / "soak.json", "--agents", "10", "--seconds", "20")

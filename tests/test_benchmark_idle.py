@@ -17,7 +17,6 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.mark.slow
 @pytest.mark.broker
-@pytest.mark.timeout(400)
 @pytest.mark.skipif(find_mosquitto() is None, reason="Mosquitto is not installed")
 def test_an_idle_board_costs_next_to_nothing(tmp_path):
     """After its training: at most 50 KB of MQTT a day beyond keep-alives, and at most 62 MB of memory (60.1 measured)."""

@@ -77,7 +77,7 @@ def end(process: subprocess.Popen[str]) -> int:
     """Ask a process to end; its exit code."""
     process.terminate()
     try:
-        process.communicate(timeout=20)
+        process.communicate(timeout=120)
     finally:
         process.kill()
     return process.returncode
@@ -112,7 +112,7 @@ class Client:
 
     def settles(self) -> bool:
         """Wait until the broker has accepted or refused."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline and not (self.connected.is_set() or self.refused.is_set()):
             time.sleep(0.01)
         return self.connected.is_set() or self.refused.is_set()
@@ -126,13 +126,13 @@ class Client:
         """Subscribe and wait for the answer, whatever it is."""
         self.subscribed.clear()
         self.mqtt.subscribe(topic, 1)
-        assert self.subscribed.wait(10)
+        assert self.subscribed.wait(120)
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         """Publish and wait for the acknowledgement."""
         self.acknowledged.clear()
         self.mqtt.publish(topic, payload, 1, retain)
-        assert self.acknowledged.wait(10)
+        assert self.acknowledged.wait(120)
 
 
 Connects = Callable[..., Client]
@@ -217,7 +217,7 @@ def vanish(broker: Running, name: str, will: str) -> None:
     )
     bundle = broker.bundles / name
     files = [str(broker.fleet.root_certificate), str(bundle / "device.crt"), str(bundle / "device.key")]
-    subprocess.run([sys.executable, "-c", script, str(broker.port), name, will, *files], check=True, timeout=20)
+    subprocess.run([sys.executable, "-c", script, str(broker.port), name, will, *files], check=True, timeout=120)
 
 
 def arrives(client: Client, topic: str, seconds: float = 10.0) -> bool:
@@ -302,7 +302,7 @@ class TestBothBrokers:
     def test_without_a_certificate_there_is_no_connection(self, connect: Connects) -> None:
         """A client that trusts the fleet but has no certificate is refused."""
         client = connect("nobody", wait=False)
-        assert client.refused.wait(10)
+        assert client.refused.wait(120)
         assert not client.connected.is_set()
 
     def test_a_foreign_authoritys_certificate_is_refused(self, connect: Connects, tmp_path: Path) -> None:
@@ -311,14 +311,14 @@ class TestBothBrokers:
         provision(foreign, ["cam-01"], "rpi-zero-2w", tmp_path / "out")
         files = (tmp_path / "out" / "cam-01" / "device.crt", tmp_path / "out" / "cam-01" / "device.key")
         client = connect("cam-01", files=files, wait=False)
-        assert client.refused.wait(10)
+        assert client.refused.wait(120)
         assert not client.connected.is_set()
 
     def test_the_brokers_own_certificate_is_no_way_in(self, broker: Running, connect: Connects) -> None:
         """A serverAuth certificate is refused as a client's."""
         files = (broker.fleet.broker_certificate, broker.fleet.broker_key)
         client = connect("edgefl-broker", files=files, wait=False)
-        assert client.refused.wait(10)
+        assert client.refused.wait(120)
         assert not client.connected.is_set()
 
     @pytest.mark.parametrize("clean", [True, False])
@@ -419,7 +419,7 @@ def test_a_killed_command_takes_mosquitto_with_it(fleet: Fleet) -> None:
     process = start(fleet, "mosquitto", port)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) != 0:

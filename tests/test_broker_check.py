@@ -89,7 +89,7 @@ def mosquitto(fleet: Fleet, change: Change = lambda text: text, bind: str = "127
             yield
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(120)
 
 
 def look(fleet: Fleet, host: str = "127.0.0.1") -> dict[str, Finding]:

@@ -80,11 +80,11 @@ def test_server_lives_and_ends_in_order_on_a_real_broker(fleet: Fleet, tmp_path:
                 assert serve(fleet).returncode == 2
                 assert first.poll() is None
                 first.send_signal(signal.SIGKILL)
-                first.wait(10)
+                first.wait(120)
             with running(fleet) as second:
                 time.sleep(0.2)
                 second.send_signal(signal.SIGTERM)
-                assert second.wait(20) == 0
+                assert second.wait(120) == 0
             other = create_fleet(tmp_path / "other", name="other")
             fleet.server_certificate.write_bytes(other.server_certificate.read_bytes())
             result = serve(fleet)

@@ -253,7 +253,7 @@ def test_follow_waits_for_what_runs(fleet, capsys, monkeypatch):
         for number in (2, 3):
             close(database, training, number)
     run(["train", "stop", "toy"])
-    done.join(10)
+    done.join(60)
     assert not done.is_alive()
     lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("stopped")]
     assert [line.split(":")[0] for line in lines] == ["round 2", "round 3", "toy@1"]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("torch")
-pytestmark = [pytest.mark.slow, pytest.mark.broker, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.broker]
 DEVICES = 6
 
 
@@ -29,7 +29,7 @@ def demo(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
-            process.wait(30)
+            process.wait(120)
 
 
 def pids(workspace: Path) -> dict[str, int]:
@@ -73,7 +73,7 @@ def test_demo_trains_a_mixed_fleet_and_leaves_nothing_behind(tmp_path: Path, bro
     workspace, result_file = tmp_path / "demo", tmp_path / "result.json"
     arguments = ("--rounds", "3", "--broker", broker, "--dir", str(workspace), "--json", str(result_file))
     with demo(*arguments) as process:
-        output, _ = process.communicate(timeout=240)
+        output, _ = process.communicate(timeout=500)
     assert process.returncode == 0, output
     result = json.loads(result_file.read_text())
     devices = result["devices"]
@@ -116,7 +116,7 @@ def test_killed_devices_and_server_cost_no_update_and_count_none_twice(tmp_path:
         waiting = "SELECT COUNT(*) FROM updates WHERE counted IS NULL AND round=3"
         until(lambda: (count := rows(workspace, waiting)) and 1 <= count[0][0] < DEVICES, process)
         os.kill(pids(workspace)["server"], signal.SIGKILL)
-        output, _ = process.communicate(timeout=240)
+        output, _ = process.communicate(timeout=500)
     assert process.returncode == 0, output
     result = json.loads(result_file.read_text())
     assert [r["updates"] for r in result["rounds"]] == [DEVICES] * rounds

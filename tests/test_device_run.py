@@ -75,11 +75,11 @@ def broker(fleet):
         yield process
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(120)
         process.stdout.close()
 
 
-def until(process, text, seconds=20.0):
+def until(process, text, seconds=120.0):
     """Wait until the log holds a text."""
     deadline = time.monotonic() + seconds
     while text not in process.log():
@@ -111,7 +111,7 @@ def test_a_bundle_that_cannot_work_is_refused_at_once(bundle, words):
     """One line that says what is wrong and what to do, exit code 2, and nothing was begun."""
     REFUSED[words](bundle)
     with device(bundle) as process:
-        assert process.wait(20) == 2
+        assert process.wait(120) == 2
         message = [line for line in process.log().splitlines() if not line.startswith("MODULES")]
     assert len(message) == 1
     assert message[0].startswith("error: ")
@@ -123,7 +123,7 @@ def test_a_state_directory_that_cannot_be_made_is_this_machines_fault(bundle):
     """Exit code 4, so that the service manager tries again."""
     (bundle / "state").write_text("a file")
     with device(bundle) as process:
-        assert process.wait(20) == 4
+        assert process.wait(120) == 4
         assert "state" in process.log()
 
 
@@ -132,12 +132,12 @@ def test_without_a_broker_the_agent_lives_and_says_so_once(bundle):
     with device(bundle) as process:
         until(process, "no connection: connection refused")
         with device(bundle) as second:
-            assert second.wait(20) == 4
+            assert second.wait(120) == 4
             assert "another agent runs" in second.log()
         time.sleep(1.5)
         assert process.log().count("no connection") == 1
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(120) == 0
         (modules,) = [line for line in process.log().splitlines() if line.startswith("MODULES")]
     assert json.loads(modules.removeprefix("MODULES")) == ["paho", "numpy"]
     assert (bundle / "state" / "session").read_text() == "1\n"
@@ -149,14 +149,14 @@ def test_the_agent_connects_when_the_broker_comes_and_again_after_its_own_death(
     with device(bundle) as process:
         until(process, "no connection")
         with broker(provisioned / "fleet"):
-            until(process, "INFO connected", seconds=40)
+            until(process, "INFO connected")
             process.kill()
             process.wait()
             (bundle / "state" / ".half.0123abcd.tmp").write_text("left behind")
             with device(bundle) as again:
                 until(again, "INFO connected")
                 again.send_signal(signal.SIGINT)
-                assert again.wait(10) == 0
+                assert again.wait(120) == 0
     assert (bundle / "state" / "session").read_text() == "2\n"
     assert not list((bundle / "state").glob(".*.tmp"))
 

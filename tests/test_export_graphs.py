@@ -1,5 +1,6 @@
 """Exported graphs: they compute what torch computes, in standard operators, in few bytes, and the same bytes each time."""
 
+import inspect
 import subprocess
 import sys
 
@@ -200,3 +201,11 @@ def test_verification_finds_a_graph_that_computes_something_else():
         verify_graphs(right, 1.0, mixed, engine="portable", batch=BATCH)
     with pytest.raises(EngineError, match=r"lacks its 'optimizer' file|ONNX Runtime cannot train"):
         verify_graphs(right, 1.0, exported, engine="ort-training", batch=BATCH)
+
+
+def test_the_exporter_reads_its_translations_once(monkeypatch):
+    """After the first export, none reads the source of torch's translations again: a third of the time of a small model."""
+    source = source_of((9,), nn.Linear(9, 4))
+    first = export_graphs(source, 1.0, "portable", BATCH)
+    monkeypatch.setattr(inspect, "getsource", lambda _: pytest.fail("a translation was read again"))
+    assert export_graphs(source, 1.0, "portable", BATCH) == first

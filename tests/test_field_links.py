@@ -20,6 +20,8 @@ pytestmark = [
 KIB = 1024
 MOSQUITTO_LOOKS = 6.0
 """Seconds between two of its looks for dead clients (5 in version 2.0), and a little more."""
+BUSY = 10.0
+"""Seconds by which a busy machine may be late; without pings TCP would notice in a quarter of an hour."""
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +111,9 @@ def test_a_peer_that_vanishes_is_noticed(place):
     there.office.states.clear()
     there.proxy.mode, began = "stall", time.monotonic()
     took = there.wait(lambda: any(not state.online for state in there.office.states))
-    assert took < 1.5 * keepalive + MOSQUITTO_LOOKS
+    assert took < 1.5 * keepalive + MOSQUITTO_LOOKS + BUSY
     there.wait(lambda: there.losses)
-    assert there.losses[0][0] - began < 2 * keepalive + 1.0
+    assert there.losses[0][0] - began < 2 * keepalive + BUSY
     there.proxy.mode = "forward"
     there.wait(lambda: there.board.link.connected and any(state.online for state in there.office.states))
 

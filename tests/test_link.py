@@ -123,7 +123,7 @@ class RealBroker:
             files = (str(self.authority.ca), str(self.server[0]), str(self.server[1]))
             command = [sys.executable, "-c", AMQTT, str(self.port), *files]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
                 return
@@ -134,7 +134,7 @@ class RealBroker:
         """Kill it: nothing is persisted."""
         if self.process:
             self.process.kill()
-            self.process.wait(10)
+            self.process.wait(120)
             self.process = None
 
     def address(self, name: str) -> BrokerAddress:
@@ -209,7 +209,7 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     broker.end()
 
 
-def gather(*links: Link, until: Callable[[list[list[Event]]], bool], seconds: float = 15.0) -> list[list[Event]]:
+def gather(*links: Link, until: Callable[[list[list[Event]]], bool], seconds: float = 60.0) -> list[list[Event]]:
     """Poll the links in turn until the events satisfy a condition; the events of each."""
     events: list[list[Event]] = [[] for _ in links]
     deadline = time.monotonic() + seconds

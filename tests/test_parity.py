@@ -21,6 +21,7 @@ from edgefl.engine.open import open_engine  # noqa: E402
 from edgefl.engine.runtime import available_engines  # noqa: E402
 from edgefl.errors import EngineError, ModelError  # noqa: E402
 from edgefl.examples import Examples, unlabelled  # noqa: E402
+from edgefl.export.forward import forward_graph  # noqa: E402
 from edgefl.export.graphs import export_graphs, variant_files  # noqa: E402
 from edgefl.export.models import ModelSource  # noqa: E402
 from edgefl.export.tensors import layout_of, vector_of  # noqa: E402
@@ -38,6 +39,7 @@ RATES = {"sgd": 0.05, "momentum": 0.01, "adamw": 0.001}
 NATIVE = pytest.mark.skipif("ort-training" not in available_engines(), reason="needs onnxruntime-training-cpu")
 
 
+@functools.cache  # equal sources are one, so that it is exported once
 def source_of(name, optimizer="sgd", proximal=False, freeze=(), personal=()):
     """A case of `parity_cases` as a model source."""
     case = CASES[name]
@@ -56,9 +58,31 @@ def examples_for(source, count=COUNT):
     return examples.shaped(source.input_shape, source.classes, loss)
 
 
+INFERENCE = {}
+
+
+@pytest.fixture(autouse=True)
+def _inference_once(monkeypatch):
+    """The forward graph of a model is traced once: engines and optimisers share it, and it takes half of an export."""
+
+    def forward_once(source, module, layers):
+        key = source.name, source.input_shape, source.classes, source.freeze
+        if key not in INFERENCE:
+            INFERENCE[key] = forward_graph(source, module, layers).SerializeToString()
+        return onnx.load_from_string(INFERENCE[key])
+
+    monkeypatch.setattr("edgefl.export.graphs.forward_graph", forward_once)
+
+
+@functools.cache
+def exported_once(source, engine):
+    """A source's graphs, at most once in this process: an export gives the same bytes each time."""
+    return export_graphs(source, 1.0, engine, BATCH)
+
+
 def opened(source, engine, directory):
     """A loaded engine at the source's initial values."""
-    exported = export_graphs(source, 1.0, engine, BATCH)
+    exported = exported_once(source, engine)
     loaded = open_engine(variant_files(source, exported, engine, BATCH, directory), threads=1)
     loaded.set_vector(vector_of(source.build()))
     return loaded
@@ -181,7 +205,7 @@ def test_a_graph_computes_no_gradient_that_nobody_needs(engine):
     """With all but the last layer frozen, of the six matrix products of the backward pass one is left."""
 
     def products(freeze):
-        graph = onnx.load_from_string(export_graphs(source_of("2NN", freeze=freeze), 1.0, engine, BATCH).graphs["train"]).graph
+        graph = onnx.load_from_string(exported_once(source_of("2NN", freeze=freeze), engine).graphs["train"]).graph
         return sum(node.op_type in {"MatMul", "Gemm", "FusedMatMul"} for node in graph.node)
 
     assert products(("0.*", "2.*")) == 3 + 1

@@ -1,3 +1,4 @@
+import functools
 import hashlib
 from collections.abc import Callable
 from contextlib import closing
@@ -29,7 +30,9 @@ from edgefl.wire.messages import Manifest, decode
 
 torch = pytest.importorskip("torch")
 
-from edgefl.server.push import PushRequest, profiles_in_use, push  # noqa: E402  needs torch
+from edgefl.export.graphs import ExportedGraphs, export_graphs  # noqa: E402  needs torch
+from edgefl.export.models import ModelSource  # noqa: E402
+from edgefl.server.push import PushRequest, profiles_in_use, push  # noqa: E402
 
 REQUEST = PushRequest(model="digits", source="mnist-2nn", batch=10)
 NOW = 1_700_000_000.0
@@ -41,6 +44,17 @@ def board(name: str, kib: int, engine: str = "portable", reason: str = "") -> Pr
         name=name, title="a board", soc="a chip", architecture="x86_64", cores=4, ram_mb=4096, storage_kib=kib, memory_mb=2048,
         threads=1, link_kbps=1000, engine=engine, sources=("a data sheet",), reason=reason,
     )  # fmt: skip
+
+
+@functools.cache
+def exported_once(source: ModelSource, width: float, engine: str, batch: int) -> ExportedGraphs:
+    """Graphs of a variant; most tests push the same one, and an export gives the same bytes each time."""
+    return export_graphs(source, width, engine, batch)
+
+
+@pytest.fixture(autouse=True)
+def _exports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgefl.server.workshop.export_graphs", exported_once)
 
 
 @pytest.fixture

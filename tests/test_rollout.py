@@ -489,6 +489,6 @@ def test_a_step_with_two_thousand_devices_is_quick() -> None:
 
 
 def _seconds(state: Rollout, event: Event) -> float:
-    began = time.perf_counter()
+    began = time.thread_time()  # what others do on this machine does not count
     step(state, event, 5.0)
-    return time.perf_counter() - began
+    return time.thread_time() - began

@@ -213,7 +213,7 @@ def test_memory_does_not_grow_with_the_number_of_devices() -> None:
         "from edgefl.simulate.processes import LocalWorkers\n"
         "from edgefl.simulate.run import simulate\n"
         "devices = int(sys.argv[1])\n"
-        "plan = Plan(rounds=300 // devices, sparsity=0.01, bits=1, context=False)\n"
+        "plan = Plan(rounds=max(1, 30 // devices), sparsity=0.01, bits=1, context=False)\n"
         "with LocalWorkers(1) as workers:\n"
         "    simulate(Experiment(devices=devices, plan=plan), workers=workers)\n"
         "for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):\n"

@@ -80,7 +80,7 @@ def long(job):
     return msgspec.structs.replace(job, task=msgspec.structs.replace(job.task, epochs=1_000_000))
 
 
-def wait(process, seconds=30.0):
+def wait(process, seconds=120.0):
     """The answer, when it comes; nothing is polled meanwhile."""
     deadline = time.monotonic() + seconds
     while (answer := process.poll()) is None:
@@ -91,7 +91,7 @@ def wait(process, seconds=30.0):
 
 def training_child(process):
     """The child's process id, once it is at work."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while cpu_seconds(process._child.pid) < 0.5:  # past its imports, or nearly
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -242,7 +242,7 @@ def test_nonsense_is_an_answer_too(tmp_path, monkeypatch, job, script, words):
     monkeypatch.setattr(training, "REAP_SECONDS", 0.3)
     process = impostor(tmp_path, monkeypatch, script)
     process.start(job)
-    failed = wait(process, seconds=10)
+    failed = wait(process, seconds=40)  # before its sleep is over
     assert isinstance(failed, Failed)
     assert words in failed.reason
     assert not process.busy
@@ -266,7 +266,7 @@ def test_a_job_for_a_child_that_does_not_read_never_blocks(tmp_path, monkeypatch
     began = time.monotonic()
     process.start(large)
     assert process.poll() is None
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 20.0
     process.cancel()
     process.start(msgspec.structs.replace(job, source="npz:" + "x" * 2_000_000))
     assert "could not be started" in process.poll().reason
@@ -295,13 +295,13 @@ def test_an_orphan_writes_no_outbox(tmp_path, job, when):
     agent = subprocess.Popen([sys.executable, "-c", ORPHANED, tmp_path / "job", when], stdout=subprocess.PIPE)
     child = int(agent.stdout.readline())
     if when == "late":
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while cpu_seconds(child) < 0.5 and time.monotonic() < deadline:
             time.sleep(0.02)
         agent.kill()
     agent.wait()
     agent.stdout.close()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while resident(child) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert resident(child) == 0

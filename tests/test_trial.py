@@ -220,7 +220,7 @@ def process(clock):
     process.cancel()
 
 
-def wait(process, seconds=30.0):
+def wait(process, seconds=120.0):
     """The answer, when it comes."""
     deadline = time.monotonic() + seconds
     while (answer := process.poll()) is None:

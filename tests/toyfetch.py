@@ -55,7 +55,7 @@ class World:
             done += self.fetcher.completed()
         return done
 
-    def until(self, done, seconds=10.0):
+    def until(self, done, seconds=120.0):
         """Take turns in real time, for what threads do; what has been completed."""
         completed, end = [], time.monotonic() + seconds
         while not done(completed):
