@@ -17,6 +17,8 @@ class PushedVariant:
         footprint: bytes that the board needs at most, with working state (`edgefl.compress.budget`).
         budget: bytes that the profile allows.
         accuracy: in [0, 1] on the hold-out examples with decoded weights; None without them.
+        predicted: the accuracy that it was chosen for; None without hold-out examples that tell something.
+        reason: why this one.
     """
 
     model: str
@@ -31,6 +33,8 @@ class PushedVariant:
     footprint: int
     budget: int
     accuracy: float | None
+    predicted: float | None = None
+    reason: str = ""
 
 
 COLUMNS = ("profile", "engine", "variant", "parameters", "bytes", "footprint", "budget", "accuracy")

@@ -1,0 +1,112 @@
+"""The structures that a model is offered in: nested widths, and channels taken out where they matter least.
+
+Model: a *cut* is a structure with what is needed to make it: a source that builds it, and its place in the parent. Nested widths
+are the leading corner of every tensor; they need a factory that takes a width, and no examples. Pruned structures exist for any
+model whose channels the dependency graph can take apart. Uniform ones take the same share of every group; where held-out
+examples tell how much each group matters (`edgefl.server.sensing`), searched ones take more where it costs less.
+
+Without such examples nothing says that one family is better: a model with widths is offered in widths, any other in uniform
+shares by the norm of its channels.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from edgefl.compress.axes import encode_axes
+from edgefl.compress.budget import WIDTHS, Structure
+from edgefl.compress.groups import Group, Shares
+from edgefl.errors import ModelError
+from edgefl.examples import Examples
+from edgefl.export.measuring import work_of
+from edgefl.export.models import ModelSource
+from edgefl.export.pruning import prunable_groups, prune, rank_channels
+from edgefl.export.tensors import layout_of
+from edgefl.layout import Float32, Index, Layout, nested_index
+
+SHARES = (0.75, 0.5, 0.375, 0.25, 0.125)
+"""Of the channels of every group, in uniform cuts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A structure that can be made.
+
+    Attributes:
+        structure: name, width, layout and work.
+        source: builds it at the structure's width.
+        index: int64, the parent coordinate of each of its coordinates.
+        axes: the rows that it keeps, as `edgefl.compress.axes` writes them; None for the leading corner.
+    """
+
+    structure: Structure
+    source: ModelSource
+    index: Index
+    axes: bytes | None = None
+
+    def slice(self, parent: Float32) -> Float32:
+        """Its weights as a part of the parent's."""
+        return parent[self.index]
+
+
+def nested_cuts(source: ModelSource) -> tuple[Cut, ...]:
+    """The full model, then each narrower width; widths that come to the layout of a wider one are left out.
+
+    Raises:
+        ModelError: a narrower model is no part of the full one.
+    """
+    parent = layout_of(source.build())
+    cuts: dict[Layout, Cut] = {}
+    for width in WIDTHS if source.scalable else (1.0,):
+        module = source.build(width)
+        layout = layout_of(module)
+        if layout not in cuts:
+            structure = Structure(f"w{width:g}", width, layout, work_of(module, source.input_shape))
+            cuts[layout] = Cut(structure, source, nested_index(parent, layout))
+    return tuple(cuts.values())
+
+
+class Pruner:
+    """Makes pruned structures of one model.
+
+    Args:
+        source: the model.
+        parent: its weights, which say which channels matter.
+        examples: to rank channels by what the loss loses; None ranks them by norm.
+    """
+
+    def __init__(self, source: ModelSource, parent: Float32, examples: Examples | None) -> None:
+        self.groups: tuple[Group, ...] = prunable_groups(source)
+        self._source = source
+        self._layout = layout_of(source.build())
+        self._order = rank_channels(source, parent, self.groups, examples) if self.groups else {}
+
+    def cut(self, shares: Shares) -> Cut:
+        """The structure that keeps these shares of its groups. Raises ModelError where groups stand in each other's way."""
+        kept = {g.name: g.chosen(self._order[g.name], shares[g.name]) for g in self.groups if shares.get(g.name, 1.0) < 1.0}
+        pruned = prune(self._source, kept)
+        work = work_of(pruned.source.build(), self._source.input_shape)
+        structure = Structure(f"p{pruned.layout.size}", 1.0, pruned.layout, work)
+        return Cut(structure, pruned.source, pruned.index, encode_axes(self._layout, pruned.layout, pruned.axes))
+
+    def uniform(self) -> tuple[Shares, ...]:
+        """The same share of every group, the largest first."""
+        return tuple({group.name: share for group in self.groups} for share in SHARES if self.groups)
+
+
+def pruned_cuts(pruner: Pruner, wanted: Iterable[Shares], say: Callable[[str], None]) -> tuple[Cut, ...]:
+    """The cuts that can be made of these; of several with as many parameters the first."""
+    cuts: dict[str, Cut] = {}
+    for shares in wanted:
+        if all(share == 1.0 for share in shares.values()):
+            continue
+        try:
+            cut = pruner.cut(shares)
+        except ModelError as error:
+            say(f"cannot prune to {_text(shares)}: {error}")
+            continue
+        cuts.setdefault(cut.structure.name, cut)
+    return tuple(cuts.values())
+
+
+def _text(shares: Mapping[str, float]) -> str:
+    return ", ".join(f"{share:g} of {name}" for name, share in shares.items())
