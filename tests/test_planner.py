@@ -36,7 +36,7 @@ def items(pairs: list[tuple[Cost, float]]) -> tuple[Item, ...]:
 OFFERS = st.lists(st.tuples(COSTS, ACCURACIES), min_size=1, max_size=12).map(items)
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(OFFERS, BUDGETS)
 def test_the_winner_is_what_trying_everything_finds(offers: tuple[Item, ...], budget: Budget) -> None:
     """The most accurate offer that fits, of equal ones the first; it stands on the frontier; none if nothing fits."""
@@ -47,7 +47,7 @@ def test_the_winner_is_what_trying_everything_finds(offers: tuple[Item, ...], bu
     assert planned == plan(offers, budget)
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(OFFERS, BUDGETS, st.integers(0, 5))
 def test_more_room_never_predicts_worse(offers: tuple[Item, ...], budget: Budget, more: int) -> None:
     """Every bound raised: the predicted accuracy is at least what it was."""
@@ -61,7 +61,7 @@ def test_more_room_never_predicts_worse(offers: tuple[Item, ...], budget: Budget
         assert (after.winner.accuracy or 0.0) >= (before.winner.accuracy or 0.0)
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(OFFERS)
 def test_nothing_on_the_frontier_is_beaten(offers: tuple[Item, ...]) -> None:
     """No offer is more accurate than one on the frontier at no more cost, and what is off the frontier is beaten by one on it."""
@@ -118,7 +118,7 @@ DROPS = st.lists(st.integers(0, 20), min_size=3, max_size=3).map(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.tuples(DROPS, DROPS))
 def test_the_search_equals_trying_everything(drops: tuple[dict[float, float], dict[float, float]]) -> None:
     """In a small space, for every size: no combination as small as that loses less than the best of the search."""
@@ -138,12 +138,20 @@ def test_a_large_space_is_walked_cheapest_first() -> None:
     """Twelve groups: the chain goes from the whole model to the least, and the groups that cost nothing go first."""
     names = [f"g{n:02}" for n in range(12)]
     assert 4 ** len(names) > EXHAUSTIVE
+    size = lambda shares: sum(shares.values())  # noqa: E731  short
     sensitivity = Sensitivity({name: {level: n * (1 - level) for level in LEVELS} for n, name in enumerate(names)})
-    found = searched(sensitivity, lambda shares: sum(shares.values()))
+    found = searched(sensitivity, size)
     assert found[0] == {name: 0.25 if name == "g00" else 1.0 for name in names}
     assert found[-1] == dict.fromkeys(names, 0.25)
-    assert len(thinned(found, 5)) == 5
-    assert (thinned(found, 5)[0], thinned(found, 5)[-1]) == (found[0], found[-1])
+    few = thinned(found, size, 5)
+    assert len(few) == 5
+    assert (few[0], few[-1]) == (found[0], found[-1])
+
+
+def test_drops_between_measurements_lie_on_a_line() -> None:
+    """Halfway between two measured shares half of the difference; nothing at the whole, everything at nothing."""
+    fine = Sensitivity({"a": {0.5: 0.2, 0.25: 0.6}}).refined((0.75, 0.5, 0.375, 0.125), 0.9).drops["a"]
+    assert fine == pytest.approx({0.75: 0.1, 0.5: 0.2, 0.375: 0.4, 0.125: 0.75})
 
 
 def test_noise_is_no_loss_and_chance_no_knowledge() -> None:

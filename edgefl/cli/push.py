@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--optimizer", type=click.Choice(OPTIMIZERS), default="sgd", show_default=True, help="Of the boards.")
 @click.option("--proximal", is_flag=True, help="Make FedProx's term possible; its weight comes with `edgefl train start`.")
 @click.option("--freeze", multiple=True, metavar="PATTERN", help="Do not train tensors of these names; may be repeated.")
+@click.option("--freezable", is_flag=True, help="Freeze first layers on a board where that lets a better variant fit.")
 @click.option("--personal", multiple=True, metavar="PATTERN", help="Keep tensors of these names on each device; may be repeated.")
 @click.option("--hold", is_flag=True, help="Do not give it to all devices at once: `edgefl rollout start` will.")
 @click.option("--drop", type=click.FloatRange(0, 1), default=1.0, help="Accuracy that a device may lose by it.  [default: any]")
@@ -56,6 +57,7 @@ def push(
     optimizer: Optimizer,
     proximal: bool,
     freeze: tuple[str, ...],
+    freezable: bool,
     personal: tuple[str, ...],
     hold: bool,
     drop: float,
@@ -91,6 +93,7 @@ def push(
         name or _default_name(model), model, weights, batch, seed, examples,
         recipe=Recipe(loss, optimizer, proximal), freeze=freeze, personal=personal,
         hold=hold, health=Health(drop=drop, seconds=trial, starts=starts), sources=sources, keys=keys,
+        freezable=freezable,
     )  # fmt: skip
     made = make(
         fleet, request, profiles, now=time.time(), on_planned=explained.append,

@@ -125,7 +125,7 @@ def candidates(
     batch: int = 1,
     recipe: Recipe = PLAIN,
 ) -> tuple[Candidate, ...]:
-    """All candidates in order of preference: the one with most parameters first, of equal ones the most precise first.
+    """All candidates in order of preference: the one that trains most parameters first, of equal ones the most precise first.
 
     Args:
         structures: names distinct.
@@ -136,7 +136,7 @@ def candidates(
         recipe: its optimiser.
     """
     offered = []
-    for one in sorted(structures, key=lambda one: -one.layout.size):
+    for one in sorted(structures, key=lambda one: (-_learning(one.layout), -one.layout.size)):
         for precision in PRECISIONS if predicted else SAFE:
             accuracy = predicted(one, precision) if predicted else None
             if accuracy is not None or predicted is None:
@@ -162,6 +162,11 @@ def choose(
     if planned.winner is None:
         raise _does_not_fit(profile, budget, offered, others)
     return planned.winner, planned
+
+
+def _learning(layout: Layout) -> int:
+    """Parameters that training changes."""
+    return sum(tensor.size for tensor in layout.tensors if tensor.role == "trained")
 
 
 def dominant(layout: Layout) -> Tensor:

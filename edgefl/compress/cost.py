@@ -7,7 +7,8 @@ Model, per step of `batch` rows:
     step   = 3 multiply-adds of the forward pass: itself, the gradient of the inputs, that of the weights
 
 Rules: these are estimates to compare structures with, not promises: what a board really takes is measured elsewhere. A frozen
-parameter has neither gradient nor residual, and the third of the work that its own gradient takes is saved.
+parameter has neither gradient nor residual, and the third of the work that its own gradient takes is saved; before the first
+trained layer nothing goes backward at all.
 """
 
 from dataclasses import dataclass
@@ -39,9 +40,10 @@ class Work:
     def multiplications(self, layout: Layout, batch: int) -> int:
         """Multiply-adds of a training step on `batch` rows."""
         times = dict(self.reuse)
-        total = 0
+        total, reached = 0, False
         for tensor in layout.tensors:
-            passes = 3 if tensor.role == "trained" else 2
+            reached = reached or tensor.role == "trained"
+            passes = 3 if tensor.role == "trained" else 2 if reached else 1
             total += passes * tensor.size * times.get(tensor.name, 0)
         return total * batch
 

@@ -5,11 +5,14 @@ share (Li et al., ICLR 2017, https://arxiv.org/abs/1608.08710; Han et al., NIPS 
 weights of a precision. The accuracy of several changes together is predicted as that of the whole model less the sum of their
 drops. A drop up to one standard error of the measurement is noise and counts as none.
 
+Between two measured shares a drop is interpolated; below the least one it is taken to grow to the whole accuracy.
+
 The search. Every group has a few levels. All combinations are looked at where they are few; otherwise a chain of them: from the
 whole model on, the step that loses the least accuracy for what it saves. Nothing here knows a budget, so that a larger one
 chooses among the same and never does worse.
 """
 
+import bisect
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,9 +20,11 @@ from dataclasses import dataclass
 
 from edgefl.compress.groups import Shares
 
-LEVELS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)
-"""Shares of its channels that a group may keep."""
-EXHAUSTIVE = 512
+LEVELS = (0.75, 0.5, 0.375, 0.25, 0.125)
+"""Shares of its channels at which a group is measured."""
+FINE = tuple(sixteenths / 16 for sixteenths in range(15, 0, -1))
+"""Shares that the search looks at."""
+EXHAUSTIVE = 4096
 """Combinations up to which all are looked at."""
 CERTAIN = 3.0
 """Standard errors above chance from which an accuracy says something."""
@@ -70,9 +75,24 @@ class Sensitivity:
 
     drops: Mapping[str, Mapping[float, float]]
 
+    def refined(self, shares: Sequence[float], most: float) -> "Sensitivity":
+        """At these shares, interpolated; a share of nothing costs `most`."""
+        fine = {}
+        for name, measured in self.drops.items():
+            known = sorted({0.0: most, **measured, 1.0: 0.0}.items())
+            places, values = [place for place, _ in known], [value for _, value in known]
+            fine[name] = {share: _interpolated(share, places, values) for share in shares}
+        return Sensitivity(fine)
+
     def drop(self, shares: Shares) -> float:
         """Of several cuts together."""
         return sum(self.drops[name].get(share, 0.0) if share < 1.0 else 0.0 for name, share in shares.items())
+
+
+def _interpolated(place: float, places: Sequence[float], values: Sequence[float]) -> float:
+    at = max(1, bisect.bisect_left(places, place))
+    low, high = places[at - 1], places[at]
+    return values[at - 1] + (values[at] - values[at - 1]) * (place - low) / (high - low)
 
 
 def searched(sensitivity: Sensitivity, size: Callable[[Shares], float]) -> tuple[dict[str, float], ...]:
@@ -88,12 +108,13 @@ def searched(sensitivity: Sensitivity, size: Callable[[Shares], float]) -> tuple
         cuts = [dict(zip(names, shares, strict=True)) for shares in itertools.product(*levels)]
     else:
         cuts = _chain(sensitivity, dict(zip(names, levels, strict=True)), size)
+    priced = sorted(((sensitivity.drop(cut), size(cut), cut) for cut in cuts), key=lambda found: found[:2])
     best: list[dict[str, float]] = []
     least = math.inf
-    for cut in sorted(cuts, key=lambda cut: (sensitivity.drop(cut), size(cut))):
-        if size(cut) < least:
+    for _, taken, cut in priced:
+        if taken < least:
             best.append(cut)
-            least = size(cut)
+            least = taken
     return tuple(best)
 
 
@@ -119,8 +140,11 @@ def _chain(
         chain.append(min(nexts, key=price))
 
 
-def thinned(cuts: Sequence[dict[str, float]], most: int) -> tuple[dict[str, float], ...]:
-    """At most so many of them, evenly spread, the first and the last among them."""
+def thinned(cuts: Sequence[dict[str, float]], size: Callable[[Shares], float], most: int) -> tuple[dict[str, float], ...]:
+    """At most so many of them, two or more, the first and the last among them, each smaller than the one before by one factor."""
     if len(cuts) <= most:
         return tuple(cuts)
-    return tuple(cuts[round(i * (len(cuts) - 1) / (most - 1))] for i in range(most))
+    logs = [math.log(max(size(cut), 1e-9)) for cut in cuts]
+    wanted = [logs[0] + (logs[-1] - logs[0]) * i / (most - 1) for i in range(most)]
+    places = {min(range(len(cuts)), key=lambda place: abs(logs[place] - want)) for want in wanted}
+    return tuple(cuts[place] for place in sorted(places))

@@ -5,12 +5,16 @@ are the leading corner of every tensor; they need a factory that takes a width, 
 model whose channels the dependency graph can take apart. Uniform ones take the same share of every group; where held-out
 examples tell how much each group matters (`edgefl.server.sensing`), searched ones take more where it costs less.
 
+Where the operator allows it, each of them is offered with its first layers frozen as well (Yosinski et al., NIPS 2014,
+https://arxiv.org/abs/1411.1792: the first layers are the most general): as accurate on arrival, cheaper to train, and slower to
+learn, so it comes after all that train more.
+
 Without such examples nothing says that one family is better: a model with widths is offered in widths, any other in uniform
 shares by the norm of its channels.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgefl.compress.axes import encode_axes
 from edgefl.compress.budget import WIDTHS, Structure
@@ -25,6 +29,8 @@ from edgefl.layout import Float32, Index, Layout, nested_index
 
 SHARES = (0.75, 0.5, 0.375, 0.25, 0.125)
 """Of the channels of every group, in uniform cuts."""
+FREEZES = 3
+"""Ways to freeze the first layers of a structure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +112,25 @@ def pruned_cuts(pruner: Pruner, wanted: Iterable[Shares], say: Callable[[str], N
             continue
         cuts.setdefault(cut.structure.name, cut)
     return tuple(cuts.values())
+
+
+def frozen_cuts(cut: Cut) -> tuple[Cut, ...]:
+    """The same with its first layers frozen: they keep their values, and their residuals and gradients are saved.
+
+    At most `FREEZES` ways, evenly spread; the last layer with parameters is always trained.
+    """
+    layers = list(dict.fromkeys(t.name.rpartition(".")[0] for t in cut.structure.layout.tensors if t.role == "trained"))
+    most = len(layers) - 1
+    counts = sorted({round(most * step / FREEZES) for step in range(1, FREEZES + 1)} - {0})
+    return tuple(_frozen(cut, count, layers[:count]) for count in counts)
+
+
+def _frozen(cut: Cut, count: int, layers: list[str]) -> Cut:
+    source = replace(cut.source, freeze=(*cut.source.freeze, *(f"{layer}.*" for layer in layers)))
+    module = source.build(cut.structure.width)
+    name = f"{cut.structure.name}f{count}"
+    structure = replace(cut.structure, name=name, layout=layout_of(module), work=work_of(module, source.input_shape))
+    return replace(cut, structure=structure, source=source)
 
 
 def _text(shares: Mapping[str, float]) -> str:

@@ -71,6 +71,7 @@ class PushRequest:
         health: when the version may stay on a device.
         sources: where else the files may be had, see `Manifest.sources`.
         keys: directories with release keys beside the fleet's own.
+        freezable: whether a small board's variant may keep first layers frozen, where that lets a more accurate one fit.
     """
 
     model: str
@@ -87,6 +88,7 @@ class PushRequest:
     health: Health = LENIENT
     sources: tuple[str, ...] = ()
     keys: tuple[Path, ...] = ()
+    freezable: bool = False
 
 
 def profiles_in_use(fleet: Fleet) -> tuple[Profile, ...]:
@@ -152,6 +154,7 @@ def push(
         holdout=request.holdout,
         known=fleet.profiles().values(),
         on_progress=on_progress,
+        freezable=request.freezable,
     )
     with keeping_new_blobs(blobs):
         made = [workshop.make(profile) for profile in profiles]

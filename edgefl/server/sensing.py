@@ -15,17 +15,17 @@ import numpy as np
 from edgefl.codec.weights import PRECISIONS, Precision, decode_weights, encode_weights
 from edgefl.compress.budget import Structure
 from edgefl.compress.groups import Shares, shrunk
-from edgefl.compress.sensitivity import LEVELS, Baseline, Sensitivity, searched, thinned
+from edgefl.compress.sensitivity import FINE, LEVELS, Baseline, Sensitivity, searched, thinned
 from edgefl.errors import ModelError
 from edgefl.examples import Examples
 from edgefl.export.measuring import accuracy_in_torch
 from edgefl.export.models import ModelSource
 from edgefl.export.tensors import load_vector
 from edgefl.layout import Float32
-from edgefl.server.cuts import Cut, Pruner, nested_cuts, pruned_cuts
+from edgefl.server.cuts import Cut, Pruner, frozen_cuts, nested_cuts, pruned_cuts
 
 SAMPLE = 1000
-SHORTLIST = 10
+SHORTLIST = 16
 """Searched structures that are measured."""
 
 
@@ -54,7 +54,9 @@ class Offered:
         return self.baseline.predicted([self.baseline.drop(self.accuracies[structure.name]), self.losses[precision]])
 
 
-def offer(source: ModelSource, parent: Float32, holdout: Examples | None, say: Callable[[str], None]) -> Offered:
+def offer(
+    source: ModelSource, parent: Float32, holdout: Examples | None, say: Callable[[str], None], *, freezable: bool = False
+) -> Offered:
     """The structures that a model is offered in.
 
     Args:
@@ -62,6 +64,7 @@ def offer(source: ModelSource, parent: Float32, holdout: Examples | None, say: C
         parent: its weights at full width.
         holdout: shaped for the model, or None.
         say: told what is being done, a line at a time.
+        freezable: whether measured structures are also offered with their first layers frozen.
 
     Raises:
         ModelError: a narrower model is no part of the full one.
@@ -81,6 +84,10 @@ def offer(source: ModelSource, parent: Float32, holdout: Examples | None, say: C
     wanted = [*pruner.uniform(), *_searched(pruner, baseline, parent, sample, nested[0])]
     cuts = {cut.structure.name: cut for cut in (*nested, *pruned_cuts(pruner, wanted, say))}
     accuracies = {name: _accuracy(cut, parent, sample) for name, cut in cuts.items()}
+    for name, cut in list(cuts.items()) if freezable else ():
+        for frozen in frozen_cuts(cut):
+            cuts[frozen.structure.name] = frozen
+            accuracies[frozen.structure.name] = accuracies[name]
     basis = f"accuracy on {len(sample)} held-out examples"
     return Offered(cuts, accuracies, _losses(nested[0], baseline, parent, sample), baseline, basis)
 
@@ -104,10 +111,16 @@ def _searched(pruner: Pruner, baseline: Baseline, parent: Float32, sample: Examp
     if not drops:
         return []
     layout, work = full.structure.layout, full.structure.work
-    sensitivity = Sensitivity(drops)
-    smallest = searched(sensitivity, lambda shares: shrunk(layout, pruner.groups, shares).size)
-    quickest = searched(sensitivity, lambda shares: work.multiplications(shrunk(layout, pruner.groups, shares), 1))
-    return [*thinned(smallest, SHORTLIST), *thinned(quickest, SHORTLIST // 2)]
+    sensitivity = Sensitivity(drops).refined(FINE, baseline.accuracy)
+
+    def parameters(shares: Shares) -> float:
+        return shrunk(layout, pruner.groups, shares).size
+
+    def multiplications(shares: Shares) -> float:
+        return work.multiplications(shrunk(layout, pruner.groups, shares), 1)
+
+    kinds = ((parameters, SHORTLIST), (multiplications, SHORTLIST // 2))
+    return [cut for size, most in kinds for cut in thinned(searched(sensitivity, size), size, most)]
 
 
 def _accuracy(cut: Cut, parent: Float32, sample: Examples) -> float:

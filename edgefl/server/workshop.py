@@ -76,6 +76,7 @@ class Workshop:
         holdout: examples to measure accuracy on, or None.
         known: profiles to suggest when one is too small.
         on_progress: told what is being done, a line at a time.
+        freezable: whether first layers may be frozen where that lets a more accurate variant fit.
 
     Raises:
         ModelError: a narrower model is no part of the full one.
@@ -92,6 +93,7 @@ class Workshop:
         holdout: Examples | None,
         known: Iterable[Profile],
         on_progress: Callable[[str], None],
+        freezable: bool = False,
     ) -> None:
         self._source = source
         self._parent = parent
@@ -99,7 +101,7 @@ class Workshop:
         self._batch = batch
         self._say = on_progress
         self._holdout = holdout.shaped(source.input_shape, source.classes, source.recipe.loss) if holdout else None
-        self._offered = offer(source, parent, self._holdout, on_progress)
+        self._offered = offer(source, parent, self._holdout, on_progress, freezable=freezable)
         self._known = [(profile.name, profile.storage_bytes) for profile in known if profile.engine != "none"]
         self._exports: dict[tuple[str, str], ExportedGraphs] = {}
         self._accuracies: dict[tuple[str, str], float | None] = {}
