@@ -161,5 +161,5 @@ def test_noise_is_no_loss_and_chance_no_knowledge() -> None:
     assert baseline.drop(0.8) == pytest.approx(0.1)
     assert baseline.predicted([0.5, 0.6]) == 0.0
     assert baseline.tells
-    assert not Baseline(0.12, 0.1, 100).tells
+    assert not Baseline(0.2, 0.1, 10**6).tells
     assert not Baseline(1.0, 1.0, 100).tells

@@ -26,8 +26,9 @@ FINE = tuple(sixteenths / 16 for sixteenths in range(15, 0, -1))
 """Shares that the search looks at."""
 EXHAUSTIVE = 4096
 """Combinations up to which all are looked at."""
-CERTAIN = 3.0
-"""Standard errors above chance from which an accuracy says something."""
+KNOWS = 0.25
+"""Part of the way from chance to perfection from which an accuracy says something: by luck of its first weights a network that
+has learnt nothing can be well above chance, on any number of examples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +52,8 @@ class Baseline:
 
     @property
     def tells(self) -> bool:
-        """Whether the model knows more than chance does; a drop of nothing means nothing."""
-        error = math.sqrt(self.chance * (1.0 - self.chance) / self.count)
-        return self.accuracy > self.chance + max(CERTAIN * error, 1.0 / self.count)
+        """Whether the model has learnt something; a drop of nothing means nothing."""
+        return self.chance < 1.0 and self.accuracy >= self.chance + KNOWS * (1.0 - self.chance) + self.noise
 
     def drop(self, accuracy: float) -> float:
         """What a change that leads to this accuracy costs; 0 within the noise."""

@@ -13,11 +13,15 @@ from torch import Tensor, nn
 from edgefl.compress.cost import Work
 from edgefl.examples import Examples
 from edgefl.export.losses import IN_TORCH
-from edgefl.export.tensors import outputs_of, set_training
+from edgefl.export.models import ModelSource
+from edgefl.export.tensors import load_vector, outputs_of, set_training
+from edgefl.layout import Float32
 from edgefl.recipe import Recipe
 
 ROWS = 256
 """Examples that are computed at once."""
+FEW = 8
+"""Examples of a gradient whose square is taken."""
 MEASURED = 4
 """Rows of the step whose activations are counted; BatchNorm takes several."""
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -39,13 +43,31 @@ def accuracy_in_torch(module: nn.Module, examples: Examples, recipe: Recipe) -> 
     return right / max(len(examples), 1)
 
 
+def accuracy_of(source: ModelSource, width: float, vector: Float32, examples: Examples) -> float:
+    """Share of right answers of a model with these weights, as above."""
+    module = source.build(width)
+    load_vector(module, vector)
+    return accuracy_in_torch(module, examples, source.recipe)
+
+
 def gradients_in_torch(module: nn.Module, examples: Examples, recipe: Recipe) -> None:
-    """Leave the gradient of the mean loss on the module's parameters."""
-    module.zero_grad()
+    """Leave on each parameter the root mean square of its gradients over small batches, with the parameter's own sign.
+
+    A mean gradient is near zero where training has ended, whatever the loss would say of a change; its square is not. With the
+    sign, parameter times gradient is what the loss changes by without it, to first order, and never cancels out.
+    """
     rows = np.linspace(0, len(examples) - 1, min(ROWS, len(examples))).astype(np.int64)
-    chosen = examples.take(rows)
-    loss = IN_TORCH[recipe.loss](outputs_of(module, torch.from_numpy(chosen.x)), torch.from_numpy(chosen.y))
-    loss.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
+    total: dict[str, Tensor] = {}
+    for start in range(0, len(rows), FEW):
+        chosen = examples.take(rows[start : start + FEW])
+        module.zero_grad()
+        loss = IN_TORCH[recipe.loss](outputs_of(module, torch.from_numpy(chosen.x)), torch.from_numpy(chosen.y))
+        loss.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
+        for name, value in module.named_parameters():
+            if value.grad is not None:
+                total[name] = total.get(name, torch.zeros(())) + value.grad.square()
+    for name, value in module.named_parameters():
+        value.grad = total[name].sqrt() * value.detach().sign() if name in total else torch.zeros_like(value)
 
 
 def work_of(module: nn.Module, input_shape: tuple[int, ...]) -> Work:

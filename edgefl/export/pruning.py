@@ -8,7 +8,7 @@ does so with a pruned one. Its tensors are sub-grids of the parent's, which `pru
 are written into a model's tensors, the channels are taken out, and what is left is the index map.
 
 Channels are ranked by their L2 norm (Li et al., ICLR 2017, https://arxiv.org/abs/1608.08710), or with examples by what their loss
-changes without them, to first order (Molchanov et al., CVPR 2019, https://arxiv.org/abs/1906.10771).
+changes without them, to first order (Molchanov et al., CVPR 2019, https://arxiv.org/abs/1906.10771). Neither is better always.
 
 Rules: a group that the library takes apart in a way which changes the model's outputs' shape, breaks it, or is no view of the
 parent is left whole. Where normalisation groups or grouped convolutions divide the channels into equal parts, each part keeps the
@@ -86,6 +86,7 @@ def rank_channels(
     if examples is None:
         measure = tp.importance.GroupMagnitudeImportance(p=2)
     else:
+        set_training(module, on=False)
         gradients_in_torch(module, examples, source.recipe)
         measure = tp.importance.GroupTaylorImportance()
     ranked: dict[str, tuple[int, ...]] = {}
@@ -151,7 +152,7 @@ class _Graph:
         buffers = {name: value.clone() for name, value in module.named_buffers()}
         module.eval()  # one row per channel is enough then, and no running statistics change
         with _unheard(), torch.enable_grad(), torch.random.fork_rng(devices=[]):
-            self._graph.build_dependency(module, example_inputs=torch.zeros(2, *shape), verbose=False)
+            self._graph.build_dependency(module, example_inputs=[torch.zeros(2, *shape)], verbose=False)
         set_training(module, on=True)
         with torch.no_grad():
             for name, value in module.named_buffers():

@@ -23,7 +23,7 @@ from edgefl.errors import ModelError
 from edgefl.examples import Examples
 from edgefl.export.measuring import work_of
 from edgefl.export.models import ModelSource
-from edgefl.export.pruning import prunable_groups, prune, rank_channels
+from edgefl.export.pruning import Pruned, prunable_groups, prune, rank_channels
 from edgefl.export.tensors import layout_of
 from edgefl.layout import Float32, Index, Layout, nested_index
 
@@ -77,19 +77,32 @@ class Pruner:
     Args:
         source: the model.
         parent: its weights, which say which channels matter.
-        examples: to rank channels by what the loss loses; None ranks them by norm.
+        examples: to rank channels by what the loss loses as well, see `decide`; None ranks them by norm alone.
     """
 
     def __init__(self, source: ModelSource, parent: Float32, examples: Examples | None) -> None:
         self.groups: tuple[Group, ...] = prunable_groups(source)
         self._source = source
         self._layout = layout_of(source.build())
-        self._order = rank_channels(source, parent, self.groups, examples) if self.groups else {}
+        self._order = dict(rank_channels(source, parent, self.groups, None)) if self.groups else {}
+        self._by_loss = rank_channels(source, parent, self.groups, examples) if self.groups and examples else {}
+
+    def decide(self, accuracy: Callable[[Pruned], float]) -> None:
+        """Rank the channels of each group by their norm or by the loss: whichever keeps more accuracy with half of them."""
+        for group in self.groups:
+            kept = [{group.name: group.chosen(order[group.name], 0.5)} for order in (self._order, self._by_loss)]
+            by_norm, by_loss = (accuracy(prune(self._source, one)) for one in kept)
+            if by_loss > by_norm:
+                self._order[group.name] = self._by_loss[group.name]
+
+    def pruned(self, shares: Shares) -> Pruned:
+        """The model that keeps these shares of its groups. Raises ModelError where groups stand in each other's way."""
+        kept = {g.name: g.chosen(self._order[g.name], shares[g.name]) for g in self.groups if shares.get(g.name, 1.0) < 1.0}
+        return prune(self._source, kept)
 
     def cut(self, shares: Shares) -> Cut:
-        """The structure that keeps these shares of its groups. Raises ModelError where groups stand in each other's way."""
-        kept = {g.name: g.chosen(self._order[g.name], shares[g.name]) for g in self.groups if shares.get(g.name, 1.0) < 1.0}
-        pruned = prune(self._source, kept)
+        """The structure that keeps these shares. Raises ModelError as above."""
+        pruned = self.pruned(shares)
         work = work_of(pruned.source.build(), self._source.input_shape)
         structure = Structure(f"p{pruned.layout.size}", 1.0, pruned.layout, work)
         return Cut(structure, pruned.source, pruned.index, encode_axes(self._layout, pruned.layout, pruned.axes))

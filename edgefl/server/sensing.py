@@ -4,7 +4,7 @@ Model: at most `SAMPLE` examples, evenly spread over what was held out, so that 
 offered is measured itself, in float32; the drop of each precision is measured at the full model and added. Which pruned
 structures are offered follows from the drop of each group alone (`edgefl.compress.sensitivity`).
 
-Rule: a model that knows no more than chance, or whose loss has no right answers, is not measured, and the planner is told so.
+Rule: a model that knows hardly more than chance, or whose loss has no right answers, is not measured, and the planner is told so.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,13 +18,14 @@ from edgefl.compress.groups import Shares, shrunk
 from edgefl.compress.sensitivity import FINE, LEVELS, Baseline, Sensitivity, searched, thinned
 from edgefl.errors import ModelError
 from edgefl.examples import Examples
-from edgefl.export.measuring import accuracy_in_torch
+from edgefl.export.measuring import accuracy_of
 from edgefl.export.models import ModelSource
-from edgefl.export.tensors import load_vector
 from edgefl.layout import Float32
 from edgefl.server.cuts import Cut, Pruner, frozen_cuts, nested_cuts, pruned_cuts
 
 SAMPLE = 1000
+MANY, FEW_LEVELS = 8, (0.5, 0.25)
+"""With more groups than this each is measured at these levels only."""
 SHORTLIST = 16
 """Searched structures that are measured."""
 
@@ -77,10 +78,11 @@ def offer(
     sample = holdout.take(np.linspace(0, len(holdout) - 1, min(SAMPLE, len(holdout))).astype(np.int64))
     baseline = Baseline(_accuracy(nested[0], parent, sample), _chance(sample), len(sample))
     if not baseline.tells:
-        basis = f"the full model's accuracy on held-out examples, {100 * baseline.accuracy:.1f} %, is no better than chance"
+        basis = f"the full model's accuracy on held-out examples, {100 * baseline.accuracy:.1f} %, is hardly better than chance"
         return _unmeasured(source, parent, nested, basis, say)
     say(f"measuring what pruning costs on {len(sample)} examples")
     pruner = Pruner(source, parent, sample)
+    pruner.decide(lambda pruned: accuracy_of(pruned.source, 1.0, parent[pruned.index], sample))
     wanted = [*pruner.uniform(), *_searched(pruner, baseline, parent, sample, nested[0])]
     cuts = {cut.structure.name: cut for cut in (*nested, *pruned_cuts(pruner, wanted, say))}
     accuracies = {name: _accuracy(cut, parent, sample) for name, cut in cuts.items()}
@@ -103,11 +105,13 @@ def _unmeasured(source: ModelSource, parent: Float32, nested: tuple[Cut, ...], b
 def _searched(pruner: Pruner, baseline: Baseline, parent: Float32, sample: Examples, full: Cut) -> list[Shares]:
     """Cuts that are worth measuring: small for what they lose, in parameters or in multiplications."""
     drops: dict[str, dict[float, float]] = {}
+    looked = LEVELS if len(pruner.groups) <= MANY else FEW_LEVELS
     for group in pruner.groups:
-        levels = {group.count(level): level for level in reversed(LEVELS) if group.count(level) < group.channels}
-        drops[group.name] = {
-            level: baseline.drop(_accuracy(pruner.cut({group.name: level}), parent, sample)) for level in levels.values()
-        }
+        levels = {group.count(level): level for level in reversed(looked) if group.count(level) < group.channels}
+        drops[group.name] = {}
+        for level in levels.values():
+            pruned = pruner.pruned({group.name: level})
+            drops[group.name][level] = baseline.drop(accuracy_of(pruned.source, 1.0, parent[pruned.index], sample))
     if not drops:
         return []
     layout, work = full.structure.layout, full.structure.work
@@ -124,9 +128,7 @@ def _searched(pruner: Pruner, baseline: Baseline, parent: Float32, sample: Examp
 
 
 def _accuracy(cut: Cut, parent: Float32, sample: Examples) -> float:
-    module = cut.source.build(cut.structure.width)
-    load_vector(module, cut.slice(parent))
-    return accuracy_in_torch(module, sample, cut.source.recipe)
+    return accuracy_of(cut.source, cut.structure.width, cut.slice(parent), sample)
 
 
 def _losses(full: Cut, baseline: Baseline, parent: Float32, sample: Examples) -> Mapping[Precision, float]:
