@@ -1,7 +1,8 @@
 import pytest
 
 from edgefl.codec.weights import Precision, weights_length
-from edgefl.compress.budget import WIDTHS, Candidate, candidates, choose
+from edgefl.compress.budget import WIDTHS, Candidate, Structure, candidates, choose
+from edgefl.compress.planner import Budget
 from edgefl.errors import FitError
 from edgefl.layout import Layout, Tensor
 
@@ -12,7 +13,8 @@ def layout(width: float) -> Layout:
     return Layout((Tensor("fc1.weight", (hidden, 784)), Tensor("fc1.bias", (hidden,)), Tensor("fc2.weight", (10, hidden))))
 
 
-OFFERED = candidates({w: layout(w) for w in WIDTHS}, dict.fromkeys(WIDTHS, 10_000))
+STRUCTURES = [Structure(f"w{w:g}", w, layout(w)) for w in WIDTHS]
+OFFERED = candidates(STRUCTURES, {one.name: 10_000 for one in STRUCTURES})
 
 
 def test_the_ladder_goes_from_wide_and_precise_to_narrow_and_coarse() -> None:
@@ -24,11 +26,15 @@ def test_the_ladder_goes_from_wide_and_precise_to_narrow_and_coarse() -> None:
 
 
 def test_the_footprint_counts_everything_the_board_holds() -> None:
-    """Graphs, two weights files and the residual."""
-    one = Candidate(0.5, Precision.INT8, layout(0.5), 1234)
+    """Graphs, three weights files and two residuals; a frozen tensor has no residual."""
+    one = Candidate(STRUCTURES[2], Precision.INT8, 1234)
     weights = weights_length(layout(0.5), Precision.INT8)
     assert one.footprint == 1234 + 3 * weights + 8 * layout(0.5).size
     assert one.file_bytes == 1234 + weights
+    first, *others = layout(0.5).tensors
+    partly = Layout((Tensor(first.name, first.shape, "frozen"), *others))
+    frozen = Candidate(Structure("frozen", 0.5, partly), Precision.INT8, 1234)
+    assert one.footprint - frozen.footprint == 8 * first.size
 
 
 @pytest.mark.parametrize(
@@ -36,26 +42,32 @@ def test_the_footprint_counts_everything_the_board_holds() -> None:
 )
 def test_the_choice_fits_and_nothing_preferable_does(budget: int) -> None:
     """For every budget: the choice is within it, and every candidate before it is not."""
-    chosen = choose("board", budget, OFFERED)
+    chosen, planned = choose("board", Budget(budget), OFFERED)
     assert chosen.footprint <= budget
     assert all(better.footprint > budget for better in OFFERED[: OFFERED.index(chosen)])
+    assert not planned.informed
 
 
 def test_a_wide_coarse_model_wins_over_a_narrow_precise_one() -> None:
     """Where both would fit, width 1 in int8 is chosen before width 0.5 in fp32."""
-    budget = OFFERED[2].footprint
-    assert choose("board", budget, OFFERED).name == "w1-int8"
+    assert choose("board", Budget(OFFERED[2].footprint), OFFERED)[0].name == "w1-int8"
 
 
 def test_what_does_not_fit_is_explained() -> None:
     """The error says by how many bytes, which tensor is to blame, and which profile would do."""
     least = OFFERED[-1].footprint
     with pytest.raises(FitError) as caught:
-        choose("tiny", least - 7, OFFERED, [("huge", 10**9), ("right", least), ("small", least - 1)])
+        choose("tiny", Budget(least - 7), OFFERED, [("huge", 10**9), ("right", least), ("small", least - 1)])
     text = str(caught.value)
     assert "7 bytes too large" in text
     assert "w0.0625-int8" in text
     assert "fc1.weight" in text
     assert "profile right" in text
     with pytest.raises(FitError, match="smaller model"):
-        choose("tiny", 10, OFFERED)
+        choose("tiny", Budget(10), OFFERED)
+
+
+def test_what_cannot_be_trained_is_explained() -> None:
+    """Storage would do and memory does not: the error says so, and what it would take."""
+    with pytest.raises(FitError, match=r"cannot be trained on profile tiny.*memory at most 1,000 bytes"):
+        choose("tiny", Budget(10**9, 1000), OFFERED)

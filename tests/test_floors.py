@@ -113,6 +113,8 @@ FLOORS = {
     "edgefl.server.traffic": 5,
     "edgefl.server.training": 5,
     "edgefl.server.variants": 5,
+    "edgefl.server.cuts": 5,
+    "edgefl.server.sensing": 5,
     "edgefl.server.wanted": 5,
     "edgefl.server.version_differences": 5,
     "edgefl.server.workshop": 5,
@@ -125,6 +127,7 @@ FLOORS = {
 # Who may import what comes from outside; the longest prefix decides here too.
 ONLY_IN = {
     "torch": ("edgefl.export", "edgefl.server.push"),
+    "torch_pruning": ("edgefl.export.pruning",),
     "onnx": ("edgefl.export",),
     "onnxscript": ("edgefl.export",),
     "onnxruntime": ("edgefl.engine", "edgefl.export"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgefl.codec.weights import Precision
-from edgefl.compress.budget import Candidate
+from edgefl.compress.budget import Candidate, Structure
 from edgefl.errors import DataError, EdgeflError, FitError, FleetError, InputError, ModelError, ProfileError
 from edgefl.identity.repository import listed
 from edgefl.layout import nested_index
@@ -160,8 +160,9 @@ def test_real_graph_sizes_make_the_planner_step_down(fleet: Fleet, monkeypatch: 
 
     monkeypatch.setattr(workshop, "export_graphs", counted)
     (wide,) = push(fleet, REQUEST, (board("large", 65536),), now=NOW)
-    without = Candidate(1.0, Precision.INT8, newest(fleet).layout, graph_bytes=0).footprint
-    assert wide.footprint > Candidate(1.0, Precision.FP32, newest(fleet).layout, graph_bytes=0).footprint
+    whole = Structure("w1", 1.0, newest(fleet).layout)
+    without = Candidate(whole, Precision.INT8, graph_bytes=0).footprint
+    assert wide.footprint > Candidate(whole, Precision.FP32, graph_bytes=0).footprint
     exported.clear()
     (narrow,) = push(fleet, REQUEST, (board("tight", without // 1024 + 1),), now=NOW)
     assert exported == [1.0, 0.75]

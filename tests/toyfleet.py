@@ -167,7 +167,7 @@ class ToyFleet:
         manifest = msgspec.structs.replace(manifest, **said)
         size = sum(ref.length for ref in files)
         row = (model, number, profile, name, precision.value, layout.size, size, 10**6, None, encode(manifest))
-        self.database.execute("INSERT INTO variants VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        self.database.execute("INSERT INTO variants VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)", row)
 
     def train(self, model=MODEL, version=None, holdout="", **plan):
         """Start a training as the command does; its id."""

@@ -12,7 +12,10 @@ from edgefl.cli.options import fleet_option, json_option
 from edgefl.recipe import LOSSES, OPTIMIZERS, Loss, Optimizer, Recipe
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from edgefl.profile import Profile
+    from edgefl.server.explained import Explanation
     from edgefl.store.fleet import Fleet
 
 
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 @click.option("--optimizer", type=click.Choice(OPTIMIZERS), default="sgd", show_default=True, help="Of the boards.")
 @click.option("--proximal", is_flag=True, help="Make FedProx's term possible; its weight comes with `edgefl train start`.")
 @click.option("--freeze", multiple=True, metavar="PATTERN", help="Do not train tensors of these names; may be repeated.")
+@click.option("--freezable", is_flag=True, help="Freeze first layers on a board where that lets a better variant fit.")
 @click.option("--personal", multiple=True, metavar="PATTERN", help="Keep tensors of these names on each device; may be repeated.")
 @click.option("--hold", is_flag=True, help="Do not give it to all devices at once: `edgefl rollout start` will.")
 @click.option("--drop", type=click.FloatRange(0, 1), default=1.0, help="Accuracy that a device may lose by it.  [default: any]")
@@ -39,6 +43,8 @@ if TYPE_CHECKING:
 @click.option("--starts", type=click.IntRange(1, 100), default=3, show_default=True, help="Times that a trial may be begun.")
 @click.option("--source", "sources", multiple=True, metavar="URL", help="Files also at https://... or file:///...; repeatable.")
 @click.option("--keys", multiple=True, type=click.Path(path_type=Path, file_okay=False), help="Directory with release keys.")
+@click.option("--explain", is_flag=True, help="Say what each profile could have had, and why it gets what it gets.")
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw what --explain says into this PNG file.")
 @json_option
 @fleet_option
 def push(
@@ -55,6 +61,7 @@ def push(
     optimizer: Optimizer,
     proximal: bool,
     freeze: tuple[str, ...],
+    freezable: bool,
     personal: tuple[str, ...],
     hold: bool,
     drop: float,
@@ -62,6 +69,8 @@ def push(
     starts: int,
     sources: tuple[str, ...],
     keys: tuple[Path, ...],
+    explain: bool,
+    plot: Path | None,
     as_json: bool,
     fleet_path: Path,
 ) -> None:
@@ -69,33 +78,56 @@ def push(
 
     MODEL is a built-in model (mnist-2nn, mnist-cnn, har-cnn1d) or package.module:factory.
     """
+    from edgefl.server.explained import Explanation
     from edgefl.server.push import PushRequest, profiles_in_use
     from edgefl.server.push import push as make
     from edgefl.server.pushed import COLUMNS, table
+    from edgefl.simulate.explaining import check_drawing, draw_explanations
     from edgefl.sources.parse import open_source
     from edgefl.store.fleet import Fleet
     from edgefl.wire.messages import Health
 
+    if plot:
+        check_drawing()
     fleet = Fleet.open(fleet_path)
+    explained: list[Explanation] = []
     profiles = _chosen(fleet, only) if only else profiles_in_use(fleet)
     examples = open_source(holdout).load() if holdout else None
     request = PushRequest(
         name or _default_name(model), model, weights, batch, seed, examples,
         recipe=Recipe(loss, optimizer, proximal), freeze=freeze, personal=personal,
         hold=hold, health=Health(drop=drop, seconds=trial, starts=starts), sources=sources, keys=keys,
-        calibrate=open_source(calibrate).load() if calibrate else None, int8_drop=int8_drop,
+        calibrate=open_source(calibrate).load() if calibrate else None, int8_drop=int8_drop, freezable=freezable,
     )  # fmt: skip
-    made = make(fleet, request, profiles, now=time.time(), on_progress=lambda text: click.echo(text, err=True))
+    made = make(
+        fleet, request, profiles, now=time.time(), on_planned=explained.append,
+        on_progress=lambda text: click.echo(text, err=True),
+    )  # fmt: skip
+    if plot:
+        draw_explanations(explained, plot)
     if as_json:
-        click.echo(msgspec.json.encode(made).decode())
+        click.echo(msgspec.json.encode({"pushed": made, "explained": explained} if explain else made).decode())
         return
-    rows = (COLUMNS, *table(made))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    _print((COLUMNS, *table(made)))
+    for one in explained if explain else ():
+        _print_explanation(one)
     name = f"{made[0].model}@{made[0].version}"
     then = f"held back: edgefl rollout start {name}" if hold else "a running server announces it now"
     click.echo(f"pushed {name}; {then}")
+
+
+def _print(rows: "Sequence[tuple[str, ...]]") -> None:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _print_explanation(one: "Explanation") -> None:
+    from edgefl.server.explained import COLUMNS, limits, table
+
+    click.echo(f"\n{one.profile} ({one.engine}), {limits(one)}; by {one.basis}")
+    _print((COLUMNS, *table(one)))
+    click.echo(one.reason)
 
 
 def _default_name(model: str) -> str:

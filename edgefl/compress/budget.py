@@ -1,16 +1,19 @@
-"""Which variant a profile can hold: the widest model that fits, then the most precise weights at that width.
+"""Which variant a profile can hold: the most accurate by prediction, or the widest model that fits and its most precise weights.
 
-Model. A candidate is a width and a precision. Its `footprint` is what the board stores for it at most while it trains:
+Model. A candidate is a structure (a width, or a choice of channels) with weights of a precision. Its `footprint` is what the
+board stores for it at most while it trains:
 
     graphs + weights                the installed variant
     + weights                       of the current round
     + weights                       of the next round, which arrive beside the current ones, because the switch is atomic
-    + 2 * 4 bytes per parameter     the residual in the outbox and the one it replaces, float32 at any precision
+    + 2 * 4 bytes per parameter     the residual in the outbox and the one it replaces, float32 at any precision; of those
+                                    parameters that updates carry, so neither of frozen nor of personal ones
 
 While a new version is fetched and tried, its files come on top, and those of the version before the active one stay: a board can
 go back. Its golden file counts as one of the graphs.
 
-The board trains in float32 at any precision, so precision changes the file, not the arithmetic. Width comes first because width
+The board trains in float32 at any precision, so precision changes the file, not the arithmetic. With accuracies of all candidates
+the planner (`edgefl.compress.planner`) takes the best that fits. Without them width comes first, because width
 costs accuracy and the precision of weights hardly does: with one scale per channel int8 stays close to float32 without any
 retraining (Krishnamoorthi 2018, https://arxiv.org/abs/1806.08342), and Deep Compression needs 8 bits in convolutions and 5 in
 dense layers for no loss at all (Han et al., ICLR 2016, https://arxiv.org/abs/1510.00149). Taken from the width instead, a factor
@@ -21,18 +24,41 @@ Rules: pure. Sizes of graphs are not known before they are exported, so the call
 exports, and asks again with the real sizes.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from edgefl.codec.weights import PRECISIONS, Precision, weights_length
+from edgefl.compress.cost import Work, training_cost
+from edgefl.compress.planner import UNITS, Budget, Cost, Planned, plan
 from edgefl.errors import FitError
 from edgefl.layout import Layout, Tensor
+from edgefl.recipe import PLAIN, Recipe
 
 WIDTHS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125, 0.0625)
+SAFE = (Precision.FP32, Precision.FP16, Precision.INT8)
+"""Precisions that hardly cost accuracy, whatever the model: what is chosen from where nothing is measured."""
 WEIGHT_FILES = 3
 """As pushed, of this round, of the next one."""
 RESIDUAL_BYTES = 8
-"""Per parameter: two residuals of float32."""
+"""Per parameter that updates carry: two residuals of float32."""
+NO_WORK = Work(0, ())
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """A model's shape, at any precision.
+
+    Attributes:
+        name: unique for the model, for example `w0.5`.
+        width: of the hidden layers, in (0, 1]; 1 for a pruned model.
+        layout: of its parameters.
+        work: what training one example takes.
+    """
+
+    name: str
+    width: float
+    layout: Layout
+    work: Work = NO_WORK
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,69 +66,107 @@ class Candidate:
     """One way to make a variant.
 
     Attributes:
-        width: of the hidden layers, in (0, 1].
+        structure: the model's shape.
         precision: of the weights file.
-        layout: of the variant's parameters.
         graph_bytes: of all ONNX graphs together.
+        accuracy: in [0, 1], predicted; None without measurements.
+        batch, recipe: of a training step.
     """
 
-    width: float
+    structure: Structure
     precision: Precision
-    layout: Layout
     graph_bytes: int
+    accuracy: float | None = None
+    batch: int = 1
+    recipe: Recipe = PLAIN
 
     @property
     def name(self) -> str:
         """The variant's name, for example `w0.5-int8`."""
-        return f"w{self.width:g}-{self.precision}"
+        return f"{self.structure.name}-{self.precision}"
+
+    @property
+    def layout(self) -> Layout:
+        """Of the variant's parameters."""
+        return self.structure.layout
+
+    @property
+    def width(self) -> float:
+        """Of the hidden layers."""
+        return self.structure.width
 
     @property
     def weight_bytes(self) -> int:
-        """Exact length of the weights file."""
+        """Length of the weights file, at most."""
         return weights_length(self.layout, self.precision)
 
     @property
     def file_bytes(self) -> int:
-        """Length of all files of the variant together: what travels at a push."""
+        """Length of all files of the variant together, at most: what travels at a push."""
         return self.graph_bytes + self.weight_bytes
 
     @property
     def footprint(self) -> int:
         """Bytes that the board needs at most while it holds and trains the variant."""
-        return self.graph_bytes + WEIGHT_FILES * self.weight_bytes + RESIDUAL_BYTES * self.layout.size
+        carried = sum(tensor.size for tensor in self.layout.tensors if tensor.shared)
+        return self.graph_bytes + WEIGHT_FILES * self.weight_bytes + RESIDUAL_BYTES * carried
+
+    @property
+    def cost(self) -> Cost:
+        """What it takes of a board."""
+        return training_cost(self.footprint, self.layout, self.structure.work, self.batch, self.recipe)
 
 
-def candidates(layouts: Mapping[float, Layout], graph_bytes: Mapping[float, int]) -> tuple[Candidate, ...]:
-    """All candidates in order of preference: widest first, at equal width the most precise first.
+def candidates(
+    structures: Iterable[Structure],
+    graph_bytes: Mapping[str, int],
+    *,
+    predicted: Callable[[Structure, Precision], float | None] | None = None,
+    batch: int = 1,
+    recipe: Recipe = PLAIN,
+) -> tuple[Candidate, ...]:
+    """All candidates in order of preference: the one that trains most parameters first, of equal ones the most precise first.
 
     Args:
-        layouts: by width.
-        graph_bytes: by width, of all graphs together; a width that is missing counts as 0.
+        structures: names distinct.
+        graph_bytes: by structure, of all graphs together; what is missing counts as 0.
+        predicted: accuracy of a structure at a precision, None for one that cannot be used; without it nothing is known of
+            accuracies, and the precisions are `SAFE` ones.
+        batch: rows of a training step.
+        recipe: its optimiser.
     """
-    return tuple(
-        Candidate(width, precision, layouts[width], graph_bytes.get(width, 0))
-        for width in sorted(layouts, reverse=True)
-        for precision in PRECISIONS
-    )
+    offered = []
+    for one in sorted(structures, key=lambda one: (-_learning(one.layout), -one.layout.size)):
+        for precision in PRECISIONS if predicted else SAFE:
+            accuracy = predicted(one, precision) if predicted else None
+            if accuracy is not None or predicted is None:
+                offered.append(Candidate(one, precision, graph_bytes.get(one.name, 0), accuracy, batch, recipe))
+    return tuple(offered)
 
 
-def choose(profile: str, budget: int, offered: Iterable[Candidate], others: Iterable[tuple[str, int]] = ()) -> Candidate:
-    """The first candidate, in order of preference, whose footprint is at most the budget.
+def choose(
+    profile: str, budget: Budget, offered: Sequence[Candidate], others: Iterable[tuple[str, int]] = ()
+) -> tuple[Candidate, Planned[Candidate]]:
+    """What to make, and how it was found.
 
     Args:
         profile: name, for the error.
-        budget: bytes.
+        budget: of the profile.
         offered: in order of preference, at least one.
-        others: name and budget of other profiles, to suggest one.
+        others: name and bytes of storage of other profiles, to suggest one.
 
     Raises:
-        FitError: none fits. The text says by how many bytes, which tensor dominates, and which profile would do.
+        FitError: none fits. The text says by how much, which tensor dominates, and which profile would do.
     """
-    ordered = tuple(offered)
-    for candidate in ordered:
-        if candidate.footprint <= budget:
-            return candidate
-    raise _does_not_fit(profile, budget, ordered, others)
+    planned = plan(offered, budget)
+    if planned.winner is None:
+        raise _does_not_fit(profile, budget, offered, others)
+    return planned.winner, planned
+
+
+def _learning(layout: Layout) -> int:
+    """Parameters that training changes."""
+    return sum(tensor.size for tensor in layout.tensors if tensor.role == "trained")
 
 
 def dominant(layout: Layout) -> Tensor:
@@ -110,8 +174,10 @@ def dominant(layout: Layout) -> Tensor:
     return max(layout.tensors, key=lambda tensor: tensor.size)
 
 
-def _does_not_fit(profile: str, budget: int, offered: Sequence[Candidate], others: Iterable[tuple[str, int]]) -> FitError:
+def _does_not_fit(profile: str, budget: Budget, offered: Sequence[Candidate], others: Iterable[tuple[str, int]]) -> FitError:
     least = min(offered, key=lambda candidate: candidate.footprint)
+    if least.footprint <= budget.storage:
+        return _too_demanding(profile, budget, offered)
     tensor = dominant(least.layout)
     share = 100 * tensor.size // least.layout.size
     enough = sorted((size, name) for name, size in others if size >= least.footprint)
@@ -120,9 +186,22 @@ def _does_not_fit(profile: str, budget: int, offered: Sequence[Candidate], other
         if enough
         else "No known profile is large enough: use a smaller model"
     )
+    over = least.footprint - int(budget.storage)
     return FitError(
-        f"the model does not fit profile {profile} even as {least.name}: it is {least.footprint - budget} bytes too large",
-        expected=f"at most {budget} bytes",
+        f"the model does not fit profile {profile} even as {least.name}: it is {over} bytes too large",
+        expected=f"at most {budget.storage:.0f} bytes",
         found=f"{least.footprint} bytes, of which tensor {tensor.name!r} {tensor.shape} has {share} % of the parameters",
         remedy=f"{advice}, or make {tensor.name!r} smaller",
+    )
+
+
+def _too_demanding(profile: str, budget: Budget, offered: Sequence[Candidate]) -> FitError:
+    """It could be stored, but not be trained."""
+    least = min(offered, key=lambda candidate: budget.strain(candidate.cost))
+    cost, excess = least.cost, budget.excess(least.cost)
+    return FitError(
+        f"the model cannot be trained on profile {profile} even as {least.name}",
+        expected=", ".join(f"{r} at most {budget.limit(r):,.0f} {UNITS[r]}" for r in excess),
+        found=", ".join(f"{r} about {cost.of(r):,.0f} {UNITS[r]}" for r in excess),
+        remedy="Use a smaller --batch, a smaller model, or a profile with more room",
     )

@@ -30,12 +30,13 @@ from edgefl.layout import Layout
 from edgefl.names import check_id
 from edgefl.profile import Profile
 from edgefl.recipe import PLAIN, Recipe
+from edgefl.server.explained import Explanation, explain
 from edgefl.server.keys import signers
 from edgefl.server.pushed import PushedVariant
 from edgefl.server.quantising import DROP
 from edgefl.server.variants import store_parent
 from edgefl.server.version_differences import version_differences
-from edgefl.server.workshop import Made, Workshop
+from edgefl.server.workshop import Made, Workshop, budget_of
 from edgefl.store.blobs import BlobStore
 from edgefl.store.database import open_database, transaction
 from edgefl.store.documents import documents, put_documents
@@ -73,6 +74,7 @@ class PushRequest:
         health: when the version may stay on a device.
         sources: where else the files may be had, see `Manifest.sources`.
         keys: directories with release keys beside the fleet's own.
+        freezable: whether a small board's variant may keep first layers frozen, where that lets a more accurate one fit.
     """
 
     model: str
@@ -91,6 +93,7 @@ class PushRequest:
     keys: tuple[Path, ...] = ()
     calibrate: Examples | None = None
     int8_drop: float = DROP
+    freezable: bool = False
 
 
 def profiles_in_use(fleet: Fleet) -> tuple[Profile, ...]:
@@ -121,6 +124,7 @@ def push(
     *,
     now: float,
     on_progress: Callable[[str], None] = lambda _: None,
+    on_planned: Callable[[Explanation], None] = lambda _: None,
 ) -> tuple[PushedVariant, ...]:
     """Make, prove, sign and record one version of a model.
 
@@ -130,6 +134,7 @@ def push(
         profiles: for which boards, each once; see `profiles_in_use`.
         now: seconds since 1970.
         on_progress: told what is being done, a line at a time.
+        on_planned: told how each variant was chosen.
 
     Returns:
         One variant per profile, in the order of `profiles`.
@@ -156,6 +161,7 @@ def push(
         drop=request.int8_drop,
         known=fleet.profiles().values(),
         on_progress=on_progress,
+        freezable=request.freezable,
     )
     with keeping_new_blobs(blobs):
         made = [workshop.make(profile) for profile in profiles]
@@ -164,6 +170,8 @@ def push(
         on_progress("signing")
         record = _Version(request, source, layout, store_parent(blobs, parent), int(now), differences)
         version = _record(fleet, record, made)
+    for one in made:
+        on_planned(_explained(one, workshop))
     return tuple(_outcome(request.model, version, one) for one in made)
 
 
@@ -265,11 +273,17 @@ def _encoded(manifest: Manifest) -> bytes:
 
 def _insert(database: sqlite3.Connection, one: Made, number: int, encoded: bytes, model: str) -> None:
     c, p = one.candidate, one.profile
+    sizes = (c.layout.size, one.file_bytes, p.storage_bytes)
     database.execute(
-        """INSERT INTO variants (model, version, profile, variant, precision, parameters, bytes, budget, accuracy, manifest)
-           VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
-        (model, number, p.name, c.name, c.precision.value, c.layout.size, c.file_bytes, p.storage_bytes, one.accuracy, encoded),
+        """INSERT INTO variants (model, version, profile, variant, precision, parameters, bytes, budget, accuracy, manifest, axes)
+           VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+        (model, number, p.name, c.name, c.precision.value, *sizes, one.accuracy, encoded, one.cut.axes),
     )
+
+
+def _explained(one: Made, workshop: Workshop) -> Explanation:
+    budget = budget_of(one.profile)
+    return explain(one.profile.name, one.engine, budget, one.planned, workshop.measured(one.engine), workshop.basis)
 
 
 def _outcome(model: str, version: int, one: Made) -> PushedVariant:
@@ -283,7 +297,7 @@ def _outcome(model: str, version: int, one: Made) -> PushedVariant:
         width=c.width,
         precision=c.precision.value,
         parameters=c.layout.size,
-        bytes=c.file_bytes,
+        bytes=one.file_bytes,
         footprint=c.footprint,
         budget=p.storage_bytes,
         accuracy=one.accuracy,
@@ -294,4 +308,6 @@ def _outcome(model: str, version: int, one: Made) -> PushedVariant:
         int8_bytes=one.int8.length if one.int8 else None,
         int8_accuracy=one.int8.accuracy if one.int8 else None,
         int8_speedup=one.int8.speedup if one.int8 else None,
+        predicted=c.accuracy,
+        reason=one.planned.reason,
     )

@@ -24,6 +24,8 @@ class PushedVariant:
         int8_bytes: of its `serve` graph; None if it has none, as in the next two.
         int8_accuracy: as `accuracy`.
         int8_speedup: how many times faster than float32 it answers on the pushing machine.
+        predicted: the accuracy that it was chosen for; None without hold-out examples that tell something.
+        reason: why this one.
     """
 
     model: str
@@ -45,6 +47,8 @@ class PushedVariant:
     int8_bytes: int | None = None
     int8_accuracy: float | None = None
     int8_speedup: float | None = None
+    predicted: float | None = None
+    reason: str = ""
 
 
 COLUMNS = (

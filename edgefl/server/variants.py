@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgefl.codec.weights import Precision, decode_weights, encode_weights
+from edgefl.compress.axes import index_from_axes
 from edgefl.engine.contract import VariantFiles
 from edgefl.layout import Float32, Index, Layout, nested_index
 from edgefl.store.blobs import BlobStore
@@ -74,9 +75,14 @@ def load_variants(database: sqlite3.Connection, version: VersionRecord) -> Mappi
     for record in variants(database, version.model, version.version):
         manifest = record.manifest
         if manifest.variant not in found:
-            index = nested_index(version.layout, manifest.layout)
+            index = _index(version.layout, manifest.layout, record.axes)
             found[manifest.variant] = Variant(manifest.variant, manifest, Precision(record.precision), index)
     return dict(sorted(found.items(), key=lambda item: -item[1].layout.size))
+
+
+def _index(parent: Layout, child: Layout, axes: bytes | None) -> Index:
+    """Where a variant lies in its parent: in the rows that were written down at the push, or in the leading corner."""
+    return nested_index(parent, child) if axes is None else index_from_axes(parent, child, axes)
 
 
 def variant_of_profile(database: sqlite3.Connection, version: VersionRecord) -> Mapping[str, str]:

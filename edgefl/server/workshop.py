@@ -1,8 +1,8 @@
 """Making variants: planned to fit a profile, exported, compared with torch, written, measured.
 
-Model. The parent is the model at full width. For a profile the planner (`edgefl.compress.budget`) picks width and precision;
+Model. The parent is the whole model. For a profile the planner (`edgefl.compress.planner`) picks a structure and a precision;
 graphs are exported, compared with torch and measured; if the real files are too large the planner is asked again with what is
-known now. Profiles that come to the same width, precision and engine share everything but the manifest.
+known now. Profiles that come to the same structure, precision and engine share everything but the manifest.
 
 Rule: what is measured is what is sent: bytes of the files on disk, memory and steps of the board's trainer with them, accuracy of
 the decoded weights through the exported graph, and the golden outputs, which every device compares its own with before it makes
@@ -16,24 +16,28 @@ from pathlib import Path
 
 from edgefl.codec.golden import encode_golden, golden_inputs, golden_length
 from edgefl.codec.weights import decode_weights, encode_weights
-from edgefl.compress.budget import WIDTHS, Candidate, candidates, choose
+from edgefl.compress.budget import Candidate, candidates, choose
+from edgefl.compress.planner import Budget, Planned
 from edgefl.engine.contract import Engine, VariantFiles
 from edgefl.engine.open import open_engine
 from edgefl.errors import EngineError, FitError, ModelError
 from edgefl.examples import Examples
 from edgefl.export.graphs import ExportedGraphs, export_graphs
 from edgefl.export.models import ModelSource
-from edgefl.export.tensors import layout_of
 from edgefl.export.verify import random_examples, verify_graphs
-from edgefl.layout import Float32, Layout, nested_index
+from edgefl.layout import Float32
 from edgefl.profile import Profile
+from edgefl.server.cuts import Cut
 from edgefl.server.quantising import DROP, Int8, Quantiser
 from edgefl.server.rehearsal import Rehearsals, Subject, rows_for
+from edgefl.server.sensing import offer
 from edgefl.store.blobs import BlobStore
 from edgefl.wire.blocks import file_ref
 from edgefl.wire.messages import SERVE, FileRef, Fit
 
 NATIVE, PORTABLE = "ort-training", "portable"
+GUESS = 15 / 16
+"""Of the smallest graphs exported so far: what others take at least, until they are exported. Weights are not in them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,9 @@ class Made:
     Attributes:
         profile: for which boards.
         engine: that trains it: the profile's, or `portable` where the profile's cannot train this model.
-        candidate: width, precision, layout and sizes.
+        candidate: structure, precision, layout and sizes.
+        cut: its place in the parent.
+        planned: what else there was, and why this.
         files: all of them, `weights` last.
         accuracy: in [0, 1] of the decoded weights on the hold-out examples; None without them.
         fit: what the board's trainer took for it.
@@ -53,10 +59,17 @@ class Made:
     profile: Profile
     engine: str
     candidate: Candidate
+    cut: Cut
+    planned: Planned[Candidate]
     files: tuple[FileRef, ...]
     accuracy: float | None
     fit: Fit
     int8: Int8 | None
+
+    @property
+    def file_bytes(self) -> int:
+        """Length of all files together."""
+        return sum(ref.length for ref in self.files)
 
 
 class Workshop:
@@ -72,6 +85,7 @@ class Workshop:
         drop: accuracy that an int8 graph may lose.
         known: profiles to suggest when one is too small.
         on_progress: told what is being done, a line at a time.
+        freezable: whether first layers may be frozen where that lets a more accurate variant fit.
 
     Raises:
         ModelError: a narrower model is no part of the full one.
@@ -90,6 +104,7 @@ class Workshop:
         drop: float = DROP,
         known: Iterable[Profile],
         on_progress: Callable[[str], None],
+        freezable: bool = False,
     ) -> None:
         self._source = source
         self._parent = parent
@@ -101,19 +116,29 @@ class Workshop:
         if calibrate is not None and self._holdout is not None:
             typical = calibrate.shaped(source.input_shape, source.classes, source.recipe.loss)
             self._quantiser = Quantiser(typical, self._holdout, source.classes, drop=drop, on_progress=on_progress)
-        self._layouts = _layouts(source)
+        self._offered = offer(source, parent, self._holdout, on_progress, freezable=freezable)
         self._known = [(profile.name, profile.storage_bytes) for profile in known if profile.engine != "none"]
-        self._exports: dict[tuple[str, float], ExportedGraphs] = {}
+        self._exports: dict[tuple[str, str], ExportedGraphs] = {}
         self._accuracies: dict[tuple[str, str], float | None] = {}
         self._goldens: dict[tuple[str, str], bytes] = {}
         self._unfit: set[str] = set()
         self._rehearsals = Rehearsals(blobs)
 
+    @property
+    def basis(self) -> str:
+        """What the planner's choices rest on, in words."""
+        return self._offered.basis
+
+    def measured(self, engine: str) -> Mapping[str, float]:
+        """Accuracies of the variants that were made for an engine so far, by name."""
+        return {name: found for (kind, name), found in self._accuracies.items() if kind == engine and found is not None}
+
     def make(self, profile: Profile) -> Made:
         """The variant for a profile, in the blob store. Raises FitError, ModelError, EngineError, StoreError."""
-        engine, candidate = self._engine_and_plan(profile)
-        exported = self._exports[engine, candidate.width]
-        weights = encode_weights(self._slice(candidate.layout), candidate.layout, candidate.precision)
+        engine, (candidate, planned) = self._engine_and_plan(profile)
+        cut = self._offered.cuts[candidate.structure.name]
+        exported = self._exports[engine, candidate.structure.name]
+        weights = encode_weights(cut.slice(self._parent), candidate.layout, candidate.precision)
         golden = self._golden(engine, candidate, exported, weights)
         candidate, served, int8 = self._served(profile, engine, candidate, exported, weights)
         contents = {**exported.graphs, **served, "golden": golden, "weights": weights}
@@ -122,7 +147,7 @@ class Workshop:
             self._blobs.put(data)
         self._check_on_disk(profile, candidate, files)
         fit = self._rehearsals.prove(self._subject(engine, candidate, files), profile)
-        return Made(profile, engine, candidate, files, self._accuracy(engine, candidate, files), fit, int8)
+        return Made(profile, engine, candidate, cut, planned, files, self._accuracy(engine, candidate, files), fit, int8)
 
     def _served(
         self, profile: Profile, engine: str, candidate: Candidate, exported: ExportedGraphs, weights: bytes
@@ -144,7 +169,7 @@ class Workshop:
         shape, classes, recipe = source.input_shape, source.classes, source.recipe
         return Subject(candidate.name, engine, candidate.layout, shape, classes, batch, recipe, files, examples)
 
-    def _engine_and_plan(self, profile: Profile) -> tuple[str, Candidate]:
+    def _engine_and_plan(self, profile: Profile) -> tuple[str, tuple[Candidate, Planned[Candidate]]]:
         """The profile's engine and what fits; the portable engine where the native one cannot train this model."""
         if profile.engine != NATIVE or NATIVE in self._unfit:
             engine = PORTABLE if profile.engine == NATIVE else profile.engine
@@ -158,25 +183,34 @@ class Workshop:
             self._unfit.add(NATIVE)
         return PORTABLE, self._plan(profile, PORTABLE)
 
-    def _plan(self, profile: Profile, chosen: str) -> Candidate:
+    def _plan(self, profile: Profile, engine: str) -> tuple[Candidate, Planned[Candidate]]:
         """Choose with the sizes that are known; export what was chosen; until the choice is one whose real size is known."""
+        cuts, source = self._offered.cuts, self._source
+        golden = golden_length(source.input_shape, source.classes)
         while True:
-            golden = golden_length(self._source.input_shape, self._source.classes)
-            sizes = {width: _total(e) + golden for (engine, width), e in self._exports.items() if engine == chosen}
-            candidate = choose(profile.name, profile.storage_bytes, candidates(self._layouts, sizes), self._known)
-            if candidate.width in sizes:
-                return candidate
-            self._exports[chosen, candidate.width] = self._export(chosen, candidate.width)
+            sizes = {name: _total(found) + golden for (kind, name), found in self._exports.items() if kind == engine}
+            guess = int(GUESS * min(sizes.values(), default=0))
+            offered = candidates(
+                (cut.structure for cut in cuts.values()),
+                {name: sizes.get(name, guess) for name in cuts},
+                predicted=self._offered.predicted if self._offered.baseline else None,
+                batch=self._batch,
+                recipe=source.recipe,
+            )
+            candidate, planned = choose(profile.name, budget_of(profile), offered, self._known)
+            if candidate.structure.name in sizes:
+                return candidate, planned
+            self._exports[engine, candidate.structure.name] = self._export(engine, cuts[candidate.structure.name])
 
-    def _export(self, engine: str, width: float) -> ExportedGraphs:
-        self._say(f"exporting width {width:g} for {engine}")
-        exported = export_graphs(self._source, width, engine, self._batch)
-        self._say(f"comparing width {width:g} for {engine} with torch")
-        verify_graphs(self._source, width, exported, engine=engine, batch=self._batch)
+    def _export(self, engine: str, cut: Cut) -> ExportedGraphs:
+        structure = cut.structure
+        self._say(f"exporting {structure.name} for {engine}")
+        exported = export_graphs(cut.source, structure.width, engine, self._batch)
+        if exported.layout != structure.layout:
+            raise ModelError(f"the factory of model {self._source.name!r} builds another model every time")
+        self._say(f"comparing {structure.name} for {engine} with torch")
+        verify_graphs(cut.source, structure.width, exported, engine=engine, batch=self._batch)
         return exported
-
-    def _slice(self, layout: Layout) -> Float32:
-        return self._parent[nested_index(self._layouts[1.0], layout)]
 
     def _golden(self, kind: str, candidate: Candidate, exported: ExportedGraphs, weights: bytes) -> bytes:
         """A few inputs, and what the exported graph makes of them with the weights as a device decodes them."""
@@ -199,12 +233,12 @@ class Workshop:
         return engine
 
     def _check_on_disk(self, profile: Profile, candidate: Candidate, files: Sequence[FileRef]) -> None:
-        """What the planner computed is what the files take."""
+        """The files take no more than the planner computed."""
         found = sum(len(self._blobs.get(ref.sha256)) for ref in files)
-        if found != candidate.file_bytes or candidate.footprint > profile.storage_bytes:
+        if found > candidate.file_bytes or candidate.footprint > profile.storage_bytes:
             raise FitError(
-                f"variant {candidate.name} for profile {profile.name} is not as large as planned",
-                expected=f"{candidate.file_bytes} bytes on disk, {profile.storage_bytes} with working state",
+                f"variant {candidate.name} for profile {profile.name} is larger than planned",
+                expected=f"at most {candidate.file_bytes} bytes on disk, {profile.storage_bytes} with working state",
                 found=f"{found}",
                 remedy="Check the disk; then push again",
             )
@@ -225,13 +259,6 @@ def _total(exported: ExportedGraphs) -> int:
     return sum(map(len, exported.graphs.values()))
 
 
-def _layouts(source: ModelSource) -> Mapping[float, Layout]:
-    """The layout of each width that the model can have; widths that come to the layout of a wider one are left out."""
-    parent = layout_of(source.build())
-    layouts = {1.0: parent}
-    for width in WIDTHS if source.scalable else ():
-        layout = layout_of(source.build(width))
-        if layout not in layouts.values():
-            nested_index(parent, layout)
-            layouts[width] = layout
-    return layouts
+def budget_of(profile: Profile) -> Budget:
+    """What a profile allows; a step may take as long as it does."""
+    return Budget(profile.storage_bytes, profile.memory_mb << 20)

@@ -32,20 +32,21 @@ def draw(results: Sequence[Result], directory: Path) -> list[Path]:
     ]
     if any(row.time for result in results for row in result.rows):
         plots.append(("time.png", "simulated time, s", "linear", lambda row: row.time))
-    pyplot = _pyplot()
+    plt = pyplot()
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        return [_plot(pyplot, results, directory / name, label, scale, place) for name, label, scale, place in plots]
+        return [_plot(plt, results, directory / name, label, scale, place) for name, label, scale, place in plots]
     except OSError as error:
         raise StoreError(f"the plots cannot be written to {directory}", found=error.strerror or str(error)) from error
 
 
 def check_plots() -> None:
     """Raises MachineError when plots cannot be drawn here."""
-    _pyplot()
+    pyplot()
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """Matplotlib's interface for drawing to files. Raises MachineError when it is not installed."""
     try:
         import matplotlib  # noqa: ICN001, PLC0415  only plots need it, and the module itself is meant
 
@@ -58,8 +59,8 @@ def _pyplot() -> Any:
     return plt
 
 
-def _plot(pyplot: Any, results: Sequence[Result], path: Path, label: str, scale: str, place: Place) -> Path:
-    figure, axes = pyplot.subplots(figsize=(WIDTH, HEIGHT), layout="constrained")
+def _plot(plt: Any, results: Sequence[Result], path: Path, label: str, scale: str, place: Place) -> Path:
+    figure, axes = plt.subplots(figsize=(WIDTH, HEIGHT), layout="constrained")
     try:
         for result in results:
             rows = [row for row in result.rows if row.accuracy is not None]
@@ -72,5 +73,5 @@ def _plot(pyplot: Any, results: Sequence[Result], path: Path, label: str, scale:
         axes.legend(fontsize="small")
         figure.savefig(path, dpi=DPI)
     finally:
-        pyplot.close(figure)
+        plt.close(figure)
     return path

@@ -224,6 +224,10 @@ MIGRATIONS = (
         detail      TEXT NOT NULL
     ) STRICT;
     """,
+    """
+    -- Rows of the parent that the variant keeps (edgefl.compress.axes); NULL: the leading corner of every tensor
+    ALTER TABLE variants ADD COLUMN axes BLOB;
+    """,
 )
 
 _ANSWERS = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.InterfaceError)

@@ -27,12 +27,19 @@ class VersionRecord:
 
 @dataclass(frozen=True, slots=True)
 class VariantRecord:
-    """A variant of a version as made for one profile; `encoded` is the manifest as it is announced and listed."""
+    """A variant of a version as made for one profile.
+
+    Attributes:
+        profile, precision: of which boards and weights.
+        manifest: what devices know of it; `encoded` as it is announced and listed.
+        axes: the rows of the parent that it keeps (`edgefl.compress.axes`); None for the leading corner of every tensor.
+    """
 
     profile: str
     precision: str
     manifest: Manifest
     encoded: bytes
+    axes: bytes | None = None
 
 
 def latest_version(database: sqlite3.Connection, model: str) -> VersionRecord:
@@ -82,7 +89,7 @@ def _version(row: sqlite3.Row) -> VersionRecord:
 def variants(database: sqlite3.Connection, model: str, version: int) -> list[VariantRecord]:
     """All variants of a version, ordered by profile."""
     rows = database.execute(
-        "SELECT profile, precision, manifest FROM variants WHERE model=? AND version=? ORDER BY profile", (model, version)
+        "SELECT profile, precision, manifest, axes FROM variants WHERE model=? AND version=? ORDER BY profile", (model, version)
     )
     return [_variant(row) for row in rows]
 
@@ -90,7 +97,7 @@ def variants(database: sqlite3.Connection, model: str, version: int) -> list[Var
 def earlier_variants(database: sqlite3.Connection, model: str, profile: str, count: int) -> list[VariantRecord]:
     """The variants of a profile in the last `count` versions that have one, the newest first."""
     rows = database.execute(
-        "SELECT profile, precision, manifest FROM variants WHERE model=? AND profile=? ORDER BY version DESC LIMIT ?",
+        "SELECT profile, precision, manifest, axes FROM variants WHERE model=? AND profile=? ORDER BY version DESC LIMIT ?",
         (model, profile, count),
     )
     return [_variant(row) for row in rows]
@@ -115,7 +122,8 @@ def get_variant(database: sqlite3.Connection, model: str, profile: str, version:
         FleetError: there is none.
     """
     row = database.execute(
-        "SELECT profile, precision, manifest FROM variants WHERE model=? AND profile=? AND version=?", (model, profile, version)
+        "SELECT profile, precision, manifest, axes FROM variants WHERE model=? AND profile=? AND version=?",
+        (model, profile, version),
     ).fetchone()
     if row is None:
         raise FleetError(f"{model}@{version} has no variant for {profile}", remedy="List what there is: edgefl status")
@@ -147,7 +155,7 @@ def replace_manifest(database: sqlite3.Connection, manifest: Manifest) -> None:
 
 
 def _variant(row: sqlite3.Row) -> VariantRecord:
-    return VariantRecord(row["profile"], row["precision"], decode(row["manifest"], Manifest), row["manifest"])
+    return VariantRecord(row["profile"], row["precision"], decode(row["manifest"], Manifest), row["manifest"], row["axes"])
 
 
 def able_devices(database: sqlite3.Connection, model: str, version: int) -> frozenset[str]:

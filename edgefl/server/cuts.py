@@ -1,0 +1,150 @@
+"""The structures that a model is offered in: nested widths, and channels taken out where they matter least.
+
+Model: a *cut* is a structure with what is needed to make it: a source that builds it, and its place in the parent. Nested widths
+are the leading corner of every tensor; they need a factory that takes a width, and no examples. Pruned structures exist for any
+model whose channels the dependency graph can take apart. Uniform ones take the same share of every group; where held-out
+examples tell how much each group matters (`edgefl.server.sensing`), searched ones take more where it costs less.
+
+Where the operator allows it, each of them is offered with its first layers frozen as well (Yosinski et al., NIPS 2014,
+https://arxiv.org/abs/1411.1792: the first layers are the most general): as accurate on arrival, cheaper to train, and slower to
+learn, so it comes after all that train more.
+
+Without such examples nothing says that one family is better: a model with widths is offered in widths, any other in uniform
+shares by the norm of its channels.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from edgefl.compress.axes import encode_axes
+from edgefl.compress.budget import WIDTHS, Structure
+from edgefl.compress.groups import Group, Shares
+from edgefl.errors import ModelError
+from edgefl.examples import Examples
+from edgefl.export.measuring import work_of
+from edgefl.export.models import ModelSource
+from edgefl.export.pruning import Pruned, prunable_groups, prune, rank_channels
+from edgefl.export.tensors import layout_of
+from edgefl.layout import Float32, Index, Layout, nested_index
+
+SHARES = (0.75, 0.5, 0.375, 0.25, 0.125)
+"""Of the channels of every group, in uniform cuts."""
+FREEZES = 3
+"""Ways to freeze the first layers of a structure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A structure that can be made.
+
+    Attributes:
+        structure: name, width, layout and work.
+        source: builds it at the structure's width.
+        index: int64, the parent coordinate of each of its coordinates.
+        axes: the rows that it keeps, as `edgefl.compress.axes` writes them; None for the leading corner.
+    """
+
+    structure: Structure
+    source: ModelSource
+    index: Index
+    axes: bytes | None = None
+
+    def slice(self, parent: Float32) -> Float32:
+        """Its weights as a part of the parent's."""
+        return parent[self.index]
+
+
+def nested_cuts(source: ModelSource) -> tuple[Cut, ...]:
+    """The full model, then each narrower width; widths that come to the layout of a wider one are left out.
+
+    Raises:
+        ModelError: a narrower model is no part of the full one.
+    """
+    parent = layout_of(source.build())
+    cuts: dict[Layout, Cut] = {}
+    for width in WIDTHS if source.scalable else (1.0,):
+        module = source.build(width)
+        layout = layout_of(module)
+        if layout not in cuts:
+            structure = Structure(f"w{width:g}", width, layout, work_of(module, source.input_shape))
+            cuts[layout] = Cut(structure, source, nested_index(parent, layout))
+    return tuple(cuts.values())
+
+
+class Pruner:
+    """Makes pruned structures of one model.
+
+    Args:
+        source: the model.
+        parent: its weights, which say which channels matter.
+        examples: to rank channels by what the loss loses as well, see `decide`; None ranks them by norm alone.
+    """
+
+    def __init__(self, source: ModelSource, parent: Float32, examples: Examples | None) -> None:
+        self.groups: tuple[Group, ...] = prunable_groups(source)
+        self._source = source
+        self._layout = layout_of(source.build())
+        self._order = dict(rank_channels(source, parent, self.groups, None)) if self.groups else {}
+        self._by_loss = rank_channels(source, parent, self.groups, examples) if self.groups and examples else {}
+
+    def decide(self, accuracy: Callable[[Pruned], float]) -> None:
+        """Rank the channels of each group by their norm or by the loss: whichever keeps more accuracy with half of them."""
+        for group in self.groups:
+            kept = [{group.name: group.chosen(order[group.name], 0.5)} for order in (self._order, self._by_loss)]
+            by_norm, by_loss = (accuracy(prune(self._source, one)) for one in kept)
+            if by_loss > by_norm:
+                self._order[group.name] = self._by_loss[group.name]
+
+    def pruned(self, shares: Shares) -> Pruned:
+        """The model that keeps these shares of its groups. Raises ModelError where groups stand in each other's way."""
+        kept = {g.name: g.chosen(self._order[g.name], shares[g.name]) for g in self.groups if shares.get(g.name, 1.0) < 1.0}
+        return prune(self._source, kept)
+
+    def cut(self, shares: Shares) -> Cut:
+        """The structure that keeps these shares. Raises ModelError as above."""
+        pruned = self.pruned(shares)
+        work = work_of(pruned.source.build(), self._source.input_shape)
+        structure = Structure(f"p{pruned.layout.size}", 1.0, pruned.layout, work)
+        return Cut(structure, pruned.source, pruned.index, encode_axes(self._layout, pruned.layout, pruned.axes))
+
+    def uniform(self) -> tuple[Shares, ...]:
+        """The same share of every group, the largest first."""
+        return tuple({group.name: share for group in self.groups} for share in SHARES if self.groups)
+
+
+def pruned_cuts(pruner: Pruner, wanted: Iterable[Shares], say: Callable[[str], None]) -> tuple[Cut, ...]:
+    """The cuts that can be made of these; of several with as many parameters the first."""
+    cuts: dict[str, Cut] = {}
+    for shares in wanted:
+        if all(share == 1.0 for share in shares.values()):
+            continue
+        try:
+            cut = pruner.cut(shares)
+        except ModelError as error:
+            say(f"cannot prune to {_text(shares)}: {error}")
+            continue
+        cuts.setdefault(cut.structure.name, cut)
+    return tuple(cuts.values())
+
+
+def frozen_cuts(cut: Cut) -> tuple[Cut, ...]:
+    """The same with its first layers frozen: they keep their values, and their residuals and gradients are saved.
+
+    At most `FREEZES` ways, evenly spread; the last layer with parameters is always trained.
+    """
+    layers = list(dict.fromkeys(t.name.rpartition(".")[0] for t in cut.structure.layout.tensors if t.role == "trained"))
+    most = len(layers) - 1
+    counts = sorted({round(most * step / FREEZES) for step in range(1, FREEZES + 1)} - {0})
+    return tuple(_frozen(cut, count, layers[:count]) for count in counts)
+
+
+def _frozen(cut: Cut, count: int, layers: list[str]) -> Cut:
+    source = replace(cut.source, freeze=(*cut.source.freeze, *(f"{layer}.*" for layer in layers)))
+    module = source.build(cut.structure.width)
+    name = f"{cut.structure.name}f{count}"
+    structure = replace(cut.structure, name=name, layout=layout_of(module), work=work_of(module, source.input_shape))
+    return replace(cut, structure=structure, source=source)
+
+
+def _text(shares: Mapping[str, float]) -> str:
+    return ", ".join(f"{share:g} of {name}" for name, share in shares.items())
