@@ -24,7 +24,7 @@ exports, and asks again with the real sizes.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from edgefl.codec.weights import PRECISIONS, Precision, weights_length
+from edgefl.codec.weights import TRAINABLE, Precision, weights_length
 from edgefl.errors import FitError
 from edgefl.layout import Layout, Tensor
 
@@ -82,7 +82,7 @@ def candidates(layouts: Mapping[float, Layout], graph_bytes: Mapping[float, int]
     return tuple(
         Candidate(width, precision, layouts[width], graph_bytes.get(width, 0))
         for width in sorted(layouts, reverse=True)
-        for precision in PRECISIONS
+        for precision in TRAINABLE
     )
 
 

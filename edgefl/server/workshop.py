@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgefl.codec.golden import encode_golden, golden_inputs, golden_length
-from edgefl.codec.weights import decode_weights, encode_weights
+from edgefl.codec.weights import TRAINABLE, decode_weights, encode_weights
 from edgefl.compress.budget import WIDTHS, Candidate, candidates, choose
 from edgefl.engine.contract import Engine, VariantFiles
 from edgefl.engine.open import open_engine
@@ -161,9 +161,14 @@ class Workshop:
         return engine
 
     def _check_on_disk(self, profile: Profile, candidate: Candidate, files: Sequence[FileRef]) -> None:
-        """What the planner computed is what the files take."""
+        """What the planner computed is what the files take, or for weights whose length depends on their values, at most that."""
         found = sum(len(self._blobs.get(ref.sha256)) for ref in files)
-        if found != candidate.file_bytes or candidate.footprint > profile.storage_bytes:
+        exact = candidate.precision in TRAINABLE
+        if (
+            found > candidate.file_bytes
+            or (exact and found != candidate.file_bytes)
+            or candidate.footprint > profile.storage_bytes
+        ):
             raise FitError(
                 f"variant {candidate.name} for profile {profile.name} is not as large as planned",
                 expected=f"{candidate.file_bytes} bytes on disk, {profile.storage_bytes} with working state",
