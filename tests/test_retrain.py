@@ -1,5 +1,7 @@
 """Retraining towards small files: the laws of each technique, on models of a few hundred weights."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -48,6 +50,16 @@ def net(seed: int = 0) -> nn.Module:
     return Net()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Small sums are slower on two, and have no fixed order there."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@functools.cache
 def original() -> nn.Module:
     """A trained one."""
     flat = FlatModule(net())
@@ -67,10 +79,10 @@ def accuracy(vector: np.ndarray, examples: Examples) -> float:
         return float((outputs_of(module, torch.from_numpy(examples.x)).argmax(1).numpy() == examples.y).mean())
 
 
-ORIGINAL = original()
-LAYOUT = layout_of(ORIGINAL)
+LAYOUT = layout_of(net())
 TEST = images(1000, 2)
-QUICK = Compression(Pruning(0.8), Schedule(150, 32, 3e-3), Sharing(0.01, 15), Schedule(60, 32, 1e-3))
+SHORT = Compression(Pruning(0.8), Schedule(20, 32), Sharing(0.01, 15), Schedule(10, 32))
+QUICK = Compression(Pruning(0.8), Schedule(120, 32, 4e-3), Sharing(0.01, 15), Schedule(40, 32, 1e-3))
 
 
 def test_a_flat_module_is_its_vector() -> None:
@@ -158,17 +170,17 @@ def test_gradients_of_weights_that_share_a_value_are_added() -> None:
 )
 def test_every_objective_heals_what_compression_breaks(objective, examples) -> None:
     """With labels or without, on other examples than the original's: better than not retrained, and near the original."""
-    settings = Compression(QUICK.pruning, QUICK.pruned, QUICK.sharing, QUICK.shared, objective)
-    healed, broken = compressed(ORIGINAL, examples, settings), compressed(ORIGINAL, None, settings)
+    settings = Compression(Pruning(0.9), QUICK.pruned, QUICK.sharing, QUICK.shared, objective)
+    healed, broken = compressed(original(), examples, settings), compressed(original(), None, settings)
     assert (healed[broken == 0] == 0).mean() > 0.8
-    best = accuracy(vector_of(ORIGINAL), TEST)
-    assert accuracy(healed, TEST) > best - 0.04
-    assert accuracy(healed, TEST) > accuracy(broken, TEST) + 0.02
+    best = accuracy(vector_of(original()), TEST)
+    assert accuracy(healed, TEST) > best - 0.08
+    assert accuracy(healed, TEST) > accuracy(broken, TEST) + 0.05
 
 
 def test_the_file_of_a_retrained_model_loses_nothing() -> None:
     """Its centroids are in the file as they are, and pruned weights are zero after the trip."""
-    vector = compressed(ORIGINAL, unlabelled(images(200, 3).x), QUICK)
+    vector = compressed(original(), unlabelled(images(200, 3).x), SHORT)
     data = encode_weights(vector, LAYOUT, Precision.CODEBOOK)
     np.testing.assert_array_equal(decode_weights(data, LAYOUT), vector)
     assert len(data) < weights_length(LAYOUT, Precision.FP32) / 5
@@ -176,19 +188,19 @@ def test_the_file_of_a_retrained_model_loses_nothing() -> None:
 
 def test_equal_seeds_give_equal_weights_and_the_original_is_left_alone() -> None:
     """Two runs agree to the last bit; another seed does not; the module that was given is as it was."""
-    before = vector_of(ORIGINAL)
+    before = vector_of(original())
     settings = Compression(QUICK.pruning, Schedule(30, 16), QUICK.sharing, Schedule(10, 16), augmentation=Augmentation(1, 0.1))
-    one, two, other = (compressed(ORIGINAL, unlabelled(images(100, 3).x), settings, seed=s) for s in (1, 1, 2))
+    one, two, other = (compressed(original(), unlabelled(images(100, 3).x), settings, seed=s) for s in (1, 1, 2))
     np.testing.assert_array_equal(one, two)
     assert (one != other).any()
-    np.testing.assert_array_equal(vector_of(ORIGINAL), before)
+    np.testing.assert_array_equal(vector_of(original()), before)
 
 
 def test_each_stage_can_be_switched_off() -> None:
     """Without pruning and sharing, and without steps, the weights are what they were."""
     nothing = Compression(None, Schedule(0), None, Schedule(0))
-    np.testing.assert_array_equal(compressed(ORIGINAL, images(10, 0), nothing), vector_of(ORIGINAL))
-    only_shared = compressed(ORIGINAL, None, Compression(None, Schedule(0), Sharing(0.01, 7), Schedule(0)))
+    np.testing.assert_array_equal(compressed(original(), images(10, 0), nothing), vector_of(original()))
+    only_shared = compressed(original(), None, Compression(None, Schedule(0), Sharing(0.01, 7), Schedule(0)))
     place = next(place for tensor, place in LAYOUT.slices() if tensor.name == "fc1.weight")
     assert len(np.unique(only_shared[place])) <= 8
 
@@ -234,6 +246,6 @@ def test_what_cannot_be_is_refused() -> None:
         with pytest.raises(ModelError):
             wrong()
     with pytest.raises(DataError, match="labels"):
-        compressed(ORIGINAL, unlabelled(images(10, 0).x), Compression(pruned=Schedule(2), objective=Labels()))
+        compressed(original(), unlabelled(images(10, 0).x), Compression(pruned=Schedule(2), objective=Labels()))
     with pytest.raises(DataError, match="shift"):
         Augmentation(shift=1).applied(np.zeros((2, 9), np.float32), np.random.default_rng(0))

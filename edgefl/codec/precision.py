@@ -9,8 +9,9 @@ class Precision(StrEnum):
     """How each weight is written; the position is the code in a file's header.
 
     The first three are for variants that train: a file of theirs differs little from that of the round before. The others are for
-    weights at rest. Their steps are larger than what a round changes, so a device that were to train from them would start
-    each round from somewhere else, and differences between their files are not made.
+    weights at rest. They can be sent in rounds too, but then the whole file travels each time, for no differences between them are
+    made. Of these int4 is precise enough to train from; what ternary and codebook take away is put back by retraining
+    (`edgefl.retrain`), which a round's weights have not had.
     """
 
     FP32 = "fp32"
