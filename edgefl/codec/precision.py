@@ -9,8 +9,8 @@ class Precision(StrEnum):
     """How each weight is written; the position is the code in a file's header.
 
     The first three are for variants that train: a file of theirs differs little from that of the round before. The others are for
-    weights at rest. They can be sent in rounds too, but then the whole file travels each time, for no differences between them are
-    made. Of these int4 is precise enough to train from; what ternary and codebook take away is put back by retraining
+    weights at rest. They can be sent in rounds too, but then the whole file travels each time, for there are no differences
+    between them. Of these int4 is precise enough to train from; what ternary and codebook take away is put back by retraining
     (`edgefl.retrain`), which a round's weights have not had.
     """
 
