@@ -28,6 +28,7 @@ def test_missing_data_is_said_in_one_line(monkeypatch) -> None:
         main(["compress-lenet", "--seeds", "1"])
 
 
+@pytest.mark.slow
 def test_compress_lenet_measures_files_as_devices_read_them(monkeypatch, tmp_path) -> None:
     """On a few random images: a row for each method with the bytes of its file, written as JSON."""
     pytest.importorskip("torch")
