@@ -1,8 +1,8 @@
 """Results that anybody can repeat: `python -m benchmarks.results NAME --json FILE`.
 
-Model: NAME is a study of `benchmarks.cases`; each of its cases is simulated with several seeds, and each run gives a row (with
-`stc`, a row for every evaluation). Bytes are those of real encoded messages. The table shows means over the seeds; the JSON holds
-every row, the whole experiments and, where accuracy on the devices or simulated time matter, these too.
+Model: NAME is a study, something that yields rows (`benchmarks.rows`): federated runs (`benchmarks.simulated`, cases in
+`benchmarks.cases`), or the compression of weights at rest (`benchmarks.compress_lenet`). Every study is run with several seeds.
+The table shows means over the seeds; the JSON holds every row and the settings.
 
 Data sets are read from the directory that EDGEFL_DATA names; `smoke` needs none.
 """
@@ -10,151 +10,51 @@ Data sets are read from the directory that EDGEFL_DATA names; `smoke` needs none
 import argparse
 import json
 import platform
-import statistics
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-import msgspec
-import numpy as np
-
-from benchmarks.cases import PAIR_BYTES, STUDIES, Case, Study
+from benchmarks.cases import STUDIES
+from benchmarks.compress_lenet import CompressLenet
+from benchmarks.rows import Asked, Measured, Row
+from benchmarks.simulated import Simulated
 from edgefl import __version__
-from edgefl.codec.sparsify import count_sent
 from edgefl.errors import EdgeflError
-from edgefl.examples import Examples
-from edgefl.simulate.experiment import Experiment
-from edgefl.simulate.processes import LocalWorkers
-from edgefl.simulate.result import Result
-from edgefl.simulate.run import evaluator, simulate
-from edgefl.simulate.setting import set_scene
-from edgefl.simulate.workers import Workers
 
-CENTRAL_PASSES = 30
-
-Row = dict[str, object]
+RESULTS: Mapping[str, Measured] = {
+    **{name: Simulated(study) for name, study in STUDIES.items()},
+    "compress-lenet": CompressLenet(),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a study, print its table, write its rows."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.results", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("name", choices=STUDIES)
+    parser.add_argument("name", choices=RESULTS)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="how many seeds (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes; the numbers do not depend on it")
     parser.add_argument("--only", metavar="LABEL", help="only the cases whose label contains this")
     given = parser.parse_args(arguments)
-    study = STUDIES[given.name]
+    study = RESULTS[given.name]
     print(f"{given.name}: {study.goal}")
     rows: list[Row] = []
     try:
-        with LocalWorkers(given.workers) as workers:
-            for found in measured(study, given.seeds, workers, given.only or ""):
-                rows += found
+        for found in study.rows(Asked(given.seeds, given.workers, given.only or "")):
+            rows += found
     except EdgeflError as error:
         raise SystemExit(f"error: {error}") from None
-    print_table(rows)
+    study.show(rows)
     if given.json is not None:
         given.json.write_text(json.dumps(report(given.name, study, rows), indent=1) + "\n", encoding="utf-8")
 
 
-def measured(study: Study, seeds: int, workers: Workers, only: str) -> Iterator[list[Row]]:
-    """The rows of each case and seed."""
-    for case in study.cases():
-        if only not in case.label:
-            continue
-        for seed in range(seeds):
-            began = time.monotonic()
-            experiment = msgspec.structs.replace(case.experiment, seed=seed)
-            rows = centralised(case, experiment) if case.central else simulated(case, experiment, workers)
-            rows = rows if study.curves else rows[-1:]
-            last = rows[-1]
-            took = time.monotonic() - began
-            print(f"  {case.label}, seed {seed}: {last['accuracy']:.4f} after {last['rounds']} rounds, {took:.0f} s", flush=True)
-            yield rows
-
-
-def simulated(case: Case, experiment: Experiment, workers: Workers) -> list[Row]:
-    """A row for each evaluation of a federated run.
-
-    Raises:
-        EdgeflError: the data is missing, or the experiment is impossible.
-    """
-    result = simulate(experiment, workers=workers)
-    return [_row(case, result, place) for place in range(len(result.rows))]
-
-
-def _row(case: Case, result: Result, place: int) -> Row:
-    found, totals, experiment = result.rows[place], result.totals, result.experiment
-    uplink = found.uplink_bytes
-    if case.pairs:
-        updates = found.dense_uplink_bytes // (4 * totals.parameters)
-        uplink = updates * PAIR_BYTES * count_sent(totals.parameters, experiment.plan.sparsity)
-    return {
-        "label": case.label,
-        "seed": experiment.seed,
-        "accuracy": found.accuracy,
-        "rounds": found.round,
-        "uplink_bytes": uplink,
-        "downlink_bytes": found.downlink_bytes,
-        "dense_uplink_bytes": found.dense_uplink_bytes,
-        "uplink_ratio": found.dense_uplink_bytes / max(1, uplink),
-        "bits_per_parameter": 32.0 * uplink / max(1, found.dense_uplink_bytes),
-        "time": found.time,
-        "target_reached": totals.target_round is not None and place == len(result.rows) - 1,
-        "refused": totals.refused,
-        "trouble": result.trouble,
-    }
-
-
-def centralised(case: Case, experiment: Experiment) -> list[Row]:
-    """One machine with all the devices' examples; `CENTRAL_PASSES` over them at the plan's learning rate."""
-    setting = set_scene(experiment)
-    scene, plan = setting.scene, experiment.plan
-    examples = Examples(scene.x, scene.y).take(scene.rows)
-    with TemporaryDirectory(prefix="edgefl-central-") as directory:
-        engine = evaluator(setting, Path(directory))
-        engine.set_vector(setting.weights)
-        rng = np.random.default_rng([experiment.seed, 9])
-        engine.train(examples, epochs=CENTRAL_PASSES, learning_rate=plan.learning_rate, rng=rng)
-        final = engine.evaluate(setting.holdout).accuracy
-    return [
-        {
-            "label": case.label,
-            "seed": experiment.seed,
-            "accuracy": final,
-            "rounds": CENTRAL_PASSES,
-            "uplink_bytes": 0,
-            "downlink_bytes": 0,
-            "dense_uplink_bytes": 0,
-        }
-    ]
-
-
-def print_table(rows: Sequence[Row]) -> None:
-    """Mean and spread over the seeds of the last row of each run."""
-    print(f"\n{'':34}{'accuracy':>10}{'+-':>8}{'rounds':>8}{'up, kB':>11}{'down, kB':>12}{'ratio':>7}{'time':>11}")
-    for label in dict.fromkeys(str(row["label"]) for row in rows):
-        last = {row["seed"]: row for row in rows if row["label"] == label}.values()
-
-        def mean(field: str, last: Sequence[Row] = tuple(last)) -> float:
-            return statistics.fmean(float(str(row.get(field, 0) or 0)) for row in last)
-
-        spread = statistics.pstdev([float(str(row["accuracy"])) for row in last])
-        print(
-            f"{label:34}{mean('accuracy'):>10.4f}{spread:>8.4f}{mean('rounds'):>8.0f}{mean('uplink_bytes') / 1e3:>11.0f}"
-            f"{mean('downlink_bytes') / 1e3:>12.0f}{mean('uplink_ratio'):>7.0f}{mean('time'):>11.1f}"
-        )
-
-
-def report(name: str, study: Study, rows: Sequence[Row]) -> Mapping[str, object]:
+def report(name: str, study: Measured, rows: Sequence[Row]) -> Mapping[str, object]:
     """What is written."""
     return {
         "name": name,
         "goal": study.goal,
         "rows": rows,
-        "experiments": {case.label: msgspec.to_builtins(case.experiment) for case in study.cases()},
+        "experiments": study.settings(),
         "edgefl": __version__,
         "python": platform.python_version(),
     }

@@ -15,7 +15,7 @@ from edgefl.codec.bits import BitReader, pack
 from edgefl.codec.difference import GRID, advance, apply_difference, encode_difference
 from edgefl.codec.integers import read_integers, write_integers
 from edgefl.codec.sparsify import count_sent
-from edgefl.codec.weights import PRECISIONS, Precision, encode_weights
+from edgefl.codec.weights import PRECISIONS, TRAINABLE, Precision, encode_weights
 from edgefl.errors import ModelError, UpdateError
 from edgefl.layout import Float32, Layout, Tensor
 
@@ -43,7 +43,7 @@ def encoded(vectors: list[Float32], precision: Precision) -> list[bytes]:
     return [encode_weights(vector, LAYOUT, precision) for vector in vectors]
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", TRAINABLE)
 @pytest.mark.parametrize("missed", [1, 2, 8, 12])
 def test_a_difference_makes_the_target_to_the_last_bit(precision: Precision, missed: int) -> None:
     """Over one round or many, at any precision, from weights that are on no grid."""
@@ -53,7 +53,7 @@ def test_a_difference_makes_the_target_to_the_last_bit(precision: Precision, mis
     assert apply_difference(files[12 - missed], difference, LAYOUT) == files[12]
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", TRAINABLE)
 def test_a_partial_sum_is_what_the_single_differences_come_to(precision: Precision) -> None:
     """One difference over three rounds gives what three in a row give, and is not longer than they together."""
     files = encoded(course(9), precision)[6:]
@@ -169,7 +169,7 @@ def test_integers_are_read_as_they_were_written(values: list[int]) -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.integers(0, 1 << 32), st.sampled_from(PRECISIONS), st.integers(0, 53), st.integers(-40, 12))
+@given(st.integers(0, 1 << 32), st.sampled_from(TRAINABLE), st.integers(0, 53), st.integers(-40, 12))
 def test_any_two_files_have_an_exact_difference_or_none(seed: int, precision: Precision, changes: int, size: int) -> None:
     """Few changes or many, large or small, zeros of either sign among them."""
     layout = Layout((Tensor("w", (3, 16)), Tensor("b", (5,))))
@@ -189,7 +189,7 @@ def test_any_two_files_have_an_exact_difference_or_none(seed: int, precision: Pr
 @given(st.data())
 def test_damaged_differences_are_refused_or_give_a_file_of_the_same_length(data: st.DataObject) -> None:
     """Flipped, cut, lengthened or swapped bytes: an UpdateError or harmless bytes, and nothing else."""
-    precision = data.draw(st.sampled_from(PRECISIONS))
+    precision = data.draw(st.sampled_from(TRAINABLE))
     base, difference = FUZZED[precision]
     damaged = bytearray(difference)
     for place, byte in data.draw(st.lists(st.tuples(st.integers(0, len(difference) - 1), st.integers(0, 255)), max_size=6)):
@@ -202,7 +202,7 @@ def test_damaged_differences_are_refused_or_give_a_file_of_the_same_length(data:
 
 FUZZED = {
     precision: (files[0], encode_difference(files[0], files[3], LAYOUT) or b"")
-    for precision in PRECISIONS
+    for precision in TRAINABLE
     for files in [encoded(course(3), precision)]
 }
 
@@ -233,6 +233,18 @@ def test_a_difference_meets_only_bases_of_its_kind() -> None:
     for other in (FUZZED[Precision.INT8][0], base[:-4], b"EFX" + base[3:], b"", base[:16]):
         with pytest.raises(UpdateError):
             apply_difference(other, difference, LAYOUT)
+
+
+@pytest.mark.parametrize("precision", sorted(set(PRECISIONS) - set(TRAINABLE)))
+def test_weights_at_rest_have_no_differences(precision: Precision) -> None:
+    """Between two such files there is none, and no difference is applied to one: the whole file is fetched."""
+    files = encoded(course(1), precision)
+    assert encode_difference(*files, LAYOUT) is None
+    for base, target in ((files[0], FUZZED[Precision.FP32][0]), (FUZZED[Precision.FP32][0], files[0])):
+        with pytest.raises(UpdateError):
+            encode_difference(base, target, LAYOUT)
+    with pytest.raises(UpdateError):
+        apply_difference(files[0], FUZZED[Precision.FP32][1], LAYOUT)
 
 
 def test_memory_is_bounded_by_the_base() -> None:

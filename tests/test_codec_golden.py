@@ -24,6 +24,7 @@ CHECKSUMS = {
     "update-rotated-1bit": "c81c1197",
     "update-rotated-4bit": "cc0f0e45",
 }
+CHECKSUMS_OF_WEIGHTS = {"int4": "ff6f8aec", "ternary": "81d8f5de", "codebook": "ef22c2de"}
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
@@ -80,11 +81,25 @@ def test_golden_values_to_the_last_bit() -> None:
     assert found == CHECKSUMS
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 0.0), ("fp16", 5e-4), ("int8", 4e-3)])
+@pytest.mark.parametrize(
+    ("precision", "tolerance"),
+    [("fp32", 0.0), ("fp16", 5e-4), ("int8", 4e-3), ("int4", 0.08), ("ternary", 0.6), ("codebook", 0.0)],
+)
 def test_golden_weights_decode(precision: str, tolerance: float) -> None:
     """A golden weights file holds the input to its precision."""
     flat = decode_weights((HERE / f"weights-{precision}.bin").read_bytes(), make.LAYOUT)
     np.testing.assert_allclose(flat, make.vector(make.LAYOUT.size), atol=tolerance)
+
+
+@pytest.mark.parametrize("precision", ["int4", "ternary", "codebook"])
+def test_golden_coded_weights_decode_to_the_last_bit(precision: str) -> None:
+    """Entropy-coded weights are read as the same bits everywhere; a codebook of few values loses nothing."""
+    data = (HERE / f"weights-{precision}-coded.bin").read_bytes()
+    assert data[5] > 0
+    flat = decode_weights(data, make.LARGE)
+    assert f"{zlib.crc32(flat.astype('<f4').tobytes()):08x}" == CHECKSUMS_OF_WEIGHTS[precision]
+    if precision == "codebook":
+        np.testing.assert_array_equal(flat, make.pruned(make.LARGE.size))
 
 
 def test_a_header_byte_by_byte() -> None:

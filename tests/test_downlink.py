@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgefl.codec.difference import GRID
-from edgefl.codec.weights import decode_weights
+from edgefl.codec.weights import Precision, decode_weights
 from edgefl.device import hands
 from edgefl.errors import StoreError
 from edgefl.link.contract import Arrived
@@ -49,6 +49,14 @@ class World(path.Fleet):
         rounds = {sha256 for (sha256,) in self.rows("SELECT weights FROM offers")}
         rounds |= {ref.sha256 for ref in self.server.training.offer.files.values()}
         return {sha256 for sha256 in rounds - own if topics.block(sha256.hex()) in self.sent}
+
+
+@pytest.fixture(params=[Precision.INT4, Precision.TERNARY, Precision.CODEBOOK])
+def at_rest(request, monkeypatch):
+    """The variants of the fleet that is made next have one of these precisions."""
+    for name, (_, layout, _) in list(path.toy.VARIANTS.items()):
+        monkeypatch.setitem(path.toy.VARIANTS, name, (f"w1-{request.param}", layout, request.param))
+    return request.param
 
 
 @pytest.fixture
@@ -99,6 +107,18 @@ def test_weights_come_as_differences_and_are_what_the_server_says(fleet):
     assert fleet.whole() == set()
     for one, other in pairwise(held):
         assert 0 < np.count_nonzero(one != other) <= 0.05 * len(one) + 1
+
+
+def test_weights_at_rest_can_be_trained_and_travel_whole(at_rest, fleet, caplog):
+    """Several rounds in a precision without differences: all devices hold what the server says, and nothing complains."""
+    fleet.train(**{**PLAN, "rounds": 3})
+    fleet.server = fleet.serve(steps=1)
+    fleet.reach(3)
+    settle(fleet)
+    check(fleet)
+    assert fleet.server.training._variants[f"w1-{at_rest}"].precision == at_rest
+    assert not any(fleet.server.training.offer.differences.values())
+    assert not [record for record in caplog.records if "no difference" in record.message]
 
 
 def test_the_final_weights_are_nearly_the_parent(fleet):

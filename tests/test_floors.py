@@ -34,6 +34,7 @@ FLOORS = {
     "edgefl.store": 4,
     "edgefl.engine": 4,
     "edgefl.export": 4,
+    "edgefl.retrain": 4,
     "edgefl.sources": 4,
     "edgefl.identity": 4,
     "edgefl.brokers": 4,
@@ -126,7 +127,7 @@ FLOORS = {
 
 # Who may import what comes from outside; the longest prefix decides here too.
 ONLY_IN = {
-    "torch": ("edgefl.export", "edgefl.server.push"),
+    "torch": ("edgefl.export", "edgefl.retrain", "edgefl.server.push"),
     "torch_pruning": ("edgefl.export.pruning",),
     "onnx": ("edgefl.export",),
     "onnxscript": ("edgefl.export",),

@@ -16,6 +16,8 @@ Rules:
 * Only IEEE operations that round exactly are used (a multiplication by a power of two, an addition, a rounding): every machine
   gets the same bits.
 * A difference is shorter than the file that it makes; its reader refuses any other, and checks each length before it allocates.
+* Weights at rest (int4, ternary, codebook) have no differences: they are not for rounds, and between versions that were retrained
+  apart nothing stays the same.
 """
 
 import math
@@ -27,7 +29,7 @@ import numpy.typing as npt
 from edgefl.codec.bits import BitReader, pack
 from edgefl.codec.integers import Integers, read_integers, read_places, write_integers, write_places
 from edgefl.codec.sparsify import count_sent, top_k
-from edgefl.codec.weights import HEADER_LENGTH, PRECISIONS, Precision, is_quantised, weights_length
+from edgefl.codec.weights import HEADER_LENGTH, PRECISIONS, TRAINABLE, Precision, is_quantised, weights_length
 from edgefl.errors import ModelError, UpdateError
 from edgefl.layout import Float32, Index, Layout
 
@@ -75,7 +77,7 @@ def advance(held: Float32, parent: Float32, sparsity: float, *, last: bool = Fal
 
 
 def encode_difference(base: bytes, target: bytes, layout: Layout) -> bytes | None:
-    """What turns one weights file into another; None if that would not be shorter than the other file itself.
+    """What turns one weights file into another; None if that would not be shorter, or for weights at rest, which have none.
 
     Args:
         base: a weights file.
@@ -85,6 +87,8 @@ def encode_difference(base: bytes, target: bytes, layout: Layout) -> bytes | Non
     Raises:
         UpdateError: they are no such files.
     """
+    if _at_rest(base, layout) and _at_rest(target, layout):
+        return None
     before, codes_before = _sections(base, layout)
     after, codes_after = _sections(target, layout)
     if base[:HEADER_LENGTH] != target[:HEADER_LENGTH]:
@@ -156,6 +160,12 @@ def _move_floats(floats: Floats, changed: Index, reader: BitReader, exponent: in
     floats[changed] = moved
 
 
+def _at_rest(file: bytes, layout: Layout) -> bool:
+    """Whether a file looks like one of this layout of a precision that rounds are not sent in."""
+    coded = len(file) > HEADER_LENGTH and file[:4] == b"EFW\x02" and len(TRAINABLE) <= file[4] < len(PRECISIONS)
+    return coded and file[8:16].hex() == layout.digest()
+
+
 def _float_count(file: bytes | bytearray, layout: Layout) -> int:
     """How many floats a weights file of this layout has."""
     if file[4] != PRECISIONS.index(Precision.INT8):
@@ -169,7 +179,7 @@ def _sections(file: bytes | bytearray, layout: Layout) -> tuple[Floats, Codes]:
     Raises:
         UpdateError: it is none of this layout.
     """
-    known = len(file) > HEADER_LENGTH and file[:4] == b"EFW\x01" and file[4] < len(PRECISIONS)
+    known = len(file) > HEADER_LENGTH and file[:4] == b"EFW\x01" and file[4] < len(TRAINABLE)
     if not known or file[8:16].hex() != layout.digest() or len(file) != weights_length(layout, PRECISIONS[file[4]]):
         found = f"{len(file)} bytes, {bytes(file[:HEADER_LENGTH]).hex()}"
         raise UpdateError("no weights file of this model and variant", expected=f"layout {layout.digest()}", found=found)

@@ -1,58 +1,68 @@
-"""A variant's weights as a file, at rest and on the downlink: fp32, fp16 or int8.
+"""A variant's weights as a file, at rest and on the downlink: from fp32 down to less than a bit a weight.
 
-    0   3  magic "EFW"
-    3   1  version, 1
-    4   1  precision: 0 fp32, 1 fp16, 2 int8
-    5   3  zero
-    8   8  digest of the layout that the weights belong to
-    16     fp32, fp16: the flat vector, little-endian
-           int8: all float32 parts in layout order (the scales of a quantised tensor, the values of any other), little-endian;
-           then the int8 parts in layout order
+     0   3  magic "EFW"
+     3   1  version: 1 for fp32, fp16 and int8, 2 for the others
+     4   1  precision: 0 fp32, 1 fp16, 2 int8, 3 int4, 4 ternary, 5 codebook
+     5   1  version 2: form of the symbols (`edgefl.codec.symbols`); version 1: zero
+     6   2  zero
+     8   8  digest of the layout that the weights belong to
+    16      fp32, fp16: the flat vector, little-endian
+            int8: all float32 parts in layout order (the scales of a quantised tensor, the values of any other), little-endian;
+            then the int8 parts in layout order
+            int4, ternary: `edgefl.codec.fewbits`; codebook: `edgefl.codec.codebook`
 
 int8 is symmetric with one scale per output channel (axis 0), value = scale * q with q in -127 to 127 (Krishnamoorthi 2018,
 https://arxiv.org/abs/1806.08342, section 3). The encoder takes powers of two as scales: they seldom change while weights move, so
 that files of neighbouring rounds differ in few codes (`edgefl.codec.difference`); half a bit of precision is the price.
 
-Biases, norms and tensors with fewer than `MIN_CHANNEL` values per channel stay float32: they are few, they hurt most, and a scale
-of four bytes would not pay for itself.
+Biases, norms and tensors with fewer than `MIN_CHANNEL` values per channel stay float32 (a codebook shares the trained ones among
+them): they are few, they hurt most, and a scale of four bytes would not pay for itself.
 
-Training goes on in float32 from the decoded values; only the file is small.
+Training goes on in float32 from the decoded values; only the file is small. Which precisions are worth training from, and which
+are for weights at rest, is said at `Precision`.
 """
 
 import struct
 from collections.abc import Iterator
-from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
 
+from edgefl.codec.codebook import codebook_length, read_codebook, write_codebook
+from edgefl.codec.fewbits import fewbits_length, read_fewbits, write_fewbits
+from edgefl.codec.precision import MIN_CHANNEL, PRECISIONS, TRAINABLE, Precision, is_quantised
 from edgefl.errors import MessageError, ModelError
-from edgefl.layout import Float32, Layout, Tensor
+from edgefl.layout import Float32, Layout
 
+__all__ = [
+    "HEADER_LENGTH",
+    "MIN_CHANNEL",
+    "PRECISIONS",
+    "TRAINABLE",
+    "Precision",
+    "decode_weights",
+    "encode_weights",
+    "is_quantised",
+    "weights_length",
+]
 
-class Precision(StrEnum):
-    """How each weight is written, from the most to the least precise; the position is the code in the header."""
-
-    FP32 = "fp32"
-    FP16 = "fp16"
-    INT8 = "int8"
-
-
-PRECISIONS = tuple(Precision)
 MAGIC = b"EFW"
 VERSION = 1
-_HEADER = struct.Struct("<3sBB3x8s")
+VERSION_CODED = 2
+_HEADER = struct.Struct("<3sBBB2x8s")
 HEADER_LENGTH = _HEADER.size
-MIN_CHANNEL = 8
-
-
-def is_quantised(tensor: Tensor) -> bool:
-    """Whether int8 quantises this tensor: at least two axes, and at least `MIN_CHANNEL` values per output channel."""
-    return len(tensor.shape) >= 2 and tensor.size // tensor.shape[0] >= MIN_CHANNEL
 
 
 def weights_length(layout: Layout, precision: Precision) -> int:
-    """Exact length in bytes of the file that `encode_weights` makes."""
+    """Length in bytes of the file that `encode_weights` makes: exact for `TRAINABLE` precisions, an upper bound for the others.
+
+    Of int4 and ternary files the bound is what they take before entropy coding. For a codebook it is a full table for every set
+    and six bits a weight; how much less it is depends on the weights, so a planner that wants to know has to encode them.
+    """
+    if precision in (Precision.INT4, Precision.TERNARY):
+        return HEADER_LENGTH + fewbits_length(layout, precision)
+    if precision == Precision.CODEBOOK:
+        return HEADER_LENGTH + codebook_length(layout)
     if precision == Precision.INT8:
         return HEADER_LENGTH + sum(t.size + 4 * t.shape[0] if is_quantised(t) else 4 * t.size for t in layout.tensors)
     return HEADER_LENGTH + layout.size * (4 if precision == Precision.FP32 else 2)
@@ -73,7 +83,10 @@ def encode_weights(flat: Float32, layout: Layout, precision: Precision) -> bytes
         raise ModelError(
             "these weights cannot be written", expected=f"{layout.size} finite values", found=f"shape {flat.shape}, or NaN inside"
         )
-    header = _HEADER.pack(MAGIC, VERSION, PRECISIONS.index(precision), bytes.fromhex(layout.digest()))
+    if precision not in TRAINABLE:
+        coarse = write_codebook(flat, layout) if precision == Precision.CODEBOOK else write_fewbits(flat, layout, precision)
+        return _header(VERSION_CODED, precision, coarse[0], layout) + coarse[1]
+    header = _header(VERSION, precision, 0, layout)
     if precision == Precision.FP32:
         return header + flat.astype("<f4").tobytes()
     if precision == Precision.FP16:
@@ -91,25 +104,43 @@ def decode_weights(data: bytes, layout: Layout) -> Float32:
     Raises:
         MessageError: another format, another layout, another length, or values that are not finite.
     """
-    if len(data) < HEADER_LENGTH:
-        raise MessageError("weights file is truncated", expected=f"at least {HEADER_LENGTH} bytes", found=f"{len(data)}")
-    magic, version, code, digest = _HEADER.unpack_from(data)
-    if magic != MAGIC or version != VERSION or code >= len(PRECISIONS) or data[5:8] != bytes(3):
-        raise MessageError("not a weights file of a known format", expected=f"{MAGIC!r} version {VERSION}", found=f"{data[:8]!r}")
-    if digest.hex() != layout.digest():
-        raise MessageError("weights of another model or variant", expected=f"layout {layout.digest()}", found=digest.hex())
-    precision = PRECISIONS[code]
-    if len(data) != weights_length(layout, precision):
-        expected = f"{weights_length(layout, precision)} bytes of {precision}"
-        raise MessageError("weights file has a wrong length", expected=expected, found=f"{len(data)} bytes")
+    precision, form = _checked_header(data, layout)
     body = memoryview(data)[HEADER_LENGTH:]
-    if precision == Precision.INT8:
+    if precision == Precision.CODEBOOK:
+        flat = read_codebook(form, body, layout)
+    elif precision not in TRAINABLE:
+        flat = read_fewbits(form, body, layout, precision)
+    elif precision == Precision.INT8:
         flat = _dequantise(body, layout)
     else:
         flat = np.frombuffer(body, dtype="<f4" if precision == Precision.FP32 else "<f2").astype(np.float32)
     if not np.isfinite(flat).all():
         raise MessageError("weights file holds NaN or infinite values")
     return flat
+
+
+def _header(version: int, precision: Precision, form: int, layout: Layout) -> bytes:
+    return _HEADER.pack(MAGIC, version, PRECISIONS.index(precision), form, bytes.fromhex(layout.digest()))
+
+
+def _checked_header(data: bytes, layout: Layout) -> tuple[Precision, int]:
+    """Precision and form of a file whose format, layout and length can be right."""
+    if len(data) < HEADER_LENGTH:
+        raise MessageError("weights file is truncated", expected=f"at least {HEADER_LENGTH} bytes", found=f"{len(data)}")
+    magic, version, code, form, digest = _HEADER.unpack_from(data)
+    fixed = code < len(TRAINABLE)
+    known = magic == MAGIC and code < len(PRECISIONS) and version == (VERSION if fixed else VERSION_CODED)
+    if not known or data[6:8] != bytes(2) or (fixed and form):
+        expected = f"{MAGIC!r} version {VERSION} or {VERSION_CODED}"
+        raise MessageError("not a weights file of a known format", expected=expected, found=f"{data[:8]!r}")
+    if digest.hex() != layout.digest():
+        raise MessageError("weights of another model or variant", expected=f"layout {layout.digest()}", found=digest.hex())
+    precision = PRECISIONS[code]
+    longest = weights_length(layout, precision)
+    if len(data) > longest or (fixed and len(data) != longest):
+        expected = f"{longest} bytes of {precision}" if fixed else f"at most {longest} bytes of {precision}"
+        raise MessageError("weights file has a wrong length", expected=expected, found=f"{len(data)} bytes")
+    return precision, form
 
 
 def _float_counts(layout: Layout) -> Iterator[int]:

@@ -27,7 +27,7 @@ exports, and asks again with the real sizes.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from edgefl.codec.weights import PRECISIONS, Precision, weights_length
+from edgefl.codec.weights import TRAINABLE, Precision, weights_length
 from edgefl.compress.cost import Work, training_cost
 from edgefl.compress.planner import UNITS, Budget, Cost, Planned, plan
 from edgefl.errors import FitError
@@ -35,8 +35,9 @@ from edgefl.layout import Layout, Tensor
 from edgefl.recipe import PLAIN, Recipe
 
 WIDTHS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125, 0.0625)
-SAFE = (Precision.FP32, Precision.FP16, Precision.INT8)
-"""Precisions that hardly cost accuracy, whatever the model: what is chosen from where nothing is measured."""
+MEASURED = (*TRAINABLE, Precision.INT4)
+"""Precisions that are offered where it is measured what they cost. Below, a round's weights would lose what only retraining gives
+back; where nothing is measured, `TRAINABLE` ones hardly cost accuracy, whatever the model."""
 WEIGHT_FILES = 3
 """As pushed, of this round, of the next one."""
 RESIDUAL_BYTES = 8
@@ -131,13 +132,13 @@ def candidates(
         structures: names distinct.
         graph_bytes: by structure, of all graphs together; what is missing counts as 0.
         predicted: accuracy of a structure at a precision, None for one that cannot be used; without it nothing is known of
-            accuracies, and the precisions are `SAFE` ones.
+            accuracies, and the precisions are `TRAINABLE` ones.
         batch: rows of a training step.
         recipe: its optimiser.
     """
     offered = []
     for one in sorted(structures, key=lambda one: (-_learning(one.layout), -one.layout.size)):
-        for precision in PRECISIONS if predicted else SAFE:
+        for precision in MEASURED if predicted else TRAINABLE:
             accuracy = predicted(one, precision) if predicted else None
             if accuracy is not None or predicted is None:
                 offered.append(Candidate(one, precision, graph_bytes.get(one.name, 0), accuracy, batch, recipe))

@@ -14,7 +14,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable
 
-from edgefl.codec.weights import Precision, weights_length
+from edgefl.codec.weights import PRECISIONS, weights_length
 from edgefl.device.config import DeviceConfig
 from edgefl.errors import FreezeError, MessageError, MixError, PeerError, RollbackError, WrongDeviceError
 from edgefl.identity.signing import ASSIGNMENT, ROUND, verify
@@ -126,7 +126,7 @@ def believed_order(payload: bytes, manifest: Manifest, now: float) -> RoundOrder
         )
     for ref in (order.weights, *(difference.file for difference in order.differences)):
         check_ref(ref)
-    largest = weights_length(manifest.layout, Precision.FP32)
+    largest = max(weights_length(manifest.layout, precision) for precision in PRECISIONS)  # fp32's, but for a toy
     if order.version == manifest.version and order.weights.length > largest:
         raise MessageError(
             f"the weights of round {order.round} of {order.model} are too large",

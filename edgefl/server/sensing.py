@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgefl.codec.weights import PRECISIONS, Precision, decode_weights, encode_weights
-from edgefl.compress.budget import Structure
+from edgefl.codec.weights import Precision, decode_weights, encode_weights
+from edgefl.compress.budget import MEASURED, Structure
 from edgefl.compress.groups import Shares, shrunk
 from edgefl.compress.sensitivity import FINE, LEVELS, Baseline, Sensitivity, searched, thinned
 from edgefl.errors import ModelError
@@ -134,7 +134,7 @@ def _accuracy(cut: Cut, parent: Float32, sample: Examples) -> float:
 def _losses(full: Cut, baseline: Baseline, parent: Float32, sample: Examples) -> Mapping[Precision, float]:
     layout = full.structure.layout
     losses: dict[Precision, float] = {}
-    for precision in PRECISIONS:
+    for precision in MEASURED:
         try:
             as_sent = decode_weights(encode_weights(parent, layout, precision), layout)
         except ModelError:

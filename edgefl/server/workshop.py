@@ -233,7 +233,7 @@ class Workshop:
         return engine
 
     def _check_on_disk(self, profile: Profile, candidate: Candidate, files: Sequence[FileRef]) -> None:
-        """The files take no more than the planner computed."""
+        """The files take what the planner computed, or at most that where the length of weights depends on their values."""
         found = sum(len(self._blobs.get(ref.sha256)) for ref in files)
         if found > candidate.file_bytes or candidate.footprint > profile.storage_bytes:
             raise FitError(

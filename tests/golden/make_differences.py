@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from edgefl.codec.difference import encode_difference
-from edgefl.codec.weights import PRECISIONS, Precision, encode_weights
+from edgefl.codec.weights import TRAINABLE, Precision, encode_weights
 from edgefl.layout import Float32, Layout, Tensor
 
 HERE = Path(__file__).parent
@@ -37,7 +37,7 @@ def pairs() -> dict[str, tuple[bytes, bytes, Layout]]:
             encode_weights(after(LAYOUT.size), LAYOUT, precision),
             LAYOUT,
         )
-        for precision in PRECISIONS
+        for precision in TRAINABLE
     }
     one = [encode_weights(x(ONE.size), ONE, Precision.FP32) for x in (before, after)]
     return {**made, "difference-one": (one[0], one[1], ONE)}

@@ -20,7 +20,7 @@ from edgefl.codec.sparsify import top_k
 from edgefl.codec.subsets import complement, write_gaps
 from edgefl.codec.update import decode, encode
 from edgefl.codec.values import quantise
-from edgefl.codec.weights import PRECISIONS, encode_weights
+from edgefl.codec.weights import PRECISIONS, TRAINABLE, encode_weights
 from edgefl.layout import Float32, Layout, Tensor
 
 HERE = Path(__file__).parent
@@ -51,6 +51,8 @@ ROTATED = {"update-rotated-1bit": (100, 1), "update-rotated-4bit": (77, 4)}
 """Size and bits by name."""
 
 LAYOUT = Layout((Tensor("w", (4, 9)), Tensor("b", (4,)), Tensor("small", (2, 3))))
+LARGE = Layout((Tensor("w", (60, 50)), Tensor("b", (60,)), Tensor("state", (60,), "state")))
+"""Large enough for its coarse files to be entropy-coded."""
 
 
 class Half(np.random.Generator):
@@ -71,6 +73,13 @@ class Half(np.random.Generator):
 def vector(size: int) -> Float32:
     """x[i] = ((7919 * i) mod 1009 - 504) / 512, exact in float32 and without zeros below i = 1009 but one."""
     return (((7919 * np.arange(size) % 1009) - 504) / 512).astype(np.float32)
+
+
+def pruned(size: int) -> Float32:
+    """Every ninth value of `vector`, in sixteenths, is left, and nothing in the columns below 10."""
+    x = np.rint(vector(size) * 16) / 16
+    i = np.arange(size)
+    return np.where((i % 9 == 0) & ((i >= 3000) | (i % 50 >= 10)), x, 0).astype(np.float32)
 
 
 def history(shapes: tuple[tuple[int, ...], ...]) -> History:
@@ -113,6 +122,8 @@ def files() -> dict[str, bytes]:
     made |= {f"{name}.bin": write_rotated(vector(size), bits, Half()) for name, (size, bits) in ROTATED.items()}
     for precision in PRECISIONS:
         made[f"weights-{precision}.bin"] = encode_weights(vector(LAYOUT.size), LAYOUT, precision)
+        if precision not in TRAINABLE:
+            made[f"weights-{precision}-coded.bin"] = encode_weights(pruned(LARGE.size), LARGE, precision)
     return made
 
 
