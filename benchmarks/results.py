@@ -22,12 +22,13 @@ import numpy as np
 from benchmarks.cases import PAIR_BYTES, STUDIES, Case, Study
 from edgefl import __version__
 from edgefl.codec.sparsify import count_sent
+from edgefl.engine.open import open_engine
 from edgefl.errors import EdgeflError
 from edgefl.examples import Examples
 from edgefl.simulate.experiment import Experiment
 from edgefl.simulate.processes import LocalWorkers
 from edgefl.simulate.result import Result
-from edgefl.simulate.run import evaluator, simulate
+from edgefl.simulate.run import simulate
 from edgefl.simulate.setting import set_scene
 from edgefl.simulate.workers import Workers
 
@@ -114,8 +115,9 @@ def centralised(case: Case, experiment: Experiment) -> list[Row]:
     scene, plan = setting.scene, experiment.plan
     examples = Examples(scene.x, scene.y).take(scene.rows)
     with TemporaryDirectory(prefix="edgefl-central-") as directory:
-        engine = evaluator(setting, Path(directory))
-        engine.set_vector(setting.weights)
+        setting.scene.write_graphs(Path(directory))
+        engine = open_engine(setting.scene.files(Path(directory), 0), threads=1)
+        engine.set_vector(setting.families[0].weights)
         rng = np.random.default_rng([experiment.seed, 9])
         engine.train(examples, epochs=CENTRAL_PASSES, learning_rate=plan.learning_rate, rng=rng)
         final = engine.evaluate(setting.holdout).accuracy

@@ -100,6 +100,7 @@ FLOORS = {
     "edgefl.server.service": 5,
     "edgefl.server.speech": 5,
     "edgefl.server.status": 5,
+    "edgefl.server.teaching": 5,
     "edgefl.server.traffic": 5,
     "edgefl.server.training": 5,
     "edgefl.server.variants": 5,
