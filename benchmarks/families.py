@@ -47,7 +47,7 @@ class Image(nn.Module):
 
 
 class Sequence(nn.Module):
-    """Two one-dimensional convolutions down the image, whose columns are channels. 20,202 parameters at full width and 10 classes."""
+    """Two one-dimensional convolutions down the image, whose columns are channels. 20,538 parameters at width 1, 10 classes."""
 
     input_shape = (28, 28)
 

@@ -33,6 +33,7 @@ from edgefl.simulate.setting import set_scene
 from edgefl.simulate.workers import Workers
 
 CENTRAL_PASSES = 30
+ENSEMBLES = ("uniform", "weighted")
 
 Row = dict[str, object]
 
@@ -106,6 +107,7 @@ def _row(case: Case, result: Result, place: int) -> Row:
         "target_reached": totals.target_round is not None and place == len(result.rows) - 1,
         "refused": totals.refused,
         "trouble": result.trouble,
+        "parts": {quality.name.rpartition(":")[2]: quality.accuracy for quality in (*found.structures, *found.ensembles)},
     }
 
 
@@ -148,6 +150,19 @@ def print_table(rows: Sequence[Row]) -> None:
             f"{label:34}{mean('accuracy'):>10.4f}{spread:>8.4f}{mean('rounds'):>8.0f}{mean('uplink_bytes') / 1e3:>11.0f}"
             f"{mean('downlink_bytes') / 1e3:>12.0f}{mean('uplink_ratio'):>7.0f}{mean('time'):>11.1f}"
         )
+        _print_parts(tuple(last))
+
+
+def _print_parts(rows: Sequence[Row]) -> None:
+    """Each structure and ensemble of a mixed fleet, if it is one, and the mean over the structures."""
+    found = [dict(parts) for row in rows if isinstance(parts := row.get("parts"), Mapping) and parts]
+    if not found:
+        return
+    for name in found[0]:
+        values = [float(parts[name]) for parts in found]
+        print(f"  {name:32}{statistics.fmean(values):>10.4f}{statistics.pstdev(values):>8.4f}")
+    own = [statistics.fmean(float(v) for name, v in parts.items() if name not in ENSEMBLES) for parts in found]
+    print(f"  {'mean of the structures':32}{statistics.fmean(own):>10.4f}{statistics.pstdev(own):>8.4f}")
 
 
 def report(name: str, study: Study, rows: Sequence[Row]) -> Mapping[str, object]:

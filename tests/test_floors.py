@@ -89,6 +89,7 @@ FLOORS = {
     "edgefl.server.history": 5,
     "edgefl.server.inbox": 3,
     "edgefl.server.keys": 5,
+    "edgefl.server.distil": 5,
     "edgefl.server.downlink": 5,
     "edgefl.server.evaluate": 5,
     "edgefl.server.provision": 5,

@@ -1,8 +1,9 @@
 """Ensemble distillation on the server: a family learns what the ensemble believes of examples that nobody has labelled.
 
 Model (FedDF: Lin et al., NeurIPS 2020, https://arxiv.org/abs/2006.07242): the ensemble's probabilities of the server's examples
-are the lesson. Each width of the family learns it from the newest weights, as a device learns from its own data, and what the widths
-have learned is averaged over those that have a coordinate (`edgefl.aggregate.mean`): the server is one more device of each width.
+are the lesson. Each width of the family learns it from the newest weights, as a device learns from its own data, and what the
+widths have learned is averaged over those that have a coordinate (`edgefl.aggregate.mean`): the server is one more device of each
+width.
 After every pass the widths begin anew from the average, so that a narrow one and the corner of a wide one do not drift apart.
 
 A lesson is taught by the training step that devices use, of any classifier, with a row for each class that an example may be of,

@@ -72,12 +72,12 @@ def set_scene(experiment: Experiment) -> Setting:
         ModelError: a model cannot be exported.
     """
     groups = experiment.structures
-    exports = [_exported(group.model, group.width, experiment.batch, experiment.recipe) for group in groups]
-    sources = [source for source, _ in exports]
+    sources = [_source(group.model, experiment.recipe) for group in groups]
     if len({source.classes for source in sources}) > 1:
         found = ", ".join(f"{source.name}: {source.classes}" for source in sources)
         raise ConfigError("models with different outputs in one experiment", found=found)
     holdout, examples = _shaped(experiment.holdout, sources), _shaped(experiment.data, sources)
+    exports = [_exported(group.model, group.width, experiment.batch, experiment.recipe) for group in groups]
     rng = np.random.default_rng([experiment.seed, 1])
     root, labelled, unlabelled = _kept_back(experiment, len(examples), rng)
     dealt = np.setdiff1d(np.arange(len(examples)), np.concatenate([root, labelled, unlabelled]))
@@ -88,7 +88,7 @@ def set_scene(experiment: Experiment) -> Setting:
         Structure(
             SceneHead(made.layout, source.input_shape, source.classes, experiment.batch, source.recipe, momentum), made.graphs
         )
-        for source, made in exports
+        for source, made in zip(sources, exports, strict=True)
     )
     kinds = assigned([group.share for group in groups], len(devices), experiment.seed)
     scene = Scene(structures, examples.x, examples.y, np.concatenate(devices), bounds, kinds)
@@ -135,10 +135,14 @@ def _view(source: ModelSource, group: Group, parent: Layout) -> Index | None:
 
 
 @lru_cache(maxsize=32)
-def _exported(model: str, width: float, batch: int, recipe: Recipe) -> tuple[ModelSource, ExportedGraphs]:
+def _source(model: str, recipe: Recipe) -> ModelSource:
+    return load_factory(model, recipe)
+
+
+@lru_cache(maxsize=32)
+def _exported(model: str, width: float, batch: int, recipe: Recipe) -> ExportedGraphs:
     """A model's graphs; exporting takes seconds, and experiments of one series share them."""
-    source = load_factory(model, recipe)
-    return source, export_graphs(source, width, ENGINE, batch)
+    return export_graphs(_source(model, recipe), width, ENGINE, batch)
 
 
 def _shaped(text: str, sources: Sequence[ModelSource]) -> Examples:
