@@ -150,6 +150,37 @@ def _taught(base: Experiment, models: Sequence[str]) -> Sequence[Case]:
     ]
 
 
+LEVELS = (1.0, 0.5, 0.25, 0.125, 0.0625)
+EQUAL = 0.47
+"""Width of the uniform model with the mean number of parameters of `LEVELS`."""
+
+
+def heterofl() -> Sequence[Case]:
+    """Five widths of one model on equally many devices, against one width for all; two classes a device, and IID."""
+    plan = Plan(rounds=20, epochs=2, learning_rate=0.1, fraction=0.2, sparsity=0.2, bits=4, context=False)
+    base = Experiment(
+        model="benchmarks.families:Nested",
+        data="idx:$EDGEFL_DATA/mnist?split=train",
+        holdout="idx:$EDGEFL_DATA/mnist?split=test",
+        devices=100,
+        batch=50,
+        split=Shards(each=2),
+        plan=plan,
+        evaluate_every=20,
+    )
+    groups = tuple(Group(model=base.model, width=width) for width in LEVELS)
+    masked = msgspec.structs.replace(base, loss="masked-cross-entropy")
+    return [
+        case("five widths, masked", masked, groups=groups),
+        case("equal mean cost, masked", masked, width=EQUAL),
+        case("all use the smallest, masked", masked, width=LEVELS[-1]),
+        case("five widths", base, groups=groups),
+        case("five widths, IID", base, groups=groups, split=Iid()),
+        case("equal mean cost, IID", base, width=EQUAL, split=Iid()),
+        case("all use the smallest, IID", base, width=LEVELS[-1], split=Iid()),
+    ]
+
+
 def ensemble() -> Sequence[Case]:
     """Six profiles of three families, two digits on each of 60 devices."""
     plan = Plan(rounds=15, epochs=2, learning_rate=0.1, fraction=0.5, sparsity=0.1, bits=4, context=False)
@@ -216,6 +247,7 @@ STUDIES: Mapping[str, Study] = {
     "hapt": Study("within 0.01 of centralised at no more than 0.1 bits per parameter and round", hapt),
     "fedbuff": Study("time to target at least 3 times better than synchronous at equal bytes", fedbuff),
     "byzantine": Study("within 0.01 of the clean run for the recommended aggregator", byzantine),
+    "heterofl": Study("at least 0.989 non-IID, above the smallest for all and the uniform model of equal mean cost", heterofl),
     "ensemble": Study(
         "one served model above the best family alone, and each structure better than without the others", ensemble
     ),

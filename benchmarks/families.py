@@ -46,6 +46,25 @@ class Image(nn.Module):
         return logits
 
 
+class Nested(nn.Module):
+    """Two 5 x 5 convolutions with stride 2, 32 and 64 channels at full width."""
+
+    input_shape = (1, 28, 28)
+
+    def __init__(self, width: float = 1.0) -> None:
+        super().__init__()
+        first, second = scaled(32, width), scaled(64, width)
+        self.conv1 = nn.Conv2d(1, first, 5, stride=2, padding=2)
+        self.conv2 = nn.Conv2d(first, second, 5, stride=2, padding=2)
+        self.head = nn.Linear(second * 49, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of `(n, 1, 28, 28)`."""
+        x = self.conv2(self.conv1(x).relu()).relu()
+        logits: Tensor = self.head(x.flatten(1))
+        return logits
+
+
 class Sequence(nn.Module):
     """Two one-dimensional convolutions down the image, whose columns are channels. 20,538 parameters at width 1, 10 classes."""
 

@@ -127,7 +127,7 @@ class PortableEngine:
         session, graph = open_session(role_path(files, "train"), self._threads)
         if graph.inputs != step_inputs(files.layout, files.recipe):
             raise EngineError(f"graph {graph.name} does not belong to this layout", remedy="Push the model again")
-        labels = files.recipe.loss == "cross-entropy"
+        labels = files.recipe.labels
         self._x: Float32 = np.zeros((files.batch, *files.input_shape), dtype=np.float32)
         self._y: Targets = np.zeros(files.batch, np.int64) if labels else np.zeros((files.batch, files.classes), np.float32)
         self._mask: Float32 = np.ones(files.batch, dtype=np.float32)

@@ -86,8 +86,11 @@ def check_ensemble(experiment: Experiment) -> None:
         return
     if len({group.model for group in experiment.structures}) < 2:
         raise ConfigError("an ensemble needs families", expected="groups with two models or more")
-    if experiment.loss != "cross-entropy":
+    if not experiment.recipe.labels:
         raise ConfigError("only families that classify make an ensemble", expected="cross-entropy", found=experiment.loss)
+    if ensemble.every and experiment.loss != "cross-entropy":
+        # A lesson's soft label would be masked by what else is in its batch.
+        raise ConfigError("lessons need the loss cross-entropy", found=experiment.loss)
     if ensemble.every and not ensemble.labelled + ensemble.unlabelled:
         raise ConfigError("a distillation needs examples on the server", remedy="Set `ensemble.unlabelled`")
 
