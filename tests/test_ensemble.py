@@ -16,7 +16,7 @@ from edgefl.aggregate.ensemble import (
     probabilities,
     uniform,
 )
-from edgefl.errors import UpdateError
+from edgefl.errors import DataError
 
 
 def beliefs_of(seed, members=3, count=40, classes=4):
@@ -109,5 +109,5 @@ def test_what_cannot_be_weighed_is_refused() -> None:
     """No examples, or labels beyond the classes, are an error of the tree."""
     beliefs, labels = beliefs_of(0)
     for wrong in (labels[:0], labels[:-1], labels + 4):
-        with pytest.raises(UpdateError, match="cannot be weighted"):
+        with pytest.raises(DataError, match="cannot be weighted"):
             fitted(beliefs, wrong)

@@ -92,6 +92,7 @@ FLOORS = {
     "edgefl.server.distil": 5,
     "edgefl.server.downlink": 5,
     "edgefl.server.evaluate": 5,
+    "edgefl.server.members": 5,
     "edgefl.server.provision": 5,
     "edgefl.server.push": 5,
     "edgefl.server.revoke": 5,

@@ -13,7 +13,8 @@ from edgefl.simulate.result import Result
 pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 
-from edgefl.simulate.run import check, simulate
+from edgefl.simulate.checks import check
+from edgefl.simulate.run import simulate
 from edgefl.simulate.setting import assigned, set_scene
 
 PLAN = Plan(rounds=3, epochs=2, learning_rate=0.1, sparsity=0.05, bits=2)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from edgefl.errors import UpdateError
+from edgefl.errors import DataError
 from edgefl.layout import Float32, Index
 
 Float64 = npt.NDArray[np.float64]
@@ -90,10 +90,10 @@ def fitted(beliefs: Float64, labels: Index, *, strength: float = STRENGTH) -> Fl
         strength: of the pull towards uniform weights, in examples.
 
     Raises:
-        UpdateError: there are no examples, or the shapes do not belong together.
+        DataError: there are no examples, or the shapes do not belong together.
     """
     if beliefs.ndim != 3 or not len(labels) or beliefs.shape[1] != len(labels) or int(labels.max()) >= beliefs.shape[2]:
-        raise UpdateError(
+        raise DataError(
             "an ensemble cannot be weighted",
             expected="probabilities of shape (members, n, classes) and n labels, n from 1",
             found=f"shapes {beliefs.shape} and {labels.shape}",

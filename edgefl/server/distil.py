@@ -3,43 +3,35 @@
 Model: of the newest weights of several models comes what they believe together; of that, what each of them learns; and that is
 recorded as a round. The members of the ensemble are the widest variants of the models' released versions, with the weights that
 devices decode; `server.teaching` teaches every width. The outcome is entered in the ledger as a training of one round that has
-ended with these weights (`store.ledger.add_round`), so that a running server announces them as it announces any final weights,
-devices fetch them as such, and the next training goes on from them. No new version is needed: graphs and signatures stay what
-they are.
+ended with these weights (`store.taught`), so that a running server announces them as it announces any final weights, devices
+fetch them as such, and the next training goes on from them. No new version is needed: graphs and signatures stay what they are.
 
 Rules: a model that is being trained is left alone; a model that has become worse on the hold-out examples keeps its weights; and
 one whose weights others have changed meanwhile, too. Only the portable engine teaches: variants of another engine stay what the
 parent makes of them. Nothing here loads torch.
 """
 
-import math
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 
 from edgefl.aggregate.ensemble import Float64, accuracy, fitted, pooled, uniform
-from edgefl.codec.weights import Precision
-from edgefl.engine.contract import Engine, Evaluation
-from edgefl.engine.open import open_engine
-from edgefl.errors import ConfigError, DataError, FleetError
+from edgefl.errors import ConfigError
 from edgefl.examples import Examples
-from edgefl.layout import Float32, nested_index
-from edgefl.server.teaching import Pupil, beliefs, taught
-from edgefl.server.variants import Variant, load_parent, store_parent
+from edgefl.layout import Float32
+from edgefl.server.members import Member, members_of, told
+from edgefl.server.teaching import taught
+from edgefl.server.variants import store_parent
 from edgefl.store.blobs import BlobStore
 from edgefl.store.database import open_database
 from edgefl.store.fleet import Fleet
 from edgefl.store.garbage import keeping_new_blobs
-from edgefl.store.ledger import Outcome, add_round, is_trained, newest_weights
-from edgefl.store.registry import list_devices
-from edgefl.store.versions import VersionRecord, released_version, variants
-
-ENGINE = "portable"
-THREADS = 1
+from edgefl.store.ledger import Outcome
+from edgefl.store.taught import add_round
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +63,7 @@ class Distilled(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         model, version: which.
         round: the number that its new weights have; 0 if it keeps the old ones.
-        widths: variants that were taught.
+        widths: how many of its variants were taught.
         before, after: accuracy of its widest variant on the hold-out examples, None without them.
         ensemble: accuracy of all models together on them.
     """
@@ -83,32 +75,6 @@ class Distilled(msgspec.Struct, frozen=True, kw_only=True):
     before: float | None
     after: float | None
     ensemble: float | None
-
-
-@dataclass(slots=True)
-class _Member:
-    """A model that takes part: its version, its newest weights and the variants that can be taught, the widest first."""
-
-    version: VersionRecord
-    known: bytes
-    parent: Float32
-    taught: list[Variant]
-    pupils: list[Pupil] = field(default_factory=list)
-
-    @property
-    def engine(self) -> Engine:
-        return self.pupils[0].engine
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.taught[0].manifest.input_shape
-
-    def beliefs(self, examples: Examples) -> Float64:
-        return beliefs(self.engine, self.taught[0].as_received(self.parent), _inputs(examples, self))
-
-    def quality(self, parent: Float32, holdout: Examples) -> Evaluation:
-        self.engine.set_vector(self.taught[0].as_received(parent))
-        return self.engine.evaluate(holdout)
 
 
 def distil(
@@ -127,152 +93,75 @@ def distil(
 
     Raises:
         ConfigError: fewer than two models, or models that do not answer the same question.
-        FleetError: a model is unknown, held back, being trained, or has no variant of the portable engine.
+        FleetError: a model is unknown, held back, being trained, or cannot be taught.
         DataError: the examples do not fit a model.
         EngineError: the runtime failed, or a loss is no longer finite.
         ModelError: the new weights of a model cannot be written.
         StoreError: the fleet directory cannot be read or written.
     """
-    if len(set(teaching.models)) < 2:
-        raise ConfigError("an ensemble needs two models or more", found=", ".join(teaching.models))
+    models = sorted(set(teaching.models))
+    if len(models) < 2:
+        raise ConfigError("an ensemble needs two models or more", found=", ".join(models))
     blobs = BlobStore(fleet.blobs)
     with closing(open_database(fleet.database)) as database, keeping_new_blobs(blobs):
-        members = [_member(database, blobs, model) for model in sorted(set(teaching.models))]
-        _check_alike(members)
+        members = members_of(database, blobs, models)
         on_progress("asking the models")
-        x, soft = _lesson(members, teaching)
-        together = _together(members, teaching)
-        found = []
+        weights = _weights(members, teaching)
+        x, soft = _lesson(members, weights, teaching)
+        together = _together(members, weights, teaching)
+        learned = []
         for place, member in enumerate(members):
             on_progress(f"teaching {member.version.model}@{member.version.version}")
-            found.append(_taught(member, place, x, soft, teaching))
-        return tuple(
-            _recorded(database, blobs, member, parent, teaching, together, now)
-            for member, parent in zip(members, found, strict=True)
-        )
+            learned.append(_learned(member, place, x, soft, teaching))
+        found = [_recorded(database, blobs, one, new, teaching, now) for one, new in zip(members, learned, strict=True)]
+    return tuple(msgspec.structs.replace(one, ensemble=together) for one in found)
 
 
-def _member(database: sqlite3.Connection, blobs: BlobStore, model: str) -> _Member:
-    """A model with its newest weights."""
-    version = released_version(database, model)
-    if is_trained(database, model):
-        raise FleetError(
-            f"model {model!r} is being trained",
-            remedy=f"Wait for it, or stop it: edgefl train stop {model}",
-        )
-    name = f"{model}@{version.version}"
-    devices: dict[str, int] = {}
-    for device in list_devices(database):
-        devices[device.profile] = devices.get(device.profile, 0) + (device.revoked is None)
-    counts: dict[str, int] = {}
-    chosen: dict[str, Variant] = {}
-    for record in variants(database, model, version.version):
-        manifest = record.manifest
-        if manifest.recipe.loss != "cross-entropy":
-            raise FleetError(f"{name} does not classify", expected="the loss cross-entropy", found=manifest.recipe.loss)
-        counts[manifest.variant] = counts.get(manifest.variant, 0) + devices.get(record.profile, 0)
-        if manifest.engine == ENGINE:
-            index = nested_index(version.layout, manifest.layout)
-            chosen[manifest.variant] = Variant(manifest.variant, manifest, Precision(record.precision), index)
-    if not chosen:
-        raise FleetError(
-            f"{name} has no variant of the engine {ENGINE}, which alone can be taught",
-            remedy="Push it for a profile with that engine, too",
-        )
-    known = newest_weights(database, version)[1]
-    ordered = sorted(chosen.values(), key=lambda variant: -variant.layout.size)
-    member = _Member(version, known, load_parent(blobs, known), ordered)
-    for variant in ordered:
-        engine = open_engine(variant.files(blobs), threads=THREADS)
-        member.pupils.append(Pupil(engine, variant.index, max(1.0, counts[variant.name])))
-    return member
-
-
-def _check_alike(members: Sequence[_Member]) -> None:
-    classes = {member.version.model: member.taught[0].manifest.classes for member in members}
-    if len(set(classes.values())) > 1:
-        found = ", ".join(f"{model}: {count}" for model, count in classes.items())
-        raise ConfigError("models with different classes make no ensemble", found=found)
-
-
-def _inputs(examples: Examples, member: _Member) -> Float32:
-    """Inputs in a member's shape. Raises DataError."""
-    if math.prod(examples.x.shape[1:]) != math.prod(member.shape):
-        raise DataError(
-            f"the examples do not fit model {member.version.model!r}",
-            expected=f"examples of shape {member.shape}",
-            found=f"{tuple(examples.x.shape[1:])}",
-        )
-    return np.ascontiguousarray(examples.x.reshape(-1, *member.shape))
-
-
-def _told(members: Sequence[_Member], examples: Examples) -> Float64:
-    """What each member believes, shape `(members, n, classes)`."""
-    return np.stack([member.beliefs(examples) for member in members])
-
-
-def _weights(members: Sequence[_Member], teaching: Teaching) -> Float64:
+def _weights(members: Sequence[Member], teaching: Teaching) -> Float64:
     """One for each member and class."""
-    classes = members[0].taught[0].manifest.classes
     if teaching.labelled is None:
-        return uniform(len(members), classes)
-    return fitted(_told(members, teaching.labelled), _labels(teaching.labelled, members[0]))
+        return uniform(len(members), members[0].classes)
+    return fitted(told(members, teaching.labelled), members[0].labels(teaching.labelled))
 
 
-def _labels(examples: Examples, member: _Member) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
-    manifest = member.taught[0].manifest
-    labels: np.ndarray[tuple[int], np.dtype[np.int64]] = examples.shaped(manifest.input_shape, manifest.classes).y
-    return labels
-
-
-def _lesson(members: Sequence[_Member], teaching: Teaching) -> tuple[Float32, Float64]:
+def _lesson(members: Sequence[Member], weights: Float64, teaching: Teaching) -> tuple[Float32, Float64]:
     """Inputs, and what the ensemble believes of them."""
     kept = [examples for examples in (teaching.labelled, teaching.unlabelled) if examples is not None]
-    weights = _weights(members, teaching)
-    soft = np.concatenate([pooled(_told(members, examples), weights) for examples in kept])
-    return np.concatenate([_inputs(examples, members[0]) for examples in kept]), soft
+    soft = np.concatenate([pooled(told(members, examples), weights) for examples in kept])
+    return np.concatenate([members[0].inputs(examples) for examples in kept]), soft
 
 
-def _together(members: Sequence[_Member], teaching: Teaching) -> float | None:
+def _together(members: Sequence[Member], weights: Float64, teaching: Teaching) -> float | None:
     """Accuracy of the ensemble on the hold-out examples."""
-    if teaching.holdout is None:
-        return None
-    found = pooled(_told(members, teaching.holdout), _weights(members, teaching))
-    return accuracy(found, _labels(teaching.holdout, members[0]))
+    holdout = teaching.holdout
+    return None if holdout is None else accuracy(pooled(told(members, holdout), weights), members[0].labels(holdout))
 
 
-def _taught(member: _Member, place: int, x: Float32, soft: Float64, teaching: Teaching) -> Float32:
-    seed, rate = (teaching.seed, place), teaching.learning_rate
-    parent = taught(member.parent, member.pupils, x, soft, epochs=teaching.epochs, learning_rate=rate, seed=seed)
-    for variant in member.taught:
-        variant.weights(parent)  # refuses what no device could be sent
+def _learned(member: Member, place: int, x: Float32, soft: Float64, teaching: Teaching) -> Float32:
+    """A member's parent after its lessons, which can be written for every variant."""
+    inputs = member.inputs(Examples(x, np.zeros(len(x), dtype=np.int64)))
+    rate, seed = teaching.learning_rate, (teaching.seed, place)
+    parent = taught(member.parent, member.pupils, inputs, soft, epochs=teaching.epochs, learning_rate=rate, seed=seed)
+    for variant in member.variants:
+        variant.weights(parent)
     return parent
 
 
 def _recorded(
-    database: sqlite3.Connection,
-    blobs: BlobStore,
-    member: _Member,
-    parent: Float32,
-    teaching: Teaching,
-    together: float | None,
-    now: float,
+    database: sqlite3.Connection, blobs: BlobStore, member: Member, parent: Float32, teaching: Teaching, now: float
 ) -> Distilled:
     """Keep what a model has learned, unless it is worse."""
-    before = after = None
-    if teaching.holdout is not None:
-        before, after = (member.quality(vector, teaching.holdout) for vector in (member.parent, parent))
-    number = 0
+    version, holdout, number = member.version, teaching.holdout, 0
+    before, after = (member.quality(vector, holdout) if holdout else None for vector in (member.parent, parent))
     if before is None or after is None or after.loss <= before.loss:
-        found = (after.accuracy, after.loss) if after else (None, None)
-        outcome = Outcome((), store_parent(blobs, parent), *found)
-        number = add_round(database, member.version, member.known, outcome, now)
+        measured = (after.accuracy, after.loss) if after else (None, None)
+        number = add_round(database, version, member.known, Outcome((), store_parent(blobs, parent), *measured), now)
     return Distilled(
-        model=member.version.model,
-        version=member.version.version,
+        model=version.model,
+        version=version.version,
         round=number,
-        widths=len(member.taught),
+        widths=len(member.variants),
         before=before.accuracy if before else None,
         after=after.accuracy if after else None,
-        ensemble=together,
+        ensemble=None,
     )

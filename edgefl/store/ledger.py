@@ -117,39 +117,6 @@ def start_training(database: sqlite3.Connection, version: VersionRecord, plan: P
     return training
 
 
-def add_round(database: sqlite3.Connection, version: VersionRecord, known: bytes, outcome: Outcome, now: float) -> int:
-    """Record weights that no device's update has made as a training of one round that has ended; the round's number.
-
-    Args:
-        database: of the fleet.
-        version: whose weights.
-        known: SHA-256 of the parent vector that the new one was made from.
-        outcome: without updates.
-        now: seconds since 1970.
-
-    Raises:
-        FleetError: the model is being trained, or `known` is not its newest parent any more; nothing has changed.
-    """
-    with transaction(database):
-        if is_trained(database, version.model):
-            raise FleetError(f"model {version.model!r} is being trained", remedy="Wait for it, or stop it")
-        before, weights = newest_weights(database, version)
-        if weights != known:
-            raise FleetError(f"the weights of {version.model!r} have changed meanwhile", remedy="Try again")
-        plan = msgspec.msgpack.encode(Plan(rounds=1))
-        cursor = database.execute(
-            "INSERT INTO trainings (model, version, plan, holdout, state, first, started) VALUES (?, ?, ?, '', 'finished', ?, ?)",
-            (version.model, version.version, plan, before + 1, now),
-        )
-        training = int(cursor.lastrowid or 0)
-        _open_round(database, training, before + 1, (weights, None, None), now)
-        database.execute(
-            "UPDATE rounds SET closed=?, result=?, accuracy=?, loss=? WHERE training=? AND round=?",
-            (now, outcome.result, outcome.accuracy, outcome.loss, training, before + 1),
-        )
-    return before + 1
-
-
 def is_trained(database: sqlite3.Connection, model: str) -> bool:
     """Whether a training of the model is running."""
     return any(training.model == model for training in trainings(database, "running"))
