@@ -183,7 +183,7 @@ def heterofl() -> Sequence[Case]:
 
 def ensemble() -> Sequence[Case]:
     """Six profiles of three families, two digits on each of 60 devices."""
-    plan = Plan(rounds=8, epochs=2, learning_rate=0.1, fraction=0.5, sparsity=0.1, bits=4, context=False)
+    plan = Plan(rounds=20, epochs=2, learning_rate=0.1, fraction=0.5, sparsity=0.1, bits=4, context=False)
     base = Experiment(
         data="idx:$EDGEFL_DATA/mnist?split=train",
         holdout="idx:$EDGEFL_DATA/mnist?split=test",
@@ -192,8 +192,8 @@ def ensemble() -> Sequence[Case]:
         batch=20,
         split=Shards(each=2),
         plan=plan,
-        evaluate_every=8,
-        ensemble=Ensemble(labelled=200, unlabelled=800, every=1, epochs=2, learning_rate=0.1),
+        evaluate_every=20,
+        ensemble=Ensemble(labelled=50, unlabelled=450, every=2, epochs=1, learning_rate=0.1),
     )
     return _taught(base, DIGITS)
 

@@ -14,14 +14,16 @@ from edgefl.cli.main import run
 from edgefl.codec.weights import Precision, encode_weights
 from edgefl.engine.contract import VariantFiles
 from edgefl.engine.open import open_engine
+from edgefl.errors import FleetError
 from edgefl.examples import Examples
 from edgefl.plan import Plan
 from edgefl.server.founding import create_fleet
 from edgefl.server.teaching import Pupil, beliefs, taught
 from edgefl.server.variants import load_parent, store_parent
 from edgefl.store.database import transaction
-from edgefl.store.ledger import newest_training, newest_weights, start_training
+from edgefl.store.ledger import Outcome, newest_training, newest_weights, start_training
 from edgefl.store.releases import release
+from edgefl.store.taught import add_round
 from edgefl.store.versions import get_version
 from edgefl.wire.blocks import file_ref
 from edgefl.wire.messages import Manifest, encode
@@ -220,6 +222,17 @@ def test_a_model_in_training_is_left_alone(fleet, models, capsys) -> None:
     start_training(fleet.database, get_version(fleet.database, "left", 1), Plan(), "", toy.START)
     assert run(["distil", *MODELS, *sources(models)]) == 2
     assert "train stop left" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("models")
+def test_weights_that_have_changed_meanwhile_are_not_replaced(fleet) -> None:
+    """A round is added to the weights that it was made from, or not at all."""
+    version = get_version(fleet.database, "left", 1)
+    outcome = Outcome((), store_parent(fleet.blobs, START * 2))
+    with pytest.raises(FleetError, match="changed meanwhile"):
+        add_round(fleet.database, version, b"\0" * 32, outcome, toy.START)
+    assert newest_weights(fleet.database, version) == (0, version.weights)
+    assert add_round(fleet.database, version, version.weights, outcome, toy.START) == 1
 
 
 def test_a_model_of_the_native_engine_alone_is_refused(fleet, models, capsys) -> None:
