@@ -175,21 +175,20 @@ def test_what_one_model_knows_the_other_learns(fleet, models, capsys) -> None:
     knowing, ignorant = found
     assert ignorant["after"] > ignorant["before"] + 0.2
     assert min(knowing["after"], ignorant["after"]) > knowing["before"] - 0.05
-    for one in found:
-        assert (one["round"], one["widths"]) == (1, 1)
-        version = get_version(fleet.database, one["model"], 1)
-        number, weights = newest_weights(fleet.database, version)
-        assert (number, newest_training(fleet.database, one["model"]).state) == (1, "finished")
-        assert not np.array_equal(load_parent(fleet.blobs, weights), load_parent(fleet.blobs, version.weights))
-        start_training(fleet.database, version, Plan(), "", toy.START)
-        assert newest_weights(fleet.database, version) == (2, weights)
+    assert (ignorant["round"], ignorant["widths"]) == (1, 1)
+    version = get_version(fleet.database, "right", 1)
+    number, weights = newest_weights(fleet.database, version)
+    assert (number, newest_training(fleet.database, "right").state) == (1, "finished")
+    assert not np.array_equal(load_parent(fleet.blobs, weights), load_parent(fleet.blobs, version.weights))
+    start_training(fleet.database, version, Plan(), "", toy.START)
+    assert newest_weights(fleet.database, version) == (2, weights)
 
 
 def test_a_running_server_announces_what_was_learned(fleet, models) -> None:
     """It takes the new weights up by itself, as the final weights of a round."""
     server = fleet.serve()
     assert not server.service._catalogue.trainings
-    assert run(["distil", *MODELS, *sources(models)]) == 0
+    assert run(["distil", *MODELS, *sources(models)[:2]]) == 0
     server.turns(3)
     taken = server.service._catalogue.trainings
     assert set(taken) == set(MODELS)

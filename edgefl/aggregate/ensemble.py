@@ -25,8 +25,9 @@ from edgefl.layout import Float32, Index
 
 Float64 = npt.NDArray[np.float64]
 
-STRENGTH = 1.0
-"""Of the pull towards uniform weights, in examples: few labelled examples must not silence a member."""
+STRENGTH = 10.0
+"""Of the pull towards uniform weights, in examples: few labelled examples must not silence a member. With 25 to 400 of them, of
+digits and of chest X-rays, 10 was the best or near it of 1, 3, 10, 30 and 100."""
 STEPS = 300
 SMALLEST = 1e-12
 LEAST = 0.02
