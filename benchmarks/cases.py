@@ -11,14 +11,20 @@ of `edgefl simulate`, made from a shipped preset, and is run with several seeds.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from edgefl.plan import Plan
-from edgefl.simulate.experiment import Attack, Experiment, Iid, Shards
+from edgefl.simulate.experiment import Attack, Dirichlet, Ensemble, Experiment, Group, Iid, Shards, located
 from edgefl.simulate.presets import preset
+from edgefl.sources.npz import read_npz
 
+_TEMPORARY = TemporaryDirectory(prefix="edgefl-benchmark-")
 PAIR_BYTES = 8
 """Of an index and a float32 value."""
 
@@ -124,6 +130,105 @@ def byzantine() -> Sequence[Case]:
     return cases
 
 
+DIGITS = tuple(f"benchmarks.families:digits_{name}" for name in ("perceptron", "image", "sequence"))
+XRAYS = tuple(f"benchmarks.families:xray_{name}" for name in ("perceptron", "image", "sequence"))
+
+
+def _six(models: Sequence[str]) -> tuple[Group, ...]:
+    """Six profiles: three families at two widths, each on as many devices."""
+    return tuple(Group(model=model, width=width) for model in models for width in (1.0, 0.5))
+
+
+def _taught(base: Experiment, models: Sequence[str]) -> Sequence[Case]:
+    """Families that learn from each other, families apart, and the smallest structure for all."""
+    apart = msgspec.structs.replace(base.ensemble or Ensemble(), every=0)
+    mixed = msgspec.structs.replace(base, groups=_six(models))
+    return [
+        case("taught", mixed),
+        case("apart", mixed, ensemble=apart),
+        case("all use the smallest", base, model=models[1], width=0.5, ensemble=None),
+    ]
+
+
+LEVELS = (1.0, 0.5, 0.25, 0.125, 0.0625)
+EQUAL = 0.47
+"""Width of the uniform model with the mean number of parameters of `LEVELS`."""
+
+
+def heterofl() -> Sequence[Case]:
+    """Five widths of one model on equally many devices, against one width for all; two classes a device, and IID."""
+    plan = Plan(rounds=20, epochs=2, learning_rate=0.1, fraction=0.2, sparsity=0.2, bits=4, context=False)
+    base = Experiment(
+        model="benchmarks.families:Nested",
+        data="idx:$EDGEFL_DATA/mnist?split=train",
+        holdout="idx:$EDGEFL_DATA/mnist?split=test",
+        devices=100,
+        batch=50,
+        split=Shards(each=2),
+        plan=plan,
+        evaluate_every=20,
+    )
+    groups = tuple(Group(model=base.model, width=width) for width in LEVELS)
+    masked = msgspec.structs.replace(base, loss="masked-cross-entropy")
+    return [
+        case("five widths, masked", masked, groups=groups),
+        case("equal mean cost, masked", masked, width=EQUAL),
+        case("all use the smallest, masked", masked, width=LEVELS[-1]),
+        case("five widths", base, groups=groups),
+        case("five widths, IID", base, groups=groups, split=Iid()),
+        case("equal mean cost, IID", base, width=EQUAL, split=Iid()),
+        case("all use the smallest, IID", base, width=LEVELS[-1], split=Iid()),
+    ]
+
+
+def ensemble() -> Sequence[Case]:
+    """Six profiles of three families, two digits on each of 60 devices."""
+    plan = Plan(rounds=20, epochs=2, learning_rate=0.1, fraction=0.5, sparsity=0.1, bits=4, context=False)
+    base = Experiment(
+        data="idx:$EDGEFL_DATA/mnist?split=train",
+        holdout="idx:$EDGEFL_DATA/mnist?split=test",
+        devices=60,
+        examples=200,
+        batch=20,
+        split=Shards(each=2),
+        plan=plan,
+        evaluate_every=20,
+        ensemble=Ensemble(labelled=50, unlabelled=450, every=2, epochs=1, learning_rate=0.1),
+    )
+    return _taught(base, DIGITS)
+
+
+def ensemble_xray() -> Sequence[Case]:
+    """Six profiles of three families, chest X-rays of 30 hospitals with very different shares of pneumonia."""
+    plan = Plan(rounds=20, epochs=2, learning_rate=0.05, sparsity=0.1, bits=4, context=False)
+    base = Experiment(
+        data=f"npz:{xrays()}/train.npz",
+        holdout=f"npz:{xrays()}/test.npz",
+        devices=30,
+        batch=20,
+        split=Dirichlet(alpha=0.3),
+        plan=plan,
+        evaluate_every=20,
+        ensemble=Ensemble(labelled=200, unlabelled=600, every=1, epochs=2, learning_rate=0.05),
+    )
+    return _taught(base, XRAYS)
+
+
+@cache
+def xrays() -> Path:
+    """A directory with PneumoniaMNIST (https://doi.org/10.1038/s41597-022-01721-8) as the sources `train.npz` and `test.npz`.
+
+    Raises:
+        ConfigError, DataError: the data is not there.
+    """
+    directory = Path(_TEMPORARY.name)
+    names = [f"{part}_{what}" for part in ("train", "test") for what in ("images", "labels")]
+    found = read_npz(Path(located("$EDGEFL_DATA/pneumoniamnist/pneumoniamnist.npz")), tuple(names))
+    for part in ("train", "test"):
+        np.savez(directory / f"{part}.npz", x=found[f"{part}_images"], y=found[f"{part}_labels"])
+    return directory
+
+
 def smoke() -> Sequence[Case]:
     """Digits, which need no data: to see that everything works."""
     base = preset("digits")
@@ -142,5 +247,10 @@ STUDIES: Mapping[str, Study] = {
     "hapt": Study("within 0.01 of centralised at no more than 0.1 bits per parameter and round", hapt),
     "fedbuff": Study("time to target at least 3 times better than synchronous at equal bytes", fedbuff),
     "byzantine": Study("within 0.01 of the clean run for the recommended aggregator", byzantine),
+    "heterofl": Study("at least 0.989 non-IID, above the smallest for all and the uniform model of equal mean cost", heterofl),
+    "ensemble": Study(
+        "one served model above the best family alone, and each structure better than without the others", ensemble
+    ),
+    "ensemble-xray": Study("the same on chest X-rays", ensemble_xray),
     "smoke": Study("runs", smoke),
 }

@@ -4,6 +4,7 @@ Model: each run gives a row (with `curves`, a row for every evaluation). Bytes a
 on the devices or simulated time matter, these are in the rows too.
 """
 
+import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,15 +16,17 @@ import numpy as np
 from benchmarks.cases import PAIR_BYTES, Case, Study
 from benchmarks.rows import Asked, Row, by_label, mean, spread
 from edgefl.codec.sparsify import count_sent
+from edgefl.engine.open import open_engine
 from edgefl.examples import Examples
 from edgefl.simulate.experiment import Experiment
 from edgefl.simulate.processes import LocalWorkers
 from edgefl.simulate.result import Result
-from edgefl.simulate.run import evaluator, simulate
+from edgefl.simulate.run import simulate
 from edgefl.simulate.setting import set_scene
 from edgefl.simulate.workers import Workers
 
 CENTRAL_PASSES = 30
+ENSEMBLES = ("uniform", "weighted")
 
 
 class Simulated:
@@ -93,6 +96,7 @@ def _row(case: Case, result: Result, place: int) -> Row:
         "target_reached": totals.target_round is not None and place == len(result.rows) - 1,
         "refused": totals.refused,
         "trouble": result.trouble,
+        "parts": {quality.name.rpartition(":")[2]: quality.accuracy for quality in (*found.structures, *found.ensembles)},
     }
 
 
@@ -102,8 +106,9 @@ def centralised(case: Case, experiment: Experiment) -> list[Row]:
     scene, plan = setting.scene, experiment.plan
     examples = Examples(scene.x, scene.y).take(scene.rows)
     with TemporaryDirectory(prefix="edgefl-central-") as directory:
-        engine = evaluator(setting, Path(directory))
-        engine.set_vector(setting.weights)
+        setting.scene.write_graphs(Path(directory))
+        engine = open_engine(setting.scene.files(Path(directory), 0), threads=1)
+        engine.set_vector(setting.families[0].weights)
         rng = np.random.default_rng([experiment.seed, 9])
         engine.train(examples, epochs=CENTRAL_PASSES, learning_rate=plan.learning_rate, rng=rng)
         final = engine.evaluate(setting.holdout).accuracy
@@ -129,3 +134,16 @@ def print_table(rows: Sequence[Row]) -> None:
             f"{mean(last, 'uplink_bytes') / 1e3:>11.0f}{mean(last, 'downlink_bytes') / 1e3:>12.0f}"
             f"{mean(last, 'uplink_ratio'):>7.0f}{mean(last, 'time'):>11.1f}"
         )
+        _print_parts(tuple(last))
+
+
+def _print_parts(rows: Sequence[Row]) -> None:
+    """Each structure and ensemble of a mixed fleet, if it is one, and the mean over the structures."""
+    found = [dict(parts) for row in rows if isinstance(parts := row.get("parts"), Mapping) and parts]
+    if not found:
+        return
+    for name in found[0]:
+        values = [float(parts[name]) for parts in found]
+        print(f"  {name:32}{statistics.fmean(values):>10.4f}{statistics.pstdev(values):>8.4f}")
+    own = [statistics.fmean(float(v) for name, v in parts.items() if name not in ENSEMBLES) for parts in found]
+    print(f"  {'mean of the structures':32}{statistics.fmean(own):>10.4f}{statistics.pstdev(own):>8.4f}")

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from edgefl.errors import DataError
 from edgefl.layout import Float32
+from edgefl.recipe import LABELLED
 
 Targets = npt.NDArray[Any]
 """int64 `(n,)` or float32 `(n, k)`."""
@@ -62,7 +63,7 @@ class Examples:
         Args:
             input_shape: of one example.
             classes: number of the model's outputs.
-            loss: `cross-entropy` gives int64 labels `(n,)`; `bce` and `mse` give float32 targets `(n, classes)`: labels
+            loss: of `recipe.LABELLED` gives int64 labels `(n,)`; `bce` and `mse` give float32 targets `(n, classes)`: labels
                 become 0 and 1 (one output), ones in their columns (`bce`, several), or numbers (`mse`, one); a model of `mse`
                 that has an output for every input is an autoencoder and gets the input itself where there are no targets.
 
@@ -77,7 +78,7 @@ class Examples:
                 remedy="Give the device a source of the model's input shape, or push a model that takes this data",
             )
         x = np.ascontiguousarray(self.x.reshape(-1, *input_shape))
-        return Examples(x, self._labels(classes) if loss == "cross-entropy" else self._targets(x, classes, loss))
+        return Examples(x, self._labels(classes) if loss in LABELLED else self._targets(x, classes, loss))
 
     def _labels(self, classes: int) -> Targets:
         if self.y.ndim != 1:

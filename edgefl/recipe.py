@@ -14,9 +14,11 @@ from typing import Literal, get_args
 
 import msgspec
 
-Loss = Literal["cross-entropy", "bce", "mse"]
+Loss = Literal["cross-entropy", "bce", "mse", "masked-cross-entropy"]
 Optimizer = Literal["sgd", "momentum", "adamw"]
 LOSSES: tuple[str, ...] = get_args(Loss)
+LABELLED: tuple[Loss, ...] = ("cross-entropy", "masked-cross-entropy")
+"""Losses whose targets are class labels."""
 OPTIMIZERS: tuple[str, ...] = get_args(Optimizer)
 
 MOMENTUM = 0.9
@@ -34,7 +36,10 @@ class Recipe(msgspec.Struct, frozen=True, array_like=True):
 
     Attributes:
         loss: `cross-entropy` of class labels; `bce`, the binary cross-entropy of logits with targets in [0, 1], mean over the
-            outputs; `mse`, the mean squared error to targets, or to the input itself where there are none (autoencoder).
+            outputs; `mse`, the mean squared error to targets, or to the input itself where there are none (autoencoder);
+            `masked-cross-entropy`, which leaves the classes that no row of a step's batch has out of the softmax, so that a
+            device with few classes does not unlearn the others (HeteroFL, Diao et al., ICLR 2021,
+            https://arxiv.org/abs/2010.01264, masks by device); it is evaluated as cross-entropy.
         optimizer: `sgd`; `momentum`, SGD with momentum 0.9; `adamw` with torch's default constants.
         proximal: whether the step can add FedProx's term `mu/2 * |w - w_round|^2` (Li et al., MLSys 2020,
             https://arxiv.org/abs/1812.06127); it costs the portable step three more passes over the parameters.
@@ -43,6 +48,11 @@ class Recipe(msgspec.Struct, frozen=True, array_like=True):
     loss: Loss = "cross-entropy"
     optimizer: Optimizer = "sgd"
     proximal: bool = False
+
+    @property
+    def labels(self) -> bool:
+        """Whether the targets are class labels."""
+        return self.loss in LABELLED
 
     @property
     def classifies(self) -> bool:

@@ -140,6 +140,7 @@ CASES: dict[str, Case] = {
     "attention block": Case(Attention, (12, 6), 6),
     "autoencoder": Case(autoencoder, (6, 20), 120, "mse"),
     "yes-or-no outputs": Case(alarms, (20,), 3, "bce"),
+    "masked classes": Case(dense, (64,), 10, "masked-cross-entropy", engines=("portable",)),
     "CNN with BatchNorm": Case(batch_normalised, (1, 12, 12), 5, engines=("portable",)),
 }
 

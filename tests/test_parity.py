@@ -50,11 +50,11 @@ def source_of(name, optimizer="sgd", proximal=False, freeze=(), personal=()):
 def examples_for(source, count=COUNT):
     """A pattern for each class with noise, and labels, targets or nothing, as the loss takes them."""
     rng, loss = np.random.default_rng(0), source.recipe.loss
-    y = rng.integers(0, source.classes if loss == "cross-entropy" else 4, count)
+    y = rng.integers(0, source.classes if source.recipe.labels else 4, count)
     patterns = rng.standard_normal((y.max() + 1, *source.input_shape))
     x = (0.7 * patterns[y] + 0.5 * rng.standard_normal((count, *source.input_shape))).astype(np.float32)
     answers = (rng.random((4, source.classes)) < 0.5).astype(np.float32)
-    examples = Examples(x, y) if loss == "cross-entropy" else unlabelled(x) if loss == "mse" else Examples(x, answers[y])
+    examples = Examples(x, y) if source.recipe.labels else unlabelled(x) if loss == "mse" else Examples(x, answers[y])
     return examples.shaped(source.input_shape, source.classes, loss)
 
 

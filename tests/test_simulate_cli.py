@@ -123,10 +123,13 @@ def test_a_result_that_did_not_classify_is_json() -> None:
 
 @pytest.mark.slow
 def test_the_document_says_what_works() -> None:
-    """The file in docs/simulate.md is an experiment, and its Python runs."""
+    """The files in docs/simulate.md are experiments, and its Python runs."""
     text = (Path(__file__).parent.parent / "docs" / "simulate.md").read_text()
-    blocks = dict(re.findall(r"^```(toml|python)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
-    assert msgspec.convert(tomllib.loads(blocks["toml"]), Experiment).split == Shards(each=2)
-    code = blocks["python"].replace("rounds=10", "rounds=1").replace("devices=20", "devices=4, width=0.1")
-    assert code != blocks["python"]
+    blocks = re.findall(r"^```(toml|python)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    simple, mixed = (msgspec.convert(tomllib.loads(block), Experiment) for kind, block in blocks if kind == "toml")
+    assert simple.split == Shards(each=2)
+    assert (len(mixed.groups), mixed.ensemble.every) == (3, 1)
+    (python,) = (block for kind, block in blocks if kind == "python")
+    code = python.replace("rounds=10", "rounds=1").replace("devices=20", "devices=4, width=0.1")
+    assert code != python
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

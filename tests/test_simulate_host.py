@@ -15,7 +15,7 @@ from edgefl.simulate.experiment import Attack
 from edgefl.simulate.host import Host
 from edgefl.simulate.jobs import Job as Work
 from edgefl.simulate.jobs import Player, SceneHead
-from edgefl.simulate.scene import Scene
+from edgefl.simulate.scene import Scene, Structure
 from edgefl.store.outbox import read_update
 from edgefl.wire.messages import Task
 
@@ -38,7 +38,13 @@ def scene(devices=4, *, momentum=True):
     """Devices of the golden variant with forty examples each."""
     x, y = examples(devices=devices)
     head = SceneHead(GOLDEN.layout, GOLDEN.input_shape, GOLDEN.classes, GOLDEN.batch, GOLDEN.recipe, momentum)
-    return Scene(head, GOLDEN.files, x, y, np.arange(len(y)), np.arange(devices + 1) * 40)
+    one = Structure(head, GOLDEN.files)
+    return Scene((one,), x, y, np.arange(len(y)), np.arange(devices + 1) * 40, np.zeros(devices, dtype=np.int64))
+
+
+def of(weights):
+    """Weights by round, of the one structure that there is."""
+    return lambda _, number: weights[number]
 
 
 @pytest.fixture
@@ -82,8 +88,8 @@ def test_a_virtual_device_sends_what_a_board_sends(host, tmp_path) -> None:
     """Two rounds with error feedback, momentum and history: the updates are those of the board's trainer, byte by byte."""
     second = START + np.float32(0.01)
     weights = {0: START, 1: START, 2: second}
-    [(first, kept)] = host.play(Work(1, TASK, (Player(2, "cam-02"),)), weights.__getitem__, [b""])
-    [(again, _)] = host.play(Work(2, TASK, (Player(2, "cam-02", first.loss_after, 1),)), weights.__getitem__, [kept])
+    [(first, kept)] = host.play(Work(1, TASK, (Player(2, "cam-02"),)), of(weights), [b""])
+    [(again, _)] = host.play(Work(2, TASK, (Player(2, "cam-02", first.loss_after, 1),)), of(weights), [kept])
     assert [first.data, again.data] == board(tmp_path, 2, second)
     assert first.samples == 40
     assert first.loss_after < first.loss_before
@@ -93,21 +99,21 @@ def test_what_a_device_sends_does_not_depend_on_who_was_played_before(host) -> N
     """An engine that has played others leaves no trace."""
     weights = {0: START, 1: START}
     work = Work(1, TASK, (Player(0, "cam-00"),))
-    alone = host.play(work, weights.__getitem__, [b""])
-    host.play(Work(1, TASK, (Player(1, "cam-01"),)), weights.__getitem__, [b""])
-    assert host.play(work, weights.__getitem__, [b""]) == alone
+    alone = host.play(work, of(weights), [b""])
+    host.play(Work(1, TASK, (Player(1, "cam-01"),)), of(weights), [b""])
+    assert host.play(work, of(weights), [b""]) == alone
 
 
 def test_a_measurement_changes_nothing_and_sends_nothing(host) -> None:
     """Accuracy on the device's own examples; what it keeps stays."""
-    [(found, kept)] = host.play(Work(1, None, (Player(0, "cam-00"),)), {1: START}.__getitem__, [b"as it was"])
+    [(found, kept)] = host.play(Work(1, None, (Player(0, "cam-00"),)), of({1: START}), [b"as it was"])
     assert 0.0 <= found.accuracy <= 1.0
     assert (found.data, kept) == (b"", b"as it was")
 
 
 def test_conspirators_all_say_the_same(host) -> None:
     """With ALIE every attacker of a round sends the same update, which no honest one sends."""
-    weights = {0: START, 1: START}.__getitem__
+    weights = of({0: START, 1: START})
     plain = msgspec.structs.replace(TASK, bits=1)
     attack = Attack(kind="alie", strength=1.0)
     players = tuple(Player(number, f"cam-0{number}", attack=attack) for number in (1, 2, 3))
@@ -121,6 +127,6 @@ def test_a_training_that_diverges_is_the_devices_failure(host) -> None:
     """It sends nothing, says why, and keeps what it had."""
     wild = msgspec.structs.replace(TASK, learning_rate=100.0, epochs=50)
     x_large = {0: START * 1e18, 1: START * 1e18}
-    [(played, kept)] = host.play(Work(1, wild, (Player(0, "cam-00"),)), x_large.__getitem__, [b""])
+    [(played, kept)] = host.play(Work(1, wild, (Player(0, "cam-00"),)), of(x_large), [b""])
     assert "diverged" in played.failure or "finite" in played.failure
     assert (played.data, kept) == (b"", b"")

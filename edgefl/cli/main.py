@@ -30,6 +30,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "rollback": ("edgefl.cli.rollout:rollback", "Bring every device back to the version before."),
     "serve": ("edgefl.cli.serve:serve", "Run the server: deliver models, run rounds."),
     "train": ("edgefl.cli.train:train", "Start, stop and follow the training of a model."),
+    "distil": ("edgefl.cli.distil:distil", "Let models learn from each other."),
     "keys": ("edgefl.cli.keys:keys", "List and replace the keys that sign the fleet's metadata."),
     "certificates": ("edgefl.cli.certificates:certificates", "What ends when; renew the broker's and the server's certificates."),
     "status": ("edgefl.cli.status:status", "The fleet at a glance."),

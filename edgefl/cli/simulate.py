@@ -132,6 +132,9 @@ def _summary(result: "Result") -> None:
     ratio = f" ({totals.dense_uplink_bytes / totals.uplink_bytes:.0f} times less)" if totals.uplink_bytes else ""
     click.echo(f"up {totals.uplink_bytes:,} bytes instead of {totals.dense_uplink_bytes:,} dense{ratio}")
     click.echo(f"down {totals.downlink_bytes:,} bytes; {totals.bits_per_parameter:.4f} bits up per parameter and update")
+    for part in (*result.rows[-1].structures, *result.rows[-1].ensembles):
+        measured = f"loss {part.loss}" if part.accuracy is None else f"accuracy {part.accuracy:.4f}"
+        click.echo(f"{part.name}: {measured}")
     share = result.participation
     click.echo(f"updates per device: {share.least} to {share.most}, Gini {share.gini:.3f}")
     if devices:

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edgefl.codec.bits import Bits
+from edgefl.codec.fixed import Bits
 from edgefl.errors import MessageError
 from edgefl.layout import Index
 

@@ -20,10 +20,9 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from edgefl.codec.bits import codes_of, codes_to_bits, packed_length
+from edgefl.codec.fixed import Codes, codes_of, codes_to_bits, packed_length
 from edgefl.codec.lanes import MAX_LANES_LOG, Coder, LaneReader, LaneWriter, Odds
 from edgefl.errors import MessageError
-from edgefl.layout import Index
 
 Symbols = npt.NDArray[np.uint8]
 """Shape `(rows, columns)`; 0 is the weight 0."""
@@ -165,15 +164,15 @@ def _unpacked(data: memoryview, shapes: Sequence[Shape]) -> list[Symbols]:
 
 def _unpack(data: memoryview, shape: Shape) -> Symbols:
     raw = np.frombuffer(data, dtype=np.uint8)
-    values: Index | Symbols
+    values: Codes
     if shape.kinds == 2:
         values = (raw[:, None] // _TRITS % 3).reshape(-1)
         damaged = bool((raw > 242).any()) or bool(values[shape.size :].any())
     else:
-        bits = np.unpackbits(raw).view(np.bool_)
-        used = shape.size * shape.kinds.bit_length()
-        values = codes_of(bits[:used], shape.size, shape.kinds.bit_length())
-        damaged = bool(bits[used:].any()) or bool((values > shape.kinds).any())
+        width = shape.kinds.bit_length()
+        padding = -(shape.size * width) % 8
+        values = codes_of(raw, shape.size, width)
+        damaged = bool(padding and raw[-1] & ((1 << padding) - 1)) or bool((values > shape.kinds).any())
     if damaged:
         raise MessageError("packed weights hold a symbol or padding that cannot be", expected=f"at most {shape.kinds}")
     return values[: shape.size].astype(np.uint8).reshape(shape.rows, shape.columns)

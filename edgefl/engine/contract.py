@@ -88,7 +88,14 @@ class Engine(Protocol):
         ...
 
     def train(
-        self, examples: Examples, *, epochs: int, learning_rate: float, rng: np.random.Generator, proximal: float = 0.0
+        self,
+        examples: Examples,
+        *,
+        epochs: int,
+        learning_rate: float,
+        rng: np.random.Generator,
+        proximal: float = 0.0,
+        weights: Float32 | None = None,
     ) -> Trained:
         """Run `epochs` passes of mini-batches; the last, smaller batch of a pass counts exactly as what it is.
 
@@ -100,9 +107,11 @@ class Engine(Protocol):
             learning_rate: of the recipe's optimiser.
             rng: of the shuffling.
             proximal: FedProx's mu: the gradient gets `mu * (parameters - parameters at the start of this call)`.
+            weights: of the examples, positive, shape `(n,)`: a step's loss is their weighted mean; None: all count the same.
 
         Raises:
-            EngineError: the runtime failed, or `proximal` is above 0 and the recipe has no proximal term.
+            EngineError: the runtime failed; `proximal` is above 0 and the recipe has no proximal term; or there are weights and
+                the engine knows none.
             DataError: the examples do not fit the model, or there are none.
         """
         ...

@@ -95,9 +95,18 @@ class OrtTrainingEngine:
         return values.copy() if self._buffer is None else self.layout.flatten(self._buffer.views(values))
 
     def train(
-        self, examples: Examples, *, epochs: int, learning_rate: float, rng: np.random.Generator, proximal: float = 0.0
+        self,
+        examples: Examples,
+        *,
+        epochs: int,
+        learning_rate: float,
+        rng: np.random.Generator,
+        proximal: float = 0.0,
+        weights: Float32 | None = None,
     ) -> Trained:
         """See `edgefl.engine.contract.Engine.train`."""
+        if weights is not None:
+            raise EngineError("the engine ort-training knows no weights of examples", expected="the portable engine")
         recipe = self._files.recipe
         check_proximal(recipe, proximal)
         examples = examples.shaped(self._files.input_shape, self._files.classes, recipe.loss)

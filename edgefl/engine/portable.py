@@ -62,7 +62,14 @@ class PortableEngine:
         return self._vectors[self._current].copy()
 
     def train(
-        self, examples: Examples, *, epochs: int, learning_rate: float, rng: np.random.Generator, proximal: float = 0.0
+        self,
+        examples: Examples,
+        *,
+        epochs: int,
+        learning_rate: float,
+        rng: np.random.Generator,
+        proximal: float = 0.0,
+        weights: Float32 | None = None,
     ) -> Trained:
         """See `edgefl.engine.contract.Engine.train`."""
         check_proximal(self._files.recipe, proximal)
@@ -77,7 +84,7 @@ class PortableEngine:
             view[...] = self._weights()[name.removesuffix(SUFFIX_START)]
 
         def step(rows: npt.NDArray[np.int64]) -> float:
-            return self._step(examples, rows)
+            return self._step(examples, rows, weights)
 
         with converted("training failed"):
             trained = run_epochs(step, len(examples), self._files.batch, epochs, rng)
@@ -99,7 +106,7 @@ class PortableEngine:
     def _weights(self) -> Mapping[str, Float32]:
         return self.layout.views(self._vectors[self._current])
 
-    def _step(self, examples: Examples, rows: npt.NDArray[np.int64]) -> float:
+    def _step(self, examples: Examples, rows: npt.NDArray[np.int64], weights: Float32 | None) -> float:
         count = len(rows)
         # mode "clip" lets numpy write to `out` directly; all rows are in range. Padding repeats a real row, so that what is
         # masked is always something that the model can compute.
@@ -107,7 +114,7 @@ class PortableEngine:
         np.take(examples.y, rows, axis=0, out=self._y[:count], mode="clip")
         self._x[count:] = self._x[0]
         self._y[count:] = self._y[0]
-        self._mask[:count] = 1.0
+        self._mask[:count] = 1.0 if weights is None else weights[rows]
         self._mask[count:] = 0.0
         self._steps += 1
         self._scalars["c1"][()], self._scalars["c2"][()] = corrections(self._steps)
@@ -120,7 +127,7 @@ class PortableEngine:
         session, graph = open_session(role_path(files, "train"), self._threads)
         if graph.inputs != step_inputs(files.layout, files.recipe):
             raise EngineError(f"graph {graph.name} does not belong to this layout", remedy="Push the model again")
-        labels = files.recipe.loss == "cross-entropy"
+        labels = files.recipe.labels
         self._x: Float32 = np.zeros((files.batch, *files.input_shape), dtype=np.float32)
         self._y: Targets = np.zeros(files.batch, np.int64) if labels else np.zeros((files.batch, files.classes), np.float32)
         self._mask: Float32 = np.ones(files.batch, dtype=np.float32)

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 from torch.nn import functional
 
+from edgefl.errors import ModelError
 from edgefl.recipe import Recipe
 
 LossAndGradient = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -25,6 +26,18 @@ def cross_entropy(logits: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor]
     logs = torch.log_softmax(logits, 1)
     share = (w / w.sum())[:, None]
     return -(truth * logs * share).sum(), (logs.exp() - truth) * share
+
+
+def masked_cross_entropy(logits: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax cross-entropy over the classes that the real rows have; `y` int64 `(n,)`, labels."""
+    truth = (y[:, None] == torch.arange(logits.shape[1])[None, :]).to(logits.dtype)
+    absent = (truth * w[:, None]).sum(0) == 0.0
+    return cross_entropy(torch.where(absent[None, :], torch.full_like(logits, MASKED), logits), y, w)
+
+
+def _masked_in_torch(logits: Tensor, y: Tensor) -> Tensor:
+    absent = torch.ones(logits.shape[1], dtype=torch.bool).index_fill(0, y, value=False)
+    return functional.cross_entropy(logits.masked_fill(absent, -torch.inf), y)
 
 
 def bce(logits: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,13 +54,23 @@ def mse(outputs: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     return (off * off * share).sum(), off * share * 2.0
 
 
-WITH_GRADIENT: Mapping[str, LossAndGradient] = {"cross-entropy": cross_entropy, "bce": bce, "mse": mse}
+MASKED = -1e30
+"""Logit of a class that is left out: its probability is 0, and so is its gradient. Infinite ones would make NaN of 0."""
+WITH_GRADIENT: Mapping[str, LossAndGradient] = {
+    "cross-entropy": cross_entropy,
+    "bce": bce,
+    "mse": mse,
+    "masked-cross-entropy": masked_cross_entropy,
+}
 IN_TORCH: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cross-entropy": functional.cross_entropy,
     "bce": functional.binary_cross_entropy_with_logits,
     "mse": functional.mse_loss,
+    "masked-cross-entropy": _masked_in_torch,
 }
 """The same losses as torch defines them: what every export is compared with."""
+EVALUATED = {**IN_TORCH, "masked-cross-entropy": functional.cross_entropy}
+"""The losses that models are judged by."""
 
 ONE = numpy_helper.from_array(np.array(1.0, dtype=np.float32), "loss.one")
 HALF = numpy_helper.from_array(np.array(0.5, dtype=np.float32), "eval.half")
@@ -65,7 +88,7 @@ def evaluation_graph(infer: onnx.ModelProto, recipe: Recipe) -> onnx.ModelProto:
     model.CopyFrom(infer)
     graph = model.graph
     graph.initializer.extend([ONE, HALF, AXIS])
-    graph.node.extend({"cross-entropy": _cross_entropy, "bce": _bce, "mse": _mse}[recipe.loss]())
+    graph.node.extend({"bce": _bce, "mse": _mse}.get(recipe.loss, _cross_entropy)())
     declare_targets(graph, recipe)
     names = ("loss", "correct") if recipe.classifies else ("loss",)
     del graph.output[:]
@@ -74,7 +97,13 @@ def evaluation_graph(infer: onnx.ModelProto, recipe: Recipe) -> onnx.ModelProto:
 
 
 def training_loss(infer: onnx.ModelProto, recipe: Recipe) -> onnx.ModelProto:
-    """A copy of `infer` that takes `y` and gives the mean `loss` alone, in operators that onnxruntime-training differentiates."""
+    """A copy of `infer` that takes `y` and gives the mean `loss` alone, in operators that onnxruntime-training differentiates.
+
+    Raises:
+        ModelError: it cannot differentiate this loss.
+    """
+    if recipe.loss == "masked-cross-entropy":
+        raise ModelError(f"onnxruntime-training has no loss {recipe.loss!r}", remedy="Use a profile with the portable engine")
     model = onnx.ModelProto()
     model.CopyFrom(infer)
     graph = model.graph
@@ -94,7 +123,7 @@ def declare_targets(graph: onnx.GraphProto, recipe: Recipe) -> None:
     """Add the input `y` with as many rows as `x` and, unless it holds labels, as many columns as `logits`."""
     rows = next(value for value in graph.input if value.name == "x").type.tensor_type.shape.dim[0].dim_param
     columns = next(value for value in graph.output if value.name == "logits").type.tensor_type.shape.dim[1].dim_value
-    labels = recipe.loss == "cross-entropy"
+    labels = recipe.labels
     kind, shape = (TensorProto.INT64, [rows]) if labels else (TensorProto.FLOAT, [rows, columns])
     graph.input.append(helper.make_tensor_value_info("y", kind, shape))
 

@@ -203,7 +203,7 @@ def _classes(name: str, module: nn.Module, shape: tuple[int, ...], recipe: Recip
     found = f"shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__
     if not isinstance(logits, torch.Tensor) or logits.ndim < 1 or len(logits) != rows:
         raise ModelError(f"model {name!r} gives no outputs", expected="one tensor with a row per example", found=found)
-    if recipe.loss == "cross-entropy" and (logits.ndim != 2 or logits.shape[1] < 2):
+    if recipe.labels and (logits.ndim != 2 or logits.shape[1] < 2):
         raise ModelError(
             f"model {name!r} does not classify",
             expected="one tensor of shape (examples, classes), at least 2 classes",

@@ -71,7 +71,7 @@ def export_step(source: ModelSource, module: nn.Module, statistics: Statistics, 
 def _arguments(source: ModelSource, module: nn.Module, batch: int, inputs: Sequence[str]) -> tuple[Tensor, ...]:
     """Example values of all inputs."""
     layout, recipe = layout_of(module), source.recipe
-    labels = recipe.loss == "cross-entropy"
+    labels = recipe.labels
     examples = {name: value.detach().clone() for name, value in tensors_of(module).items()}
     examples |= {t.name: torch.zeros(t.shape) for t in (*state_layout(layout, recipe), *start_layout(layout, recipe))}
     examples |= {name: torch.tensor(0.1) for name in SCALARS}

@@ -20,7 +20,7 @@ from edgefl.engine.probe import STEPS, Result, probe
 from edgefl.errors import ModelError
 from edgefl.examples import Examples
 from edgefl.export.graphs import ExportedGraphs, variant_files
-from edgefl.export.losses import IN_TORCH
+from edgefl.export.losses import EVALUATED, IN_TORCH
 from edgefl.export.models import ModelSource
 from edgefl.export.tensors import layout_of, load_vector, outputs_of, set_training, vector_of
 from edgefl.layout import Float32
@@ -106,7 +106,7 @@ class Reference:
 
     def __init__(self, source: ModelSource, module: nn.Module, *, learning_rate: float, proximal: float = 0.0) -> None:
         self.module = module
-        self._loss = IN_TORCH[source.recipe.loss]
+        self._loss, self._judge = IN_TORCH[source.recipe.loss], EVALUATED[source.recipe.loss]
         self._proximal = proximal
         self._trained = [value for value in module.parameters() if value.requires_grad]
         self._start = [value.detach().clone() for value in self._trained]
@@ -140,7 +140,7 @@ class Reference:
 
     def evaluated(self, examples: Examples) -> float:
         """Mean loss in evaluation mode."""
-        return self._loss(torch.from_numpy(self.outputs(examples.x)), torch.from_numpy(examples.y)).item()
+        return self._judge(torch.from_numpy(self.outputs(examples.x)), torch.from_numpy(examples.y)).item()
 
 
 def _optimizer(recipe: Recipe, parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:

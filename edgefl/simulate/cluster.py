@@ -16,8 +16,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+
 from edgefl.errors import EdgeflError, MachineError
-from edgefl.layout import Float32
+from edgefl.layout import Float32, Index
 from edgefl.simulate.host import Host
 from edgefl.simulate.jobs import ANSWER, ENCODER, JOB, Answer, Job, Played, Troubled
 from edgefl.simulate.scene import Scene
@@ -41,22 +43,22 @@ class RayWorker:
         """Remove the files."""
         self._directory.cleanup()
 
-    def play(self, data: bytes, numbers: tuple[int, ...], *objects: Any) -> list[bytes]:
+    def play(self, data: bytes, names: tuple[tuple[int, int], ...], *objects: Any) -> list[bytes]:
         """Play a job.
 
         Args:
             data: the `Job`, encoded.
-            numbers: the rounds whose weights follow.
+            names: structure and round of the weights that follow.
             objects: these weights, then the memory of each player.
 
         Returns:
             The `Answer`, encoded, then what each player keeps.
         """
         job = JOB.decode(data)
-        weights: Mapping[int, Float32] = dict(zip(numbers, objects, strict=False))
-        memories = objects[len(numbers) :]
+        given: Mapping[tuple[int, int], Float32] = dict(zip(names, objects, strict=False))
+        memories = objects[len(names) :]
         try:
-            made = self._host.play(job, weights.__getitem__, memories)
+            made = self._host.play(job, lambda kind, number: given[kind, number], memories)
         except EdgeflError as error:
             return [ENCODER.encode(Answer(trouble=Troubled.of(error))), *memories]
         return [ENCODER.encode(Answer(tuple(played for played, _ in made))), *(memory for _, memory in made)]
@@ -84,7 +86,8 @@ class RayWorkers:
         self._address = address
         self._mine = False
         self._actors: list[Any] = []
-        self._weights: dict[int, Any] = {}
+        self._weights: dict[tuple[int, int], Any] = {}
+        self._kinds: Index = np.zeros(0, dtype=np.int64)
         self._memories: dict[int, Any] = {}
 
     def open(self, scene: Scene) -> None:
@@ -100,17 +103,19 @@ class RayWorkers:
             count = self._count or max(1, int(self._ray.cluster_resources().get("CPU", 1)))
             self._count = count
             self._empty = self._ray.put(b"")
+            self._kinds = scene.kinds
             shared, worker = self._ray.put(scene), self._ray.remote(num_cpus=1)(RayWorker)
             self._actors = [worker.remote(shared) for _ in range(count)]
 
-    def share(self, number: int, weights: Float32) -> None:
+    def share(self, kind: int, number: int, weights: Float32) -> None:
         """See `Workers.share`."""
-        self._weights[number] = self._ray.put(weights)
+        self._weights[kind, number] = self._ray.put(weights)
 
     def forget(self, numbers: Iterable[int]) -> None:
         """See `Workers.forget`."""
-        for number in numbers:
-            self._weights.pop(number, None)
+        gone = set(numbers)
+        for name in [name for name in self._weights if name[1] in gone]:
+            del self._weights[name]
 
     def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Played, ...]]:
         """See `Workers.run`."""
@@ -134,10 +139,11 @@ class RayWorkers:
 
     def _begin(self, actor: Any, job: Job) -> Any:
         """Send a job; the future of its answer. The memories' futures take the place of the old ones."""
-        numbers = tuple(sorted({job.round, *(player.before for player in job.players), 0} & self._weights.keys()))
+        wanted = {(int(self._kinds[p.number]), number) for p in job.players for number in (0, p.before, job.round)}
+        names = tuple(sorted(wanted & self._weights.keys()))
         kept = [self._memories.get(player.number, self._empty) for player in job.players]
         call = actor.play.options(num_returns=1 + len(kept))
-        answer, *memories = call.remote(ENCODER.encode(job), numbers, *(self._weights[n] for n in numbers), *kept)
+        answer, *memories = call.remote(ENCODER.encode(job), names, *(self._weights[name] for name in names), *kept)
         if job.task is not None:
             self._memories.update(zip((player.number for player in job.players), memories, strict=True))
         return answer

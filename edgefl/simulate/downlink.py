@@ -10,6 +10,7 @@ Rule: what is trained from and what is evaluated is what devices decode, never t
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from edgefl.codec.difference import advance, apply_difference, encode_difference
 from edgefl.codec.weights import decode_weights, encode_weights
@@ -34,6 +35,7 @@ class Published:
         file: the weights' file.
         task: what to do.
         differences: by the round whose file they start from; 0 is the version's own.
+        kind: the structure whose devices get it.
     """
 
     number: int
@@ -41,6 +43,7 @@ class Published:
     file: FileRef
     task: Task
     differences: Mapping[int, Difference]
+    kind: int = 0
 
     def fetched(self, held: int) -> FileRef:
         """The file that a device fetches which holds that of round `held`, and the version's own."""
@@ -48,15 +51,24 @@ class Published:
         return min([*ways, self.file], key=lambda ref: ref.length)
 
 
+class Step(NamedTuple):
+    """What devices would hold of the next weights: the vector, its file, and the vector as they decode it."""
+
+    held: Float32
+    file: bytes
+    weights: Float32
+
+
 class Downlink:
-    """The weights on their way to the devices. An accumulator with one owner.
+    """The weights on their way to the devices of one structure. An accumulator with one owner.
 
     Attributes:
         weights: the newest as devices decode them, float32.
     """
 
-    def __init__(self, experiment: Experiment, layout: Layout, parent: Float32) -> None:
+    def __init__(self, experiment: Experiment, layout: Layout, parent: Float32, kind: int = 0) -> None:
         """Begin with the version's weights. Raises ModelError when they cannot be written."""
+        self._kind = kind
         self._sparsity = experiment.plan.downlink_sparsity
         self._precision = experiment.precision
         self._layout = layout
@@ -65,11 +77,19 @@ class Downlink:
         self._files: OrderedDict[int, bytes] = OrderedDict({0: self._file})
         self.weights = decode_weights(self._file, layout)
 
+    def next(self, parent: Float32) -> Step:
+        """What the weights after a round come to; nothing changes. Raises ModelError when they cannot be written."""
+        held = parent if self._sparsity >= 1.0 else advance(self._held, parent, self._sparsity)
+        file = encode_weights(held, self._layout, self._precision)
+        return Step(held, file, decode_weights(file, self._layout))
+
+    def take(self, step: Step) -> None:
+        """Go on from there."""
+        self._held, self._file, self.weights = step
+
     def follow(self, parent: Float32) -> None:
         """The weights after a round. Raises ModelError when they cannot be written; nothing has changed then."""
-        held = parent if self._sparsity >= 1.0 else advance(self._held, parent, self._sparsity)
-        self._file = encode_weights(held, self._layout, self._precision)
-        self._held, self.weights = held, decode_weights(self._file, self._layout)
+        self.take(self.next(parent))
 
     def publish(self, number: int, task: Task) -> Published:
         """Open a round with the newest weights."""
@@ -78,7 +98,7 @@ class Downlink:
         self._files[number] = self._file
         while len(self._files) > REACH + 1:  # the version's own stays
             del self._files[next(known for known in self._files if known)]
-        return Published(number, self.weights, file, task, differences)
+        return Published(number, self.weights, file, task, differences, self._kind)
 
     def _differences(self) -> dict[int, Difference]:
         """Those from the files of recent rounds, the newest first, then from the version's own, as far as they are worth it."""

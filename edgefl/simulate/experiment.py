@@ -18,6 +18,7 @@ DATA_VARIABLE = "EDGEFL_DATA"
 
 Positive = Annotated[float, msgspec.Meta(gt=0.0, le=1e9)]
 Natural0 = Annotated[int, msgspec.Meta(ge=0, le=10_000_000)]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 
 
 class Iid(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="iid", tag_field="kind"):
@@ -76,6 +77,37 @@ class Speeds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     downlink: Annotated[float, msgspec.Meta(ge=0.0, le=1e12)] = 0.0
 
 
+class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Devices that can hold the same structure.
+
+    Attributes:
+        model, width: what they train.
+        share: of all devices, in proportion to the shares of the other groups.
+    """
+
+    model: Name = "mnist-2nn"
+    width: Share = 1.0
+    share: Positive = 1.0
+
+
+class Ensemble(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the server makes of several families: one model of all their outputs, and lessons for each of them.
+
+    Attributes:
+        labelled: examples that it keeps back from the data to weigh the families on; 0 leaves them alike.
+        unlabelled: examples that it keeps back beside these, without looking at their labels, for the families' lessons.
+        every: rounds from one distillation to the next; 0 is never.
+        epochs: passes over all kept examples of one distillation.
+        learning_rate: of the optimiser in a distillation.
+    """
+
+    labelled: Natural0 = 0
+    unlabelled: Natural0 = 0
+    every: Natural0 = 0
+    epochs: Count = 1
+    learning_rate: Annotated[float, msgspec.Meta(gt=0.0, le=100.0)] = 0.05
+
+
 class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One simulated training.
 
@@ -84,6 +116,8 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         about: a sentence for the list of presets.
         model: built-in name or `package.module:factory`.
         width: of the model, in (0, 1].
+        groups: what parts of the fleet hold instead of `model` and `width`. Groups of one model are widths of one parent; models
+            are families, each averaged by itself. The first group is the one whose accuracy a row gives.
         loss, optimizer: of the devices' training step.
         data, holdout: sources of the devices' examples, and of those that the server evaluates on.
         split: how the examples come to the devices.
@@ -99,6 +133,7 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         speeds: how long devices take; without it nothing takes time.
         attack: hostile devices; none by default.
         root: examples that the server keeps back from the data for the aggregator `root-set`.
+        ensemble: what the server makes of several families; nothing by default.
         evaluate_every: rounds between evaluations; the last round is always evaluated.
         target: accuracy at which the simulation stops; 0 runs all rounds.
         seed: of everything random: initial weights, split, selection, attackers, speeds, and with `plan.seed` local training.
@@ -108,6 +143,7 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     about: str = ""
     model: str = "mnist-2nn"
     width: Share = 1.0
+    groups: Annotated[tuple[Group, ...], msgspec.Meta(max_length=64)] = ()
     loss: Loss = "cross-entropy"
     optimizer: Optimizer = "sgd"
     data: str = "digits:?split=train"
@@ -124,9 +160,15 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     speeds: Speeds | None = None
     attack: Attack | None = None
     root: Natural0 = 0
+    ensemble: Ensemble | None = None
     evaluate_every: Count = 1
     target: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.0
     seed: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)] = 0
+
+    @property
+    def structures(self) -> tuple[Group, ...]:
+        """The groups; one of all devices if none are named."""
+        return self.groups or (Group(model=self.model, width=self.width),)
 
     @property
     def recipe(self) -> Recipe:

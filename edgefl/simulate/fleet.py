@@ -1,6 +1,6 @@
 """The virtual devices as the simulation knows them: a few numbers each. Everything large that is theirs lies with the workers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -19,7 +19,7 @@ class Fleet:
 
     Attributes:
         experiment: what is simulated.
-        model: the model's name, which the lots depend on.
+        models: of each device, the model's name, which its lots depend on.
         loss: float64, shape `(devices,)`: of the device's last training; 0 if it has had none.
         before: int64: the round of its last training; 0 if it has had none.
         fetched: int64: the round whose weights it fetched last; 0 if it holds the version's own alone.
@@ -30,10 +30,11 @@ class Fleet:
         slowness: float64: factor on its training time.
     """
 
-    def __init__(self, experiment: Experiment, model: str, devices: int) -> None:
-        """Draw the attackers and the speeds."""
+    def __init__(self, experiment: Experiment, models: Sequence[str]) -> None:
+        """Draw the attackers and the speeds; a model's name for each device."""
         self.experiment = experiment
-        self.model = model
+        self.models = models
+        devices = len(models)
         self.names = tuple(f"s{experiment.seed}-{number:05}" for number in range(devices))
         self.loss = np.zeros(devices)
         self.before: Index = np.zeros(devices, dtype=np.int64)
@@ -81,16 +82,17 @@ class Fleet:
         able = [device for device in range(len(self)) if not self.excluded[device]]
         likely = {device: self._chance(device, mean_loss) for device in able}
         if self.experiment.selection == "lottery":
-            return [d for d in able if takes_part(self.model, VERSION, number, self.names[d], likely[d])]
+            return [d for d in able if takes_part(self.models[d], VERSION, number, self.names[d], likely[d])]
         count = min(len(able), max(1, round(plan.fraction * len(self))))
-        ranked = sorted(able, key=lambda d: (lot(self.model, VERSION, number, self.names[d]) / likely[d], d))
+        ranked = sorted(able, key=lambda d: (lot(self.models[d], VERSION, number, self.names[d]) / likely[d], d))
         return sorted(ranked[:count])
 
     def draws(self, device: int, number: int, mean_loss: float) -> bool:
         """Whether a device's own lot lets it take part in a round."""
         if self.excluded[device]:
             return False
-        return takes_part(self.model, VERSION, number, self.names[device], self._chance(device, mean_loss))
+        chance = self._chance(device, mean_loss)
+        return takes_part(self.models[device], VERSION, number, self.names[device], chance)
 
     def _chance(self, device: int, mean_loss: float) -> float:
         plan = self.experiment.plan

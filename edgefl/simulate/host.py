@@ -1,4 +1,4 @@
-"""Playing devices: what a worker does. One engine, one set of examples; the devices come and go.
+"""Playing devices: what a worker does. One engine for each structure, one set of examples; the devices come and go.
 
 Model: a device is its examples, its memory of earlier rounds and its name. Playing one is what the trainer of a board does: set
 the round's weights, train, take the difference, compress it with what the last round left out. What the device must keep is
@@ -9,8 +9,9 @@ diverges is the device's failure, not the simulation's.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -54,22 +55,22 @@ class Host:
 
     Args:
         scene: the devices.
-        directory: holds the scene's graphs, in files that are named by role.
+        directory: holds the scene's graphs, as `Scene.write_graphs` writes them.
+
+    Raises:
+        EngineError: the graphs of a structure cannot be used.
     """
 
     def __init__(self, scene: Scene, directory: Path) -> None:
         self._scene = scene
-        self._engine = open_engine(scene.files(directory), threads=1)
-        self._personal = scene.head.layout.personal()
-        self._histories = Histories(scene.head.layout)
-        self._parts = scene.parts()
+        self._benches = [Bench(scene, kind, directory) for kind in range(len(scene.structures))]
 
-    def play(self, job: Job, weights: Weights, memories: Sequence[bytes]) -> list[Kept]:
-        """Play a job's devices.
+    def play(self, job: Job, weights: Callable[[int, int], Float32], memories: Sequence[bytes]) -> list[Kept]:
+        """Play a job's devices, which all train the same structure.
 
         Args:
             job: which devices, and what they do.
-            weights: of any round that the job names.
+            weights: by structure, of any round that the job names.
             memories: what each player kept, as an earlier call gave it; empty before its first.
 
         Returns:
@@ -78,13 +79,31 @@ class Host:
         Raises:
             EngineError: the runtime failed.
         """
+        kind = self._scene.kind(job.players[0].number)
+        return self._benches[kind].play(job, partial(weights, kind), memories)
+
+
+class Bench:
+    """Plays the devices of one structure. Used by one thread."""
+
+    def __init__(self, scene: Scene, kind: int, directory: Path) -> None:
+        self._scene = scene
+        self._structure = scene.structures[kind]
+        self._head = self._structure.head
+        self._engine = open_engine(scene.files(directory, kind), threads=1)
+        self._personal = self._head.layout.personal()
+        self._histories = Histories(self._head.layout)
+        self._parts = self._structure.parts()
+
+    def play(self, job: Job, weights: Weights, memories: Sequence[bytes]) -> list[Kept]:
+        """See `Host.play`."""
         players = list(zip(job.players, memories, strict=True))
         task = job.task
         if task is None:
             return [(self._measure(player, weights(job.round), kept), kept) for player, kept in players]
         if not _conspire(job):
             return [self._round(player, job.round, task, weights, kept) for player, kept in players]
-        plot = Conspiracy(self._scene.sent)
+        plot = Conspiracy(self._structure.sent)
         learned = [self._learn(player, job.round, task, weights, kept) for player, kept in players]
         for one in learned:
             if isinstance(one, _Learned):
@@ -112,7 +131,7 @@ class Host:
         except EngineError as error:
             return Played(player.number, len(examples), failure=str(error))
         vector = self._engine.vector()
-        layout = self._scene.head.layout
+        layout = self._head.layout
         delta = carried(layout, vector) - carried(layout, base)
         return _Learned(player, len(examples), trained, delta, rng, vector[self._personal])
 
@@ -121,9 +140,8 @@ class Host:
         if task.rate == "loss":
             return rate_by_loss(task.learning_rate, player.loss, task.loss)
         if task.rate == "curvature":
-            head = self._scene.head
-            rows = np.random.default_rng([task.seed, number]).permutation(len(examples))[: head.batch]
-            sharp = curvature(self._engine, head.recipe, base, examples.take(rows), task.learning_rate)
+            rows = np.random.default_rng([task.seed, number]).permutation(len(examples))[: self._head.batch]
+            sharp = curvature(self._engine, self._head.recipe, base, examples.take(rows), task.learning_rate)
             return rate_by_curvature(task.learning_rate, sharp)
         return task.learning_rate
 
@@ -154,7 +172,7 @@ class Host:
     def _examples(self, player: Player) -> Examples:
         scene = self._scene
         rows = scene.rows[scene.bounds[player.number] : scene.bounds[player.number + 1]]
-        return Examples(scene.x[rows], poisoned(scene.y[rows], scene.head.classes, player.attack))
+        return Examples(scene.x[rows], poisoned(scene.y[rows], self._head.classes, player.attack))
 
     def _base(self, weights: Float32, kept: bytes) -> Float32:
         """A round's weights with the device's own personal values."""
@@ -165,7 +183,7 @@ class Host:
         return base
 
     def _memory(self, kept: bytes, scheme: Scheme) -> Memory:
-        size = self._scene.sent
+        size = self._structure.sent
         if not kept:
             return Memory.empty(size, scheme)
         values = floats(kept)

@@ -96,7 +96,7 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
 
 
 class SceneHead(msgspec.Struct, frozen=True, array_like=True):
-    """The part of a `Scene` that is neither an array nor a graph."""
+    """The part of a structure that is no graph."""
 
     layout: Layout
     input_shape: tuple[int, ...]
@@ -109,7 +109,7 @@ class SceneHead(msgspec.Struct, frozen=True, array_like=True):
 ENCODER = msgspec.msgpack.Encoder()
 JOB = msgspec.msgpack.Decoder(Job)
 ANSWER = msgspec.msgpack.Decoder(Answer)
-HEAD = msgspec.msgpack.Decoder(SceneHead)
+HEADS = msgspec.msgpack.Decoder(tuple[SceneHead, ...])
 
 
 def floats(data: bytes) -> Float32:

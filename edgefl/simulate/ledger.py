@@ -1,10 +1,22 @@
 """Adding up what a simulation costs, and what came of its updates."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from edgefl.simulate.downlink import Published
 from edgefl.simulate.jobs import Played, Player
+from edgefl.simulate.scene import Scene
 from edgefl.simulate.traffic import file_length, order_length, update_length
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """How a structure is called in messages: model and variant."""
+
+    model: str
+    variant: str
 
 
 @dataclass(slots=True)
@@ -12,16 +24,15 @@ class Ledger:
     """The running totals of one simulation. An accumulator with one owner.
 
     Attributes:
-        model, variant: names in the messages.
-        parameters: of an update.
+        names: of the structures.
+        scene: who trains what.
         uplink, downlink, dense: bytes so far; `dense` is what the updates would be as plain float32.
         sent: updates that were sent.
         updates, late, refused, failed: as in `result.Totals`.
     """
 
-    model: str
-    variant: str
-    parameters: int
+    names: Sequence[Named]
+    scene: Scene
     uplink: int = 0
     downlink: int = 0
     dense: int = 0
@@ -30,17 +41,22 @@ class Ledger:
     late: int = 0
     refused: int = 0
     failed: int = 0
-    _order: tuple[int, int] = field(default=(0, 0))
+    _orders: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> int:
+        """Of an update; of several structures the mean over the devices, rounded."""
+        sent = np.array([structure.sent for structure in self.scene.structures])
+        return round(float(sent[self.scene.kinds].mean()))
 
     def fetch(self, held: int, published: Published) -> int:
         """Bytes that a device fetches to begin a round, which holds the weights of the round `held`."""
-        if self._order[0] != published.number:
-            differences = tuple(published.differences.values())
-            self._order = (
-                published.number,
-                order_length(self.model, self.variant, published.number, published.file, published.task, differences),
-            )
-        length = self._order[1] + file_length(published.fetched(held))
+        kind, number = published.kind, published.number
+        if self._orders.get(kind, (0, 0))[0] != number:
+            name, differences = self.names[kind], tuple(published.differences.values())
+            order = order_length(name.model, name.variant, number, published.file, published.task, differences)
+            self._orders[kind] = (number, order)
+        length = self._orders[kind][1] + file_length(published.fetched(held))
         self.downlink += length
         return length
 
@@ -48,8 +64,10 @@ class Ledger:
         """Bytes of an update; a training that failed sends none."""
         if played.failure:
             return 0
-        length = update_length(player.name, self.model, self.variant, number, played)
+        kind = self.scene.kind(player.number)
+        name = self.names[kind]
+        length = update_length(player.name, name.model, name.variant, number, played)
         self.uplink += length
-        self.dense += 4 * self.parameters
+        self.dense += 4 * self.scene.structures[kind].sent
         self.sent += 1
         return length

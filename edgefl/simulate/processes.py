@@ -88,9 +88,9 @@ class LocalWorkers:
         for hand in self._hands:
             self._receive(hand)
 
-    def share(self, number: int, weights: Float32) -> None:
+    def share(self, kind: int, number: int, weights: Float32) -> None:
         """See `Workers.share`."""
-        self._opened().put_weights(number, weights)
+        self._opened().put_weights(kind, number, weights)
 
     def forget(self, numbers: Iterable[int]) -> None:
         """See `Workers.forget`."""

@@ -6,6 +6,20 @@ from edgefl.simulate.experiment import Experiment
 from edgefl.simulate.fairness import Participation, Standing, Success
 
 
+class Quality(msgspec.Struct, frozen=True, kw_only=True):
+    """How good one structure or ensemble is on the hold-out examples.
+
+    Attributes:
+        name: `MODEL WIDTH`; of an ensemble `uniform` or `weighted`.
+        accuracy: in [0, 1]; None with the loss `mse`.
+        loss: mean; None if it is not finite.
+    """
+
+    name: str
+    accuracy: float | None
+    loss: float | None
+
+
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One evaluation. Bytes are those since the start.
 
@@ -18,6 +32,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         downlink_bytes: of all round orders and files that devices fetched.
         dense_uplink_bytes: what the same updates would be as plain float32 vectors, without any header.
         participants: updates that counted in this round.
+        structures: with several groups each one's accuracy and loss, in the experiment's order; those of the row are the first's.
+        ensembles: with an ensemble that of uniform weights, and that of fitted ones; those of the row are the last one's.
     """
 
     round: int
@@ -28,6 +44,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     downlink_bytes: int
     dense_uplink_bytes: int
     participants: int
+    structures: tuple[Quality, ...] = ()
+    ensembles: tuple[Quality, ...] = ()
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +59,7 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
             trainings that failed.
         uplink_bytes, downlink_bytes, dense_uplink_bytes: as in the last row.
         bits_per_parameter: of an update's messages, mean.
-        parameters: of an update.
+        parameters: of an update; with several groups the mean over the devices.
         final_accuracy, best_accuracy: of the last, and of the best evaluation.
         target_round: the first evaluated round with the target accuracy; None if it was not reached or there is none.
         target_time, target_uplink_bytes: when and at what cost that was.

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,22 +13,19 @@ import numpy as np
 from edgefl import __version__
 from edgefl.codec.history import History
 from edgefl.codec.update import needs_history
-from edgefl.engine.contract import Engine
-from edgefl.engine.open import open_engine
-from edgefl.errors import ConfigError
-from edgefl.layout import Float32
-from edgefl.rates import learning_rate_at
+from edgefl.participation import mean_loss
 from edgefl.server.rounds import Accept, Repeat, Rounds, aggregated, due, judge, stored
-from edgefl.simulate.downlink import Published
+from edgefl.simulate.checks import check
+from edgefl.simulate.examiner import Examiner
 from edgefl.simulate.experiment import Experiment
 from edgefl.simulate.fairness import Success, participation, standing, success
 from edgefl.simulate.fleet import Fleet
 from edgefl.simulate.histories import Histories
 from edgefl.simulate.jobs import Job
-from edgefl.simulate.ledger import Ledger
+from edgefl.simulate.ledger import Ledger, Named
 from edgefl.simulate.past import Past
 from edgefl.simulate.result import Result, Row, Totals
-from edgefl.simulate.schedule import Arrival, Buffered, Parts, Schedule, Synchronous
+from edgefl.simulate.schedule import Arrival, Buffered, Orders, Parts, Schedule, Synchronous
 from edgefl.simulate.server import Server
 from edgefl.simulate.setting import Setting, set_scene
 from edgefl.simulate.workers import Workers
@@ -65,16 +63,6 @@ def simulate(experiment: Experiment, *, workers: Workers, progress: Callable[[Pr
         return simulation.result(time.monotonic() - began)
 
 
-def check(experiment: Experiment) -> None:
-    """Refuse what can be seen to be impossible. Raises ConfigError."""
-    if experiment.mode == "buffered" and experiment.speeds is None:
-        raise ConfigError("buffered rounds need to know how long devices take", remedy="Add a table `speeds`")
-    if experiment.mode == "buffered" and experiment.attack and experiment.attack.kind == "alie":
-        raise ConfigError("conspirators need synchronous rounds", expected="mode `synchronous` with the attack `alie`")
-    if experiment.plan.aggregator == "root-set" and not experiment.root:
-        raise ConfigError("the aggregator `root-set` needs examples of the server's own", remedy="Set `root` in the experiment")
-
-
 class Simulation:
     """One simulation under way. An accumulator with one owner."""
 
@@ -83,16 +71,21 @@ class Simulation:
         self._experiment = experiment
         self._setting = setting
         self._workers = workers
-        name = _id(experiment.model)
-        self._fleet = Fleet(experiment, name, scene.devices)
-        self._server = Server(experiment, scene.head.layout, setting.weights)
-        self._ledger = Ledger(name, f"w{experiment.width:g}-{experiment.precision}", scene.sent)
+        names = [Named(_id(group.model), f"w{group.width:g}-{experiment.precision}") for group in experiment.structures]
+        layouts = [structure.head.layout for structure in scene.structures]
+        self._fleet = Fleet(experiment, [names[kind].model for kind in scene.kinds])
+        self._servers = [Server(experiment, family, layouts) for family in setting.families]
+        self._server_of = {kind: server for f, server in zip(setting.families, self._servers, strict=True) for kind in f.views}
+        self._loss = 0.0
+        self._trouble = ""
+        self._ledger = Ledger(names, scene)
         parts = Parts(experiment, self._fleet, scene, workers, self._ledger)
         self._schedule: Schedule = Buffered(parts) if experiment.mode == "buffered" else Synchronous(parts)
         self._rounds = Rounds(experiment.plan, 1, experiment.plan.rounds, 0.0)
-        self._past, self._histories = Past(), Histories(scene.head.layout)
+        self._past, self._histories = Past(), [Histories(layout) for layout in layouts]
         stack.callback(self._past.close)
-        self._engine = evaluator(setting, Path(stack.enter_context(TemporaryDirectory(prefix="edgefl-evaluate-"))))
+        directory = Path(stack.enter_context(TemporaryDirectory(prefix="edgefl-evaluate-")))
+        self._examiner = Examiner(experiment, setting, directory)
         self._rows: list[Row] = []
         workers.open(scene)
 
@@ -100,11 +93,10 @@ class Simulation:
         """All rounds, or as many as the target takes."""
         plan, every = self._experiment.plan, self._experiment.evaluate_every
         for number in range(1, plan.rounds + 1):
-            published = self._publish(number)
-            self._collect(published)
-            counted = self._server.close(self._root(number) if plan.aggregator == "root-set" else None)
-            self._fleet.judge(self._server.scores())
+            self._collect(self._publish(number))
+            counted = self._close(number)
             self._rounds = aggregated(self._rounds, self._schedule.now)
+            self._teach(number)
             row = None
             if number % every == 0 or number == plan.rounds:
                 row = self._evaluate(number, counted)
@@ -113,19 +105,20 @@ class Simulation:
             if row and row.accuracy is not None and 0.0 < self._experiment.target <= row.accuracy:
                 return
 
-    def _publish(self, number: int) -> Published:
-        published = self._server.publish(number)
+    def _publish(self, number: int) -> Orders:
+        orders = {kind: published for server in self._servers for kind, published in server.publish(number).items()}
         for named in (0, 1) if number == 1 else (number,):
-            self._past.add(named, published.weights)
-            self._workers.share(named, published.weights)
+            for kind, published in orders.items():
+                self._past.add(kind, named, published.weights)
+                self._workers.share(kind, named, published.weights)
         oldest = min(self._schedule.needed(), number - self._experiment.plan.staleness) - HISTORY_REACH
         self._workers.forget(self._past.forget(oldest))
-        return published
+        return orders
 
-    def _collect(self, published: Published) -> None:
+    def _collect(self, orders: Orders) -> None:
         """Take what arrives until the round is to be closed."""
         buffered = self._experiment.mode == "buffered"
-        for arrival in self._schedule.arrivals(published, self._server.loss):
+        for arrival in self._schedule.arrivals(orders, self._loss):
             self._take(arrival)
             if buffered and due(self._rounds, arrival.time):
                 return
@@ -136,12 +129,12 @@ class Simulation:
         fleet, ledger = self._fleet, self._ledger
         if played.failure:
             ledger.failed += 1
-            self._server.trouble = self._server.trouble or played.failure
+            self._trouble = self._trouble or played.failure
             return
         fleet.loss[device], fleet.before[device] = played.loss_after, arrival.number
-        key = (fleet.names[device], arrival.number)
+        key, kind = (fleet.names[device], arrival.number), self._setting.scene.kind(device)
         match judge(self._rounds, key):
-            case Accept(late=late) if self._server.receive(played, late, self._history(arrival)):
+            case Accept(late=late) if self._server_of[kind].receive(kind, played, late, self._history(kind, arrival)):
                 self._rounds = stored(self._rounds, key)
                 fleet.counts[device] += 1
                 ledger.updates += 1
@@ -150,38 +143,45 @@ class Simulation:
                 ledger.refused += 1
             case refusal:
                 ledger.refused += 1
-                self._server.trouble = self._server.trouble or refusal.reason
+                self._trouble = self._trouble or refusal.reason
 
-    def _history(self, arrival: Arrival) -> History | None:
+    def _history(self, kind: int, arrival: Arrival) -> History | None:
         """What the update was coded against."""
         if not needs_history(arrival.played.data):
             return None
-        return self._histories.of(self._past.weights, arrival.played.before, arrival.number)
+        return self._histories[kind].of(partial(self._past.weights, kind), arrival.played.before, arrival.number)
 
-    def _root(self, number: int) -> Float32:
-        """What the server learns in this round from the examples that it kept back."""
-        plan, weights = self._experiment.plan, self._server.weights
-        if self._setting.root is None:
-            raise ConfigError("the server has no examples of its own")
-        rng = np.random.default_rng([self._experiment.seed, 5, number])
-        self._engine.set_vector(weights)
-        self._engine.train(self._setting.root, epochs=plan.epochs, learning_rate=learning_rate_at(plan, number), rng=rng)
-        change: Float32 = self._engine.vector() - weights
-        return change
+    def _close(self, number: int) -> int:
+        """Aggregate every family's round; how many updates counted."""
+        counted, rooted = 0, self._experiment.plan.aggregator == "root-set"
+        for family, server in zip(self._setting.families, self._servers, strict=True):
+            counted += server.close(self._examiner.learned(family, server, number) if rooted else None)
+        self._fleet.judge({device: score for server in self._servers for device, score in server.scores().items()})
+        losses = [loss for server in self._servers for loss in server.losses]
+        self._loss = mean_loss(losses) if losses else self._loss
+        return counted
+
+    def _teach(self, number: int) -> None:
+        """Let the families learn from each other, if it is time for that."""
+        ensemble = self._experiment.ensemble
+        if ensemble and ensemble.every and number % ensemble.every == 0:
+            self._examiner.teach(self._servers, number)
 
     def _evaluate(self, number: int, counted: int) -> Row:
-        self._engine.set_vector(self._server.weights)
-        found = self._engine.evaluate(self._setting.holdout)
-        ledger = self._ledger
+        structures = self._examiner.structures(self._servers)
+        ensembles = self._examiner.ensembles(self._servers) if self._experiment.ensemble else ()
+        shown, ledger = (*structures[:1], *ensembles)[-1], self._ledger
         return Row(
             round=number,
             time=self._schedule.now,
-            accuracy=found.accuracy,
-            loss=found.loss if np.isfinite(found.loss) else None,
+            accuracy=shown.accuracy,
+            loss=shown.loss,
             uplink_bytes=ledger.uplink,
             downlink_bytes=ledger.downlink,
             dense_uplink_bytes=ledger.dense,
             participants=counted,
+            structures=structures if len(structures) > 1 else (),
+            ensembles=ensembles,
         )
 
     def result(self, seconds: float) -> Result:
@@ -194,7 +194,7 @@ class Simulation:
             participation=participation(self._fleet.counts.tolist()),
             devices=self._on_devices(),
             standing=standing(self._fleet.standing, self._fleet.excluded, self._fleet.hostile),
-            trouble=self._server.trouble,
+            trouble=next(filter(None, (self._trouble, *(server.trouble for server in self._servers))), ""),
         )
 
     def _totals(self, seconds: float) -> Totals:
@@ -211,7 +211,7 @@ class Simulation:
             uplink_bytes=ledger.uplink,
             downlink_bytes=ledger.downlink,
             dense_uplink_bytes=ledger.dense,
-            bits_per_parameter=8 * ledger.uplink / max(1, ledger.sent * ledger.parameters),
+            bits_per_parameter=32 * ledger.uplink / max(1, ledger.dense),
             parameters=ledger.parameters,
             final_accuracy=rows[-1].accuracy,
             best_accuracy=max(known, default=None),
@@ -223,7 +223,8 @@ class Simulation:
 
     def _on_devices(self) -> Success | None:
         final = self._rows[-1].round + 1
-        self._workers.share(final, self._server.weights)
+        for kind, server in self._server_of.items():
+            self._workers.share(kind, final, server.weights(kind))
         honest = np.flatnonzero(~self._fleet.hostile).tolist()
         jobs = [
             Job(final, None, (self._fleet.player(device, final),)) for device in honest if self._setting.scene.samples(device)
@@ -231,12 +232,6 @@ class Simulation:
         accuracies = [played.accuracy for answer in self._workers.run(jobs) for played in answer]
         known = [accuracy for accuracy in accuracies if accuracy is not None]
         return success(known) if known else None
-
-
-def evaluator(setting: Setting, directory: Path) -> Engine:
-    """An engine in this process for the hold-out examples."""
-    setting.scene.write_graphs(directory)
-    return open_engine(setting.scene.files(directory), threads=1)
 
 
 def _id(model: str) -> str:

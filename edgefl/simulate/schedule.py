@@ -13,7 +13,7 @@ on when it began alone, and so all workers have something to do.
 """
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,6 +44,10 @@ class Arrival:
     time: float
 
 
+Orders = Mapping[int, Published]
+"""What an open round is for the devices of each structure; at least one."""
+
+
 class Bill(Protocol):
     """Counts what messages cost."""
 
@@ -64,7 +68,7 @@ class Schedule(Protocol):
         """Simulated seconds since the start."""
         ...
 
-    def arrivals(self, published: Published, mean_loss: float) -> Iterator[Arrival]:
+    def arrivals(self, orders: Orders, mean_loss: float) -> Iterator[Arrival]:
         """What arrives while a round is open. The caller stops when the round closes."""
         ...
 
@@ -91,6 +95,10 @@ class Parts:
         examples = self.scene.samples(device) * self.experiment.plan.epochs
         return float(self.fleet.slowness[device]) * speeds.seconds_per_example * examples
 
+    def published(self, device: int, orders: Orders) -> Published:
+        """What an open round is for a device."""
+        return orders[self.scene.kind(device)]
+
     def fetching_seconds(self, device: int, published: Published) -> float:
         """How long a device takes to fetch what a round needs; the bytes are counted."""
         count = self.bill.fetch(int(self.fleet.fetched[device]), published)
@@ -112,31 +120,41 @@ class Synchronous:
         self._oldest = 1
         self.now = 0.0
 
-    def arrivals(self, published: Published, mean_loss: float) -> Iterator[Arrival]:
+    def arrivals(self, orders: Orders, mean_loss: float) -> Iterator[Arrival]:
         """See `Schedule.arrivals`."""
-        parts, began = self._parts, self.now
-        players = [parts.fleet.player(d, published.number) for d in parts.fleet.chosen(published.number, mean_loss)]
-        self._oldest = published.number
-        jobs = jobs_of(players, published)
-        ready = {p.number: began + parts.fetching_seconds(p.number, published) for p in players}
+        parts, began, number = self._parts, self.now, number_of(orders)
+        players = [parts.fleet.player(d, number) for d in parts.fleet.chosen(number, mean_loss)]
+        self._oldest = number
+        jobs = jobs_of(players, lambda device: parts.published(device, orders))
+        ready = {p.number: began + parts.fetching_seconds(p.number, parts.published(p.number, orders)) for p in players}
         known = {player.number: player for player in players}
         for played in in_order(players, jobs, parts.workers):
             player = known[played.number]
-            sent = parts.bill.send(player, published.number, played)
+            sent = parts.bill.send(player, number, played)
             at = ready[played.number] + parts.training_seconds(played.number) + parts.sending_seconds(sent)
             self.now = max(self.now, at)
-            yield Arrival(played, player, published.number, at)
+            yield Arrival(played, player, number, at)
 
     def needed(self) -> int:
         """See `Schedule.needed`."""
         return self._oldest
 
 
-def jobs_of(players: Sequence[Player], published: Published) -> list[Job]:
-    """One job for each player, and one for all that conspire."""
+def number_of(orders: Orders) -> int:
+    """The number of the open round."""
+    return next(iter(orders.values())).number
+
+
+def jobs_of(players: Sequence[Player], published: Callable[[int], Published]) -> list[Job]:
+    """One job for each player, and one for all that conspire, who all train the same structure."""
+
+    def job(of: tuple[Player, ...]) -> Job:
+        order = published(of[0].number)
+        return Job(order.number, order.task, of, len(players))
+
     plotters = tuple(p for p in players if p.attack and p.attack.kind == "alie")
-    single = [Job(published.number, published.task, (p,), len(players)) for p in players if p not in plotters]
-    return [*([Job(published.number, published.task, plotters, len(players))] if plotters else []), *single]
+    single = [job((p,)) for p in players if p not in plotters]
+    return [*([job(plotters)] if plotters else []), *single]
 
 
 def in_order(players: Sequence[Player], jobs: Sequence[Job], workers: Workers) -> Iterator[Played]:
@@ -171,10 +189,10 @@ class Buffered:
         self._events: list[tuple[float, int, bool]] = []  # when, which device, whether its update arrives (or is trained)
         self.now = 0.0
 
-    def arrivals(self, published: Published, mean_loss: float) -> Iterator[Arrival]:
+    def arrivals(self, orders: Orders, mean_loss: float) -> Iterator[Arrival]:
         """See `Schedule.arrivals`. Ends when no device trains and none begins."""
         while True:
-            self._begin(published, mean_loss)
+            self._begin(orders, mean_loss)
             if not self._events:
                 return
             self.now, device, arrives = heapq.heappop(self._events)
@@ -187,10 +205,11 @@ class Buffered:
             del self._begun[device], self._done[device]
             yield Arrival(played, begun.player, begun.published.number, self.now)
 
-    def _begin(self, published: Published, mean_loss: float) -> None:
+    def _begin(self, orders: Orders, mean_loss: float) -> None:
         """Let idle devices look at the order of the open round."""
         parts = self._parts
-        for device in self._candidates(published.number, mean_loss):
+        for device in self._candidates(number_of(orders), mean_loss):
+            published = parts.published(device, orders)
             fetched = parts.fetching_seconds(device, published)
             at = self.now + fetched + parts.training_seconds(device)
             self._begun[device] = _Begun(parts.fleet.player(device, published.number), published, at)

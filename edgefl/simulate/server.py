@@ -1,11 +1,15 @@
-"""The simulated server: what the live one does with updates and weights, without ledger, files and clock.
+"""The simulated server of one family: what the live one does with updates and weights, without ledger, files and clock.
 
-Model: for each round it publishes the weights (encoded and decoded as devices fetch them) and the task; it decodes updates, folds
-them with their staleness into the plan's aggregator, and makes the next weights of the result.
+Model: for each round it publishes the weights of each structure (encoded and decoded as devices fetch them) and the task; it
+decodes updates, folds them with their staleness into the plan's aggregator, in the parent's coordinates, and makes the next
+parent of the result.
 
 Rules: as in `edgefl.server.training`: an update that would make a weight too large to be written is refused; weights that cannot
 be written are given up, and the round closes with those that it began with.
 """
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -17,73 +21,96 @@ from edgefl.codec.history import History
 from edgefl.codec.sparsify import Sparse
 from edgefl.codec.update import decode
 from edgefl.errors import ModelError, UpdateError
-from edgefl.layout import Float32, Layout
+from edgefl.layout import Float32, Index, Layout
 from edgefl.participation import mean_loss
 from edgefl.server.variants import largest_weight
 from edgefl.simulate.downlink import Downlink, Published
 from edgefl.simulate.experiment import Experiment
 from edgefl.simulate.jobs import Played
+from edgefl.simulate.setting import Family
 from edgefl.wire.tasks import task_of
 
 
+@dataclass(frozen=True, slots=True)
+class _View:
+    """One structure: the parent coordinates that it has and those that its updates carry (None: all), and its way down."""
+
+    index: Index | None
+    sent: Index | None
+    size: int
+    downlink: Downlink
+
+
 class Server:
-    """One training's server. An accumulator with one owner.
+    """One family's server. An accumulator with one owner.
 
     Attributes:
         parent: the newest weights, float32.
-        loss: mean training loss that the devices reported of the last round; 0 before there is one.
+        losses: mean training losses that devices reported of the round under way.
+        loss: their mean in the last round; 0 before there is one.
         refused: updates that were of no use; `trouble` says why the first was.
     """
 
-    def __init__(self, experiment: Experiment, layout: Layout, weights: Float32) -> None:
-        """Begin with these weights."""
+    def __init__(self, experiment: Experiment, family: Family, layouts: Sequence[Layout]) -> None:
+        """Begin with the family's first weights.
+
+        Args:
+            experiment: what is simulated.
+            family: whose server this is.
+            layouts: of all structures.
+        """
         self.experiment = experiment
-        self.parent = weights
+        self.parent = family.weights
         self.loss = 0.0
+        self.losses: list[float] = []
         self.refused = 0
         self.trouble = ""
-        self._shared = layout.shared()
-        self._size = layout.size if self._shared is None else len(self._shared)
+        self._views = {kind: self._view(kind, index, layouts[kind]) for kind, index in family.views.items()}
         self._largest = largest_weight(experiment.precision)
-        self._losses: list[float] = []
-        self._parts = tuple(place for _, place in layout.slices())
-        self._sum = make(experiment.plan, layout.size, self._parts)
-        self._optimizer = begin(experiment.plan.optimizer, layout.size)
-        self._downlink = Downlink(experiment, layout, weights)
+        self._parts = tuple(place for _, place in family.layout.slices())
+        self._sum = make(experiment.plan, family.layout.size, self._parts)
+        self._optimizer = begin(experiment.plan.optimizer, family.layout.size)
 
-    def publish(self, number: int) -> Published:
-        """Open a round."""
-        self._sum, self._losses = make(self.experiment.plan, len(self.parent), self._parts), []
+    def _view(self, kind: int, index: Index | None, layout: Layout) -> _View:
+        shared = layout.shared()
+        sent = shared if index is None else index if shared is None else index[shared]
+        size = layout.size if shared is None else len(shared)
+        return _View(index, sent, size, Downlink(self.experiment, layout, _part(self.parent, index), kind))
+
+    def publish(self, number: int) -> Mapping[int, Published]:
+        """Open a round; what the devices of each structure get."""
+        self._sum, self.losses = make(self.experiment.plan, len(self.parent), self._parts), []
         plan, seed = self.experiment.plan, self.experiment.seed
         task = msgspec.structs.replace(task_of(plan, number, self.loss), seed=(plan.seed + 1_000_003 * seed) % (1 << 32))
-        return self._downlink.publish(number, task)
+        return {kind: view.downlink.publish(number, task) for kind, view in self._views.items()}
 
     def scores(self) -> dict[int, float]:
         """What the aggregator thinks of the devices of the round just closed."""
         return {int(device): score for device, score in self._sum.scores().items()}
 
-    @property
-    def weights(self) -> Float32:
-        """The newest weights as devices decode them, float32."""
-        return self._downlink.weights
+    def weights(self, kind: int) -> Float32:
+        """The newest weights as the devices of a structure decode them, float32."""
+        return self._views[kind].downlink.weights
 
-    def receive(self, played: Played, late: int, history: History | None) -> bool:
+    def receive(self, kind: int, played: Played, late: int, history: History | None) -> bool:
         """Fold an update into the round; whether it counts.
 
         Args:
+            kind: structure of the device.
             played: with an update.
             late: rounds since the one it was trained for.
             history: that it was coded against; None if it was coded plainly.
         """
+        view = self._views[kind]
         try:
-            update = decode(played.data, self._size, history)
-            self._check_range(update)
+            update = decode(played.data, view.size, history)
+            self._check_range(update, view.sent)
             weight = played.samples * polynomial_staleness(late)
-            self._sum.add(update, self._shared, weight, key="w", device=f"{played.number:07d}")
+            self._sum.add(update, view.sent, weight, key=f"w{kind}", device=f"{played.number:07d}")
         except UpdateError as error:
             self.refuse(str(error))
             return False
-        self._losses.append(played.loss_after)
+        self.losses.append(played.loss_after)
         return True
 
     def refuse(self, reason: str) -> None:
@@ -91,8 +118,8 @@ class Server:
         self.refused += 1
         self.trouble = self.trouble or reason
 
-    def _check_range(self, update: Sparse) -> None:
-        places = update.positions if self._shared is None else self._shared[update.positions]
+    def _check_range(self, update: Sparse, sent: Index | None) -> None:
+        places = update.positions if sent is None else sent[update.positions]
         moved = update.values.astype(np.float64) * self.experiment.plan.server_rate
         if float(np.abs(self.parent[places] + moved).max()) > self._largest:
             raise UpdateError("it makes a weight too large: training has diverged")
@@ -107,11 +134,25 @@ class Server:
             return 0
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite cannot be written
             aggregate = self._sum.result(root)
-            parent, optimizer = advance(self.parent, aggregate, self._optimizer, self.experiment.plan.server_rate)
+            covered = self._sum.covered() if self._optimizer.vectors else None
+            moved, optimizer = advance(self.parent, aggregate, self._optimizer, self.experiment.plan.server_rate, covered)
+        if self.follow(moved):
+            self._optimizer = optimizer
+        self.loss = mean_loss(self.losses)
+        return self._sum.updates
+
+    def follow(self, parent: Float32) -> bool:
+        """Take these weights for the next round; whether they can be written."""
         try:
-            self._downlink.follow(parent)
-            self.parent, self._optimizer = parent, optimizer
+            ready = [(view.downlink, view.downlink.next(_part(parent, view.index))) for view in self._views.values()]
         except ModelError as error:
             self.trouble = self.trouble or str(error)
-        self.loss = mean_loss(self._losses)
-        return self._sum.updates
+            return False
+        for downlink, step in ready:
+            downlink.take(step)
+        self.parent = parent
+        return True
+
+
+def _part(parent: Float32, index: Index | None) -> Float32:
+    return parent if index is None else parent[index]

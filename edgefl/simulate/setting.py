@@ -1,5 +1,6 @@
-"""Setting the scene: the data is loaded and dealt to the devices, the model is built and exported. Loads torch."""
+"""Setting the scene: the data is loaded and dealt to the devices, the models are built and exported. Loads torch."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -9,15 +10,37 @@ from edgefl.errors import ConfigError
 from edgefl.examples import Examples
 from edgefl.export.graphs import ExportedGraphs, export_graphs
 from edgefl.export.models import ModelSource, load_factory
-from edgefl.export.tensors import vector_of
-from edgefl.layout import Float32, Index
+from edgefl.export.tensors import layout_of, vector_of
+from edgefl.layout import Float32, Index, Layout, nested_index
 from edgefl.recipe import Recipe
-from edgefl.simulate.experiment import Dirichlet, Experiment, Iid, Natural, Shards, located
+from edgefl.simulate.experiment import Dirichlet, Experiment, Group, Iid, Natural, Shards, located
 from edgefl.simulate.jobs import SceneHead
-from edgefl.simulate.scene import ENGINE, Scene
+from edgefl.simulate.scene import ENGINE, Scene, Structure
 from edgefl.sources.clients import clients_of
 from edgefl.sources.parse import open_source
 from edgefl.sources.split import dirichlet_split, iid_split, natural_split, shard_split
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One model and its widths.
+
+    Attributes:
+        model: as in the experiment.
+        layout: of the parent, which is the widest of its structures.
+        weights: the parent's first ones, float32, in the layout's order.
+        views: by structure, the widest first: the parent coordinates that it has, int64; None for all of them.
+    """
+
+    model: str
+    layout: Layout
+    weights: Float32
+    views: Mapping[int, Index | None]
+
+    @property
+    def widest(self) -> int:
+        """The structure that is the parent itself."""
+        return next(iter(self.views))
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,55 +49,119 @@ class Setting:
 
     Attributes:
         scene: for the workers.
-        weights: the first ones, float32, in the layout's order.
-        holdout: examples to evaluate on, in the model's shape.
-        root: examples that the server keeps for itself; None without.
+        families: in the order in which the experiment names them.
+        holdout: examples to evaluate on.
+        root: examples that the server keeps for the aggregator `root-set`; None without.
+        labelled, unlabelled: that it keeps for the ensemble; None without.
     """
 
     scene: Scene
-    weights: Float32
+    families: tuple[Family, ...]
     holdout: Examples
     root: Examples | None
+    labelled: Examples | None
+    unlabelled: Examples | None
 
 
 def set_scene(experiment: Experiment) -> Setting:
-    """Load the data, cut it, export the model.
+    """Load the data, cut it, export the models.
 
     Raises:
         ConfigError: a combination that is impossible, or data that is not there.
-        DataError: the data is damaged, does not fit the model, or is too little for the split.
-        ModelError: the model cannot be exported.
+        DataError: the data is damaged, does not fit the models, or is too little for the split.
+        ModelError: a model cannot be exported.
     """
-    source, exported = _exported(experiment.model, experiment.width, experiment.batch, experiment.recipe)
-    holdout = _shaped(experiment.holdout, source)
-    examples = _shaped(experiment.data, source)
+    groups = experiment.structures
+    sources = [_source(group.model, experiment.recipe) for group in groups]
+    if len({source.classes for source in sources}) > 1:
+        found = ", ".join(f"{source.name}: {source.classes}" for source in sources)
+        raise ConfigError("models with different outputs in one experiment", found=found)
+    holdout, examples = _shaped(experiment.holdout, sources), _shaped(experiment.data, sources)
+    exports = [_exported(group.model, group.width, experiment.batch, experiment.recipe) for group in groups]
     rng = np.random.default_rng([experiment.seed, 1])
-    kept_back = _kept_back(experiment, examples, rng)
-    devices = _dealt(experiment, examples, np.setdiff1d(np.arange(len(examples)), kept_back), rng)
+    root, labelled, unlabelled = _kept_back(experiment, len(examples), rng)
+    dealt = np.setdiff1d(np.arange(len(examples)), np.concatenate([root, labelled, unlabelled]))
+    devices = _dealt(experiment, examples, dealt, rng)
     bounds = np.cumsum([0, *map(len, devices)], dtype=np.int64)
     momentum = experiment.plan.correction > 0.0
-    head = SceneHead(exported.layout, source.input_shape, source.classes, experiment.batch, source.recipe, momentum)
-    scene = Scene(head, exported.graphs, examples.x, examples.y, np.concatenate(devices), bounds)
-    weights = vector_of(source.build(experiment.width, seed=experiment.seed))
-    return Setting(scene, weights, holdout, examples.take(kept_back) if len(kept_back) else None)
+    structures = tuple(
+        Structure(
+            SceneHead(made.layout, source.input_shape, source.classes, experiment.batch, source.recipe, momentum), made.graphs
+        )
+        for source, made in zip(sources, exports, strict=True)
+    )
+    kinds = assigned([group.share for group in groups], len(devices), experiment.seed)
+    scene = Scene(structures, examples.x, examples.y, np.concatenate(devices), bounds, kinds)
+    kept = [examples.take(rows) if len(rows) else None for rows in (root, labelled, unlabelled)]
+    return Setting(scene, _families(experiment, sources), holdout, *kept)
 
 
-@lru_cache(maxsize=8)
-def _exported(model: str, width: float, batch: int, recipe: Recipe) -> tuple[ModelSource, ExportedGraphs]:
+def assigned(shares: Sequence[float], devices: int, seed: int) -> Index:
+    """Which structure each device trains, int64, shape `(devices,)`: as many of each as its share says, who is drawn at random.
+
+    Args:
+        shares: positive; what they sum to does not matter.
+        devices: how many.
+        seed: of the draw.
+    """
+    wanted = np.asarray(shares) / np.sum(shares) * devices
+    counts = np.floor(wanted).astype(np.int64)
+    # The largest remainders get what is left; among equal ones the first.
+    for kind in np.argsort(-(wanted - counts), kind="stable")[: devices - int(counts.sum())]:
+        counts[kind] += 1
+    kinds = np.repeat(np.arange(len(shares), dtype=np.int64), counts)
+    return kinds if len(shares) == 1 else np.random.default_rng([seed, 6]).permutation(kinds)
+
+
+def _families(experiment: Experiment, sources: Sequence[ModelSource]) -> tuple[Family, ...]:
+    groups = experiment.structures
+    members: dict[str, list[int]] = {}
+    for kind, group in enumerate(groups):
+        members.setdefault(group.model, []).append(kind)
+    found = []
+    for model, kinds in members.items():
+        ordered = sorted(kinds, key=lambda kind: (-groups[kind].width, kind))
+        source, widest = sources[ordered[0]], groups[ordered[0]].width
+        module = source.build(widest, seed=experiment.seed)
+        parent = layout_of(module)
+        views = {kind: _view(source, groups[kind], parent) for kind in ordered}
+        found.append(Family(model, parent, vector_of(module), views))
+    return tuple(found)
+
+
+def _view(source: ModelSource, group: Group, parent: Layout) -> Index | None:
+    layout = layout_of(source.build(group.width))
+    return None if layout == parent else nested_index(parent, layout)
+
+
+@lru_cache(maxsize=32)
+def _source(model: str, recipe: Recipe) -> ModelSource:
+    return load_factory(model, recipe)
+
+
+@lru_cache(maxsize=32)
+def _exported(model: str, width: float, batch: int, recipe: Recipe) -> ExportedGraphs:
     """A model's graphs; exporting takes seconds, and experiments of one series share them."""
-    source = load_factory(model, recipe)
-    return source, export_graphs(source, width, ENGINE, batch)
+    return export_graphs(_source(model, recipe), width, ENGINE, batch)
 
 
-def _shaped(text: str, source: ModelSource) -> Examples:
-    return open_source(located(text)).load().shaped(source.input_shape, source.classes, source.recipe.loss)
+def _shaped(text: str, sources: Sequence[ModelSource]) -> Examples:
+    """Examples that fit every model, in the shape of the first."""
+    examples = open_source(located(text)).load()
+    for source in reversed(sources):
+        examples = examples.shaped(source.input_shape, source.classes, source.recipe.loss)
+    return examples
 
 
-def _kept_back(experiment: Experiment, examples: Examples, rng: np.random.Generator) -> Index:
-    """Rows of the server's own examples, ascending."""
-    if experiment.root >= len(examples):
-        raise ConfigError("the server keeps all examples for itself", expected=f"root below {len(examples)}")
-    return np.sort(rng.permutation(len(examples))[: experiment.root])
+def _kept_back(experiment: Experiment, count: int, rng: np.random.Generator) -> tuple[Index, Index, Index]:
+    """Rows of the server's own examples: of the root set, labelled, unlabelled; each ascending, no row twice."""
+    ensemble = experiment.ensemble
+    wanted = (experiment.root, ensemble.labelled, ensemble.unlabelled) if ensemble else (experiment.root, 0, 0)
+    if sum(wanted) >= count:
+        raise ConfigError("the server keeps all examples for itself", expected=f"fewer than {count}", found=str(sum(wanted)))
+    order = rng.permutation(count)
+    first, second, third = np.cumsum(wanted)
+    return np.sort(order[:first]), np.sort(order[first:second]), np.sort(order[second:third])
 
 
 def _dealt(experiment: Experiment, examples: Examples, rows: Index, rng: np.random.Generator) -> list[Index]:

@@ -23,8 +23,8 @@ class Workers(Protocol):
         """Begin a simulation: what an earlier one left is forgotten. Raises MachineError when no worker can be started."""
         ...
 
-    def share(self, number: int, weights: Float32) -> None:
-        """The weights that devices of a round train from, in the layout's order; number 0: the first ones."""
+    def share(self, kind: int, number: int, weights: Float32) -> None:
+        """The weights that devices of a structure train from in a round, in the layout's order; number 0: the first ones."""
         ...
 
     def forget(self, numbers: Iterable[int]) -> None:

@@ -100,7 +100,7 @@ def start_training(database: sqlite3.Connection, version: VersionRecord, plan: P
         FleetError: the model is being trained already.
     """
     with transaction(database):
-        if any(t.model == version.model for t in trainings(database, "running")):
+        if is_trained(database, version.model):
             raise FleetError(
                 f"model {version.model!r} is being trained already",
                 remedy=f"Wait for it, or stop it: edgefl train stop {version.model}",
@@ -115,6 +115,11 @@ def start_training(database: sqlite3.Connection, version: VersionRecord, plan: P
         held = newest_held(database, version) if plan.downlink_sparsity < 1.0 else None
         _open_round(database, training, before + 1, (weights, held, None), now)
     return training
+
+
+def is_trained(database: sqlite3.Connection, model: str) -> bool:
+    """Whether a training of the model is running."""
+    return any(training.model == model for training in trainings(database, "running"))
 
 
 def _open_round(

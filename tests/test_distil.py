@@ -1,0 +1,241 @@
+"""Lessons from an ensemble to a model: the weighted training step, the widths of a family, and `edgefl distil` on a fleet."""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from edgefl.aggregate.ensemble import probabilities
+from edgefl.cli.main import run
+from edgefl.codec.weights import Precision, encode_weights
+from edgefl.engine.contract import VariantFiles
+from edgefl.engine.open import open_engine
+from edgefl.errors import FleetError
+from edgefl.examples import Examples
+from edgefl.plan import Plan
+from edgefl.server.founding import create_fleet
+from edgefl.server.teaching import Pupil, beliefs, taught
+from edgefl.server.variants import load_parent, store_parent
+from edgefl.store.database import transaction
+from edgefl.store.ledger import Outcome, newest_training, newest_weights, start_training
+from edgefl.store.releases import release
+from edgefl.store.taught import add_round
+from edgefl.store.versions import get_version
+from edgefl.wire.blocks import file_ref
+from edgefl.wire.messages import Manifest, encode
+
+_HERE = Path(__file__).parent
+
+
+def _module(name, path):
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+toy = _module("toyfleet", _HERE / "toyfleet.py")
+GOLDEN = _module("make_graphs", _HERE / "golden" / "make_graphs.py").read("variant-dense")
+START = np.frombuffer(GOLDEN.start, dtype=np.float32)
+MODELS = ("left", "right")
+
+
+@pytest.fixture
+def engine(tmp_path):
+    """The golden variant in the portable engine."""
+    paths = {role: tmp_path / role for role in GOLDEN.files}
+    for role, path in paths.items():
+        path.write_bytes(GOLDEN.files[role])
+    files = VariantFiles("portable", GOLDEN.layout, GOLDEN.input_shape, GOLDEN.classes, GOLDEN.batch, paths, GOLDEN.recipe)
+    return open_engine(files, threads=1)
+
+
+def examples(count=60, seed=0):
+    """A pattern for each class with noise."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, GOLDEN.classes, count)
+    patterns = np.random.default_rng(99).normal(size=(GOLDEN.classes, *GOLDEN.input_shape))
+    return Examples((patterns[y] + 0.3 * rng.normal(size=(count, *GOLDEN.input_shape))).astype(np.float32), y)
+
+
+def trained(engine, given, weights=None, epochs=1, start=START, rate=0.05):
+    """The parameters after training."""
+    engine.set_vector(start)
+    engine.train(given, epochs=epochs, learning_rate=rate, rng=np.random.default_rng(0), weights=weights)
+    return engine.vector()
+
+
+def test_weights_of_one_change_nothing(engine) -> None:
+    """Examples that all weigh 1 are trained on as without weights, to the last bit."""
+    given = examples()
+    assert np.array_equal(trained(engine, given), trained(engine, given, np.ones(60, dtype=np.float32)))
+
+
+def test_weighted_rows_are_a_soft_label(engine) -> None:
+    """A step on one input with three labels, weighted, changes what the mean of the three steps changes, weighted so."""
+    x = examples(1).x
+    shares = np.array([0.5, 0.3, 0.2], dtype=np.float32)
+    rows = Examples(np.repeat(x, 3, axis=0), np.array([0, 1, 2]))
+    together = trained(engine, rows, shares) - START
+    single = [trained(engine, Examples(x, np.array([label]))) - START for label in range(3)]
+    assert together == pytest.approx(sum(share * delta for share, delta in zip(shares, single, strict=True)), abs=1e-6)
+
+
+def test_a_model_learns_what_it_is_told(engine) -> None:
+    """After its lessons it believes of other examples nearly what its teacher does, and its lessons repeat to the last bit."""
+    teacher = trained(engine, examples(200), epochs=30)
+    x, other = examples(200, seed=1).x, examples(50, seed=2).x
+    soft = beliefs(engine, teacher, x)
+
+    def learn():
+        return taught(START, [Pupil(engine, None, 1.0)], x, soft, epochs=20, learning_rate=0.1, seed=(3,))
+
+    learned = learn()
+    wanted = beliefs(engine, teacher, other)
+    before, after = (np.abs(beliefs(engine, vector, other) - wanted).mean() for vector in (START, learned))
+    assert after < before / 3
+    assert np.array_equal(learned, learn())
+
+
+def test_a_width_is_taught_where_it_has_coordinates(engine) -> None:
+    """A pupil that is a part of a larger parent changes that part alone, as it would by itself."""
+    parent = np.concatenate([np.full(5, 7.0, dtype=np.float32), START])
+    given = examples()
+    soft = probabilities(np.eye(GOLDEN.classes, dtype=np.float32)[given.y] * 4)
+    index = np.arange(5, len(parent), dtype=np.int64)
+    options = {"epochs": 1, "learning_rate": 0.1, "seed": (1,)}
+    found = taught(parent, [Pupil(engine, index, 3.0)], given.x, soft, **options)
+    assert np.array_equal(found[:5], parent[:5])
+    assert found[5:] == pytest.approx(taught(START, [Pupil(engine, None, 1.0)], given.x, soft, **options), abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def founded(tmp_path_factory):
+    """A new fleet directory, to be copied."""
+    return create_fleet(tmp_path_factory.mktemp("new") / "fleet", name="test").path
+
+
+@pytest.fixture
+def fleet(founded, tmp_path, monkeypatch):
+    """A fleet with two models, and a device; commands find it."""
+    fleet = toy.ToyFleet(shutil.copytree(founded, tmp_path / "fleet"))
+    monkeypatch.setenv("EDGEFL_FLEET", str(fleet.root))
+    fleet.provision(a="big")
+    return fleet
+
+
+def enter(fleet, model, parent, **said):
+    """A released version of the golden variant."""
+    database = fleet.database
+    weights = encode_weights(parent, GOLDEN.layout, Precision.FP32)
+    contents = {**GOLDEN.files, "weights": weights}
+    for data in contents.values():
+        fleet.blobs.put(data)
+    manifest = Manifest(
+        model=model, version=1, profile="big", variant="w1-fp32", engine="portable", layout=GOLDEN.layout,
+        input_shape=GOLDEN.input_shape, classes=GOLDEN.classes, batch=GOLDEN.batch,
+        files=tuple(file_ref(role, data) for role, data in contents.items()), round_key=fleet.online.public_key,
+        created=int(toy.START), expires=int(toy.START) * 2, recipe=GOLDEN.recipe,
+    )  # fmt: skip
+    manifest = msgspec.structs.replace(manifest, **said)
+    layout = msgspec.msgpack.encode(GOLDEN.layout)
+    with transaction(database):
+        row = (model, 1, toy.START, layout, store_parent(fleet.blobs, parent))
+        database.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?)", row)
+        row = (model, 1, "big", "w1-fp32", "fp32", GOLDEN.layout.size, 1, 10**6, None, encode(manifest))
+        database.execute("INSERT INTO variants VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        release(database, model, 1, toy.START)
+
+
+@pytest.fixture
+def models(fleet, engine, tmp_path):
+    """One model that has learned and one that knows nothing, and the sources `more.npz`, `known.npz` and `test.npz`."""
+    enter(fleet, "left", trained(engine, examples(300), epochs=10))
+    enter(fleet, "right", START)
+    for seed, name in enumerate(("more", "known", "test"), 1):
+        made = examples(150, seed=seed)
+        np.savez(tmp_path / f"{name}.npz", x=made.x, y=made.y)
+    return tmp_path
+
+
+def sources(directory):
+    """The options of `edgefl distil`."""
+    return [f"--on=npz:{directory}/more.npz", f"--labelled=npz:{directory}/known.npz", f"--holdout=npz:{directory}/test.npz"]
+
+
+def test_what_one_model_knows_the_other_learns(fleet, models, capsys) -> None:
+    """The ignorant model becomes nearly as good as the other, which stays good; a training goes on from there."""
+    assert run(["distil", *MODELS, *sources(models), "--json", "--epochs=20", "--learning-rate=0.2"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [one["model"] for one in found] == list(MODELS)
+    knowing, ignorant = found
+    assert ignorant["after"] > ignorant["before"] + 0.2
+    assert min(knowing["after"], ignorant["after"]) > knowing["before"] - 0.05
+    assert (ignorant["round"], ignorant["widths"]) == (1, 1)
+    version = get_version(fleet.database, "right", 1)
+    number, weights = newest_weights(fleet.database, version)
+    assert (number, newest_training(fleet.database, "right").state) == (1, "finished")
+    assert not np.array_equal(load_parent(fleet.blobs, weights), load_parent(fleet.blobs, version.weights))
+    start_training(fleet.database, version, Plan(), "", toy.START)
+    assert newest_weights(fleet.database, version) == (2, weights)
+
+
+def test_a_running_server_announces_what_was_learned(fleet, models) -> None:
+    """It takes the new weights up by itself, as the final weights of a round."""
+    server = fleet.serve()
+    assert not server.service._catalogue.trainings
+    assert run(["distil", *MODELS, *sources(models)[:2]]) == 0
+    server.turns(3)
+    taken = server.service._catalogue.trainings
+    assert set(taken) == set(MODELS)
+    assert all(training.state.finished and training.state.number == 1 for training in taken.values())
+    server.kill()
+
+
+def test_a_model_that_gets_worse_keeps_its_weights(fleet, models, capsys) -> None:
+    """Without weights the ignorant model makes the other doubt; nothing is recorded of it, and its weights stay."""
+    options = [f"--on=npz:{models}/more.npz", f"--holdout=npz:{models}/test.npz", "--epochs=5", "--json"]
+    assert run(["distil", *MODELS, *options]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [one["round"] for one in found] == [0, 1]
+    for one in found:
+        assert newest_weights(fleet.database, get_version(fleet.database, one["model"], 1))[0] == one["round"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["left"], "two models"), (["left", "left"], "two models"), (["left", "nobody"], "no model 'nobody'")],
+)
+def test_impossible_distillations_say_what_to_do(models, capsys, arguments, said) -> None:
+    """One model, or one that does not exist, is an error of the tree."""
+    assert run(["distil", *arguments, *sources(models)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_model_in_training_is_left_alone(fleet, models, capsys) -> None:
+    """Its devices are on their way to other weights; the error says how to stop it."""
+    start_training(fleet.database, get_version(fleet.database, "left", 1), Plan(), "", toy.START)
+    assert run(["distil", *MODELS, *sources(models)]) == 2
+    assert "train stop left" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("models")
+def test_weights_that_have_changed_meanwhile_are_not_replaced(fleet) -> None:
+    """A round is added to the weights that it was made from, or not at all."""
+    version = get_version(fleet.database, "left", 1)
+    outcome = Outcome((), store_parent(fleet.blobs, START * 2))
+    with pytest.raises(FleetError, match="changed meanwhile"):
+        add_round(fleet.database, version, b"\0" * 32, outcome, toy.START)
+    assert newest_weights(fleet.database, version) == (0, version.weights)
+    assert add_round(fleet.database, version, version.weights, outcome, toy.START) == 1
+
+
+def test_a_model_of_the_native_engine_alone_is_refused(fleet, models, capsys) -> None:
+    """The native engine cannot weigh examples."""
+    enter(fleet, "native", START, engine="ort-training")
+    assert run(["distil", "left", "native", *sources(models)]) == 2
+    assert "engine portable" in capsys.readouterr().err

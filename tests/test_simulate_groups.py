@@ -1,0 +1,121 @@
+"""Fleets of several structures in one simulation: widths of one parent, families, and what they learn from each other."""
+
+import msgspec
+import numpy as np
+import pytest
+
+from edgefl.errors import ConfigError
+from edgefl.plan import Plan
+from edgefl.simulate.experiment import Attack, Dirichlet, Ensemble, Experiment, Group, Speeds
+from edgefl.simulate.processes import LocalWorkers
+from edgefl.simulate.result import Result
+
+pytest.importorskip("torch")
+pytest.importorskip("sklearn")
+
+from edgefl.simulate.checks import check
+from edgefl.simulate.run import simulate
+from edgefl.simulate.setting import assigned, set_scene
+
+PLAN = Plan(rounds=3, epochs=2, learning_rate=0.1, sparsity=0.05, bits=2)
+WIDTHS = (Group(width=0.1), Group(width=0.05, share=2.0))
+FAMILIES = (*WIDTHS, Group(model="mnist-cnn", width=0.05))
+MIXED = Experiment(groups=FAMILIES, devices=12, plan=PLAN, split=Dirichlet(alpha=0.5), holdout="digits:?split=test")
+TAUGHT = msgspec.structs.replace(MIXED, ensemble=Ensemble(labelled=40, unlabelled=80, every=1))
+
+
+def essence(result):
+    """Everything of a result but the real time that it took."""
+    return msgspec.structs.replace(result, totals=msgspec.structs.replace(result.totals, seconds=0.0)).json()
+
+
+@pytest.fixture(scope="module")
+def workers():
+    """Two processes that all tests of this file use."""
+    with LocalWorkers(2) as pool:
+        yield pool
+
+
+def test_shares_are_kept_and_the_seed_decides_who() -> None:
+    """Devices are assigned in proportion to the shares, the same way for the same seed, another way for another one."""
+    kinds = assigned([1.0, 2.0, 1.0], 13, seed=0)
+    assert np.bincount(kinds).tolist() == [3, 7, 3]
+    assert np.array_equal(kinds, assigned([2.0, 4.0, 2.0], 13, seed=0))
+    assert not np.array_equal(kinds, assigned([1.0, 2.0, 1.0], 13, seed=1))
+    assert assigned([0.001, 1.0], 3, seed=0).tolist() == [1, 1, 1]
+
+
+def test_widths_are_views_of_one_parent_and_families_are_not() -> None:
+    """Groups of one model begin with the same numbers where they overlap; another model has a parent of its own."""
+    families = set_scene(MIXED).families
+    assert [list(family.views) for family in families] == [[0, 1], [2]]
+    wide, narrow = families[0].views.values()
+    assert wide is None
+    assert len(narrow) < families[0].layout.size
+    assert len(np.unique(narrow)) == len(narrow)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"mode": "buffered", "active": 5, "speeds": Speeds(), "plan": msgspec.structs.replace(PLAN, cohort=4)}],
+    ids=["synchronous", "buffered"],
+)
+def test_the_number_of_workers_does_not_show(workers, changes) -> None:
+    """One worker and two give the same result to the last bit, with widths, families and lessons; it survives JSON."""
+    experiment = msgspec.structs.replace(TAUGHT, **changes)
+    with LocalWorkers(1) as one:
+        first, second = simulate(experiment, workers=one), simulate(experiment, workers=workers)
+    assert essence(first) == essence(second)
+    assert Result.read(first.json()) == first
+    assert not first.trouble
+
+
+@pytest.mark.slow
+def test_everybody_is_judged_and_lessons_help(workers) -> None:
+    """Rows name each structure and ensemble; with two classes a device, families that learn from each other are better."""
+    longer = msgspec.structs.replace(TAUGHT, plan=msgspec.structs.replace(PLAN, rounds=8, sparsity=0.2), evaluate_every=8)
+    lessons = Ensemble(labelled=60, unlabelled=200, every=1, epochs=3, learning_rate=0.1)
+    taught = simulate(msgspec.structs.replace(longer, ensemble=lessons), workers=workers)
+    apart = msgspec.structs.replace(lessons, every=0)
+    alone = simulate(msgspec.structs.replace(longer, ensemble=apart), workers=workers)
+    names = [quality.name for quality in alone.rows[-1].structures]
+    assert names == ["mnist-2nn 0.1", "mnist-2nn 0.05", "mnist-cnn 0.05"]
+    assert [quality.name for quality in alone.rows[-1].ensembles] == ["uniform", "weighted"]
+    assert alone.rows[-1].accuracy == alone.rows[-1].ensembles[-1].accuracy
+    assert alone.totals.updates == taught.totals.updates == 96
+
+    def mean(result):
+        return np.mean([quality.accuracy for quality in result.rows[-1].structures])
+
+    assert mean(taught) > mean(alone) + 0.05, (alone.rows, taught.rows)
+
+
+def test_a_width_alone_is_the_same_as_a_group_of_it(workers) -> None:
+    """One group says what model and width say."""
+    plain = Experiment(width=0.05, devices=6, plan=PLAN)
+    grouped = msgspec.structs.replace(plain, width=1.0, groups=(Group(width=0.05),))
+    assert simulate(plain, workers=workers).rows == simulate(grouped, workers=workers).rows
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"attack": Attack(kind="alie")}, "same structure"),
+        ({"groups": (Group(), Group(share=2.0))}, "two groups"),
+        ({"groups": WIDTHS, "ensemble": Ensemble(labelled=10)}, "families"),
+        ({"ensemble": Ensemble(every=1)}, "examples on the server"),
+        ({"loss": "bce", "ensemble": Ensemble(labelled=10)}, "classify"),
+    ],
+)
+def test_impossible_fleets_are_refused(changes, said) -> None:
+    """What can be seen to be impossible is an error before any data is read."""
+    with pytest.raises(ConfigError, match=said):
+        check(msgspec.structs.replace(MIXED, **changes))
+
+
+def test_models_with_different_outputs_are_refused() -> None:
+    """They cannot answer the same question about the same data."""
+    groups = (Group(width=0.05), Group(model="har-cnn1d", width=0.125))
+    with pytest.raises(ConfigError, match="different outputs"):
+        set_scene(msgspec.structs.replace(MIXED, groups=groups))
