@@ -1,6 +1,6 @@
 """The fleet's own two pairs, the broker's and the server's: a key and its certificate, and how a new pair takes their place.
 
-Model: a pair is one file, `FLEET/keys/OWNER.pem`, so that it changes in one rename (docs/adr/0017-the-fleets-own-pairs.md). Its
+Model: a pair is one file, `FLEET/keys/OWNER.pem`, so that it changes in one rename (docs/adr/0018-the-fleets-own-pairs.md). Its
 certificate is entered like a device's (`store.credentials`), under the owner's name: *pending* when it is signed, *active* when
 it has been seen in use. What was in use before is then *revoked* if it is the server's, whose rights are all rights, and
 *replaced* if it is the broker's: devices read no list of revoked certificates.

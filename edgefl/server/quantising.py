@@ -7,7 +7,7 @@ storage beside everything else. Otherwise the push says why and goes on without 
 
 Rule: it belongs to the weights that were pushed. A device serves with it until it has adopted the weights of a round, and with
 these in float32 from then on (`edgefl.device.served`). A model with personal tensors gets none: its weights are the device's. See
-ADR 0018.
+ADR 0020.
 """
 
 import time

@@ -9,7 +9,7 @@ fastest step.
 What is enforced is resident memory, by the same code and in the same way as on the board: a process that is seen above the limit
 is ended, and one whose recorded peak was above it has failed even if nobody looked at that moment. Not enforced are RLIMIT_AS and
 RLIMIT_DATA, which count what is reserved and mapped (ONNX Runtime reserves several times what it uses), and no control group,
-which few machines that push let their users write. See ADR 0017.
+which few machines that push let their users write. See ADR 0019.
 
 Rules: the profile's threads, but no more than this machine has processors; profiles with the same variant, engine and threads
 share one rehearsal. The times are of this machine: only a profile with a measured `slowdown` turns them into the board's.
