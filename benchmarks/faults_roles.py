@@ -141,8 +141,7 @@ def run_as_server(fleet: Path, fuse: Fuse, folded: Path, parents: Path) -> None:
     setattr(training.Training, "_fold", fold)  # noqa: B010 # noqa: SLF001
     setattr(training, "store_parent", keep_parent)  # noqa: B010 - the module does not export it
     fuse.install()
-    assert serve.callback is not None
-    serve.callback(None, None, fleet)
+    serve.main(["--fleet", str(fleet)], standalone_mode=False)
 
 
 def mean_of(updates: list[tuple[Folded, int]], size: int) -> np.ndarray[Any, np.dtype[np.float64]]:

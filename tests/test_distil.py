@@ -147,7 +147,7 @@ def enter(fleet, model, parent, **said):
         row = (model, 1, toy.START, layout, store_parent(fleet.blobs, parent))
         database.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?)", row)
         row = (model, 1, "big", "w1-fp32", "fp32", GOLDEN.layout.size, 1, 10**6, None, encode(manifest))
-        database.execute("INSERT INTO variants VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        database.execute("INSERT INTO variants VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)", row)
         release(database, model, 1, toy.START)
 
 

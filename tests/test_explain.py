@@ -16,6 +16,7 @@ from edgefl.server.founding import create_fleet
 
 STRUCTURES = [Structure(f"w{n}", 1.0, Layout((Tensor("a", (n, 100)),))) for n in (64, 32, 8)]
 ACCURACIES = {"w64": 0.9, "w32": 0.85, "w8": 0.5}
+COARSE = {Precision.INT8: 0.01, Precision.INT4: 0.2}
 MODEL = """
 from torch import nn
 
@@ -30,7 +31,7 @@ def plain():
 def explanation(storage: int) -> Explanation:
     """Of three structures under a budget, one of them made and measured."""
     budget = Budget(storage, 256 << 20)
-    offered = candidates(STRUCTURES, {}, predicted=lambda one, p: ACCURACIES[one.name] - 0.01 * (p == Precision.INT8))
+    offered = candidates(STRUCTURES, {}, predicted=lambda one, p: ACCURACIES[one.name] - COARSE.get(p, 0.0))
     chosen, planned = choose("board", budget, offered)
     return explain("board", "portable", budget, planned, {chosen.name: 0.8}, "a look at them")
 
