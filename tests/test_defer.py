@@ -4,11 +4,15 @@ import importlib.util
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgefl.codec.weights import PRECISIONS, encode_weights
+from edgefl.compress.budget import Candidate, Structure
 from edgefl.device import conditions, hands
+from edgefl.device.conditions import working_bytes
 from edgefl.device.config import DeviceConfig
 from edgefl.device.defer import (
     BATTERY,
@@ -26,7 +30,10 @@ from edgefl.device.defer import (
 )
 from edgefl.device.power import battery_percent
 from edgefl.errors import ConfigError
+from edgefl.layout import Layout, Tensor
+from edgefl.link.memory import MemoryBroker
 from edgefl.strict_toml import read_toml, write_toml
+from edgefl.wire.blocks import file_ref
 from edgefl.wire.messages import Task
 
 _SPEC = importlib.util.spec_from_file_location("toyboard", Path(__file__).with_name("toyboard.py"))
@@ -206,3 +213,14 @@ def test_the_task_of_a_round_does_not_wait(board):
     owner(board, download_hours="01:00-02:00", install_hours="01:00-02:00").start()
     board.office.order(1, task=Task(1, 0.1, 0.1, 4, 1.0, 0))
     board.run(lambda: board.office.updates[1])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_board_asks_for_the_room_that_the_planner_counts(precision):
+    """What training takes beside the files is the footprint without these, whatever the precision and what is frozen."""
+    layout = Layout((Tensor("a", (64, 100), role="frozen"), Tensor("b", (64, 100)), Tensor("c", (10, 64))))
+    flat = np.random.default_rng(0).normal(0.0, 0.1, layout.size).astype(np.float32)
+    weights = file_ref("weights", encode_weights(flat, layout, precision))
+    manifest = toy.Office(MemoryBroker(), toy.Clock()).manifest(1, announce=False, layout=layout, files=(weights,))[0]
+    planned = Candidate(Structure("w1", 1.0, layout), precision, graph_bytes=0)
+    assert working_bytes(manifest) <= planned.footprint - planned.weight_bytes

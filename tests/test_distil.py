@@ -12,12 +12,15 @@ import pytest
 from edgefl.aggregate.ensemble import probabilities
 from edgefl.cli.main import run
 from edgefl.codec.weights import Precision, encode_weights
+from edgefl.compress.axes import encode_axes
 from edgefl.engine.contract import VariantFiles
 from edgefl.engine.open import open_engine
 from edgefl.errors import FleetError
 from edgefl.examples import Examples
+from edgefl.layout import Layout, Tensor, index_map
 from edgefl.plan import Plan
 from edgefl.server.founding import create_fleet
+from edgefl.server.members import members_of
 from edgefl.server.teaching import Pupil, beliefs, taught
 from edgefl.server.variants import load_parent, store_parent
 from edgefl.store.database import transaction
@@ -128,10 +131,10 @@ def fleet(founded, tmp_path, monkeypatch):
     return fleet
 
 
-def enter(fleet, model, parent, **said):
-    """A released version of the golden variant."""
+def enter(fleet, model, parent, whole=GOLDEN.layout, axes=None, **said):
+    """A released version of the golden variant, which is these rows of the whole."""
     database = fleet.database
-    weights = encode_weights(parent, GOLDEN.layout, Precision.FP32)
+    weights = encode_weights(parent[: GOLDEN.layout.size], GOLDEN.layout, Precision.FP32)
     contents = {**GOLDEN.files, "weights": weights}
     for data in contents.values():
         fleet.blobs.put(data)
@@ -142,13 +145,24 @@ def enter(fleet, model, parent, **said):
         created=int(toy.START), expires=int(toy.START) * 2, recipe=GOLDEN.recipe,
     )  # fmt: skip
     manifest = msgspec.structs.replace(manifest, **said)
-    layout = msgspec.msgpack.encode(GOLDEN.layout)
+    layout = msgspec.msgpack.encode(whole)
     with transaction(database):
         row = (model, 1, toy.START, layout, store_parent(fleet.blobs, parent))
         database.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?)", row)
-        row = (model, 1, "big", "w1-fp32", "fp32", GOLDEN.layout.size, 1, 10**6, None, encode(manifest))
-        database.execute("INSERT INTO variants VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)", row)
+        row = (model, 1, "big", "w1-fp32", "fp32", GOLDEN.layout.size, 1, 10**6, None, encode(manifest), axes)
+        database.execute("INSERT INTO variants VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
         release(database, model, 1, toy.START)
+
+
+def test_a_pruned_pupil_lies_where_the_push_has_cut_it(fleet):
+    """Its coordinates are the rows that were kept, not the leading corner of its parent."""
+    whole = Layout(tuple(Tensor(t.name, (2 * t.shape[0], *t.shape[1:]), t.role) for t in GOLDEN.layout.tensors))
+    kept = {t.name: (np.arange(1, 2 * t.shape[0], 2), *map(np.arange, t.shape[1:])) for t in GOLDEN.layout.tensors}
+    axes = encode_axes(whole, GOLDEN.layout, kept)
+    enter(fleet, "pruned", np.zeros(whole.size, dtype=np.float32), whole, axes)
+    enter(fleet, "other", START)
+    pupil = members_of(fleet.database, fleet.blobs, ["pruned", "other"])[0].pupils[0]
+    assert np.array_equal(pupil.index, index_map(whole, GOLDEN.layout, kept))
 
 
 @pytest.fixture

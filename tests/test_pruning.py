@@ -16,6 +16,7 @@ from edgefl.compress.groups import shrunk
 from edgefl.errors import ModelError
 from edgefl.layout import Layout, Tensor, index_map
 from edgefl.profile import Profile
+from edgefl.recipe import Recipe
 from edgefl.server.founding import create_fleet
 from edgefl.server.variants import load_parent, load_variants
 from edgefl.store.blobs import BlobStore
@@ -28,6 +29,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402  needs torch
 
 from edgefl.examples import Examples  # noqa: E402  after the check
+from edgefl.export.measuring import accuracy_in_torch  # noqa: E402  needs torch
 from edgefl.export.models import ModelSource, load_factory  # noqa: E402  needs torch
 from edgefl.export.pruning import prunable_groups, prune, rank_channels  # noqa: E402  needs torch
 from edgefl.export.tensors import layout_of, load_vector, vector_of  # noqa: E402  needs torch
@@ -272,3 +274,19 @@ def test_pruning_by_examples_keeps_what_a_narrower_width_would_lose(fleet: Fleet
     assert max(row.predicted or 0.0 for row in fitting) == part.predicted
     better = [row for row in explained[1].frontier if (row.predicted or 0.0) > part.predicted]
     assert all(row.exceeds for row in better)
+
+
+@pytest.mark.parametrize(
+    ("loss", "y", "share"),
+    [
+        ("cross-entropy", [0, 1, 1], 2 / 3),
+        ("masked-cross-entropy", [0, 1, 1], 2 / 3),
+        ("bce", [[1, 0, 0], [0, 1, 1], [0, 0, 1]], 6 / 9),
+    ],
+)
+def test_right_answers_are_counted_as_the_boards_count_them(loss, y, share):
+    """One of several classes is right or wrong; of several independent answers each counts."""
+    x = np.array([[2, -1, -1], [-1, 3, -1], [1, -1, -1]], dtype=np.float32)
+    targets = np.array(y, dtype=np.int64 if np.ndim(y) == 1 else np.float32)
+    module = nn.Sequential(nn.Identity())
+    assert accuracy_in_torch(module, Examples(x, targets), Recipe(loss)) == pytest.approx(share)

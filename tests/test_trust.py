@@ -75,6 +75,12 @@ def test_what_the_fleet_signed_for_this_device_is_believed():
     assert believed_order(ORDER_PAYLOAD, GOOD, NOW) == ORDER
 
 
+def test_a_board_of_the_native_engine_takes_what_a_push_has_made_portable():
+    """Every board can train by the portable engine, whatever its profile prefers."""
+    native = msgspec.structs.replace(CONFIG, engine="ort-training")
+    assert believed_manifest(GOOD_PAYLOAD, PATH, hashlib.sha256(GOOD_PAYLOAD).digest(), native, NOW) == GOOD
+
+
 REFUSED_MANIFESTS = {
     "has expired": (FreezeError, manifest(expires=int(NOW) - 1)),
     "for another profile": (WrongDeviceError, manifest(profile="rpi-5-8gb")),

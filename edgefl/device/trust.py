@@ -24,6 +24,8 @@ from edgefl.wire.topics import target_path
 
 SEAL = 32
 """Bytes before a sealed payload."""
+PORTABLE = "portable"
+"""The engine that every board has, and to which a push falls back where the profile's own cannot train a model."""
 
 
 def believed_manifest(payload: bytes, path: str, sha256: bytes, config: DeviceConfig, now: float) -> Manifest:
@@ -166,10 +168,10 @@ def _fitting(payload: bytes, config: DeviceConfig) -> Manifest:
     name = f"{manifest.model}@{manifest.version}"
     if manifest.profile != config.profile:
         raise WrongDeviceError("a manifest for another profile", expected=config.profile, found=manifest.profile)
-    if manifest.engine != config.engine:
+    if manifest.engine not in (config.engine, PORTABLE):
         raise MessageError(
             f"{name} is made for another engine",
-            expected=config.engine,
+            expected=f"{config.engine} or {PORTABLE}",
             found=manifest.engine,
             remedy="Provision this device again: its profile has changed",
         )

@@ -29,16 +29,16 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 def accuracy_in_torch(module: nn.Module, examples: Examples, recipe: Recipe) -> float:
     """Share of right answers in [0, 1]; examples are shaped for the model, whose recipe classifies."""
-    right = 0
+    right = 0.0
     set_training(module, on=False)
     with torch.no_grad():
         for start in range(0, len(examples), ROWS):
             outputs = outputs_of(module, torch.from_numpy(examples.x[start : start + ROWS])).numpy()
             y = examples.y[start : start + ROWS]
-            if recipe.loss == "cross-entropy":
+            if recipe.labels:
                 right += int((outputs.argmax(axis=1) == y).sum())
             else:
-                right += int(((outputs > 0.0) == (y > 0.5)).all(axis=1).sum())
+                right += float(((outputs > 0.0) == (y > 0.5)).mean(axis=1).sum())
     set_training(module, on=True)
     return right / max(len(examples), 1)
 

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgefl.aggregate.ensemble import Float64
-from edgefl.codec.weights import Precision
 from edgefl.engine.contract import Evaluation
 from edgefl.engine.open import open_engine
 from edgefl.errors import ConfigError, DataError, FleetError
 from edgefl.examples import Examples
-from edgefl.layout import Float32, Index, nested_index
+from edgefl.layout import Float32, Index
 from edgefl.server.teaching import Pupil, beliefs
-from edgefl.server.variants import Variant, load_parent
+from edgefl.server.variants import Variant, load_parent, variant_of
 from edgefl.store.blobs import BlobStore
 from edgefl.store.ledger import is_trained, newest_weights
 from edgefl.store.registry import list_devices
@@ -123,8 +122,7 @@ def _teachable(database: sqlite3.Connection, version: VersionRecord) -> Mapping[
     for record in variants(database, version.model, version.version):
         manifest = record.manifest
         if manifest.engine == ENGINE and manifest.recipe.loss == LOSS and manifest.variant not in found:
-            index = nested_index(version.layout, manifest.layout)
-            found[manifest.variant] = Variant(manifest.variant, manifest, Precision(record.precision), index)
+            found[manifest.variant] = variant_of(version, record)
     return found
 
 

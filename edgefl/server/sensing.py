@@ -146,5 +146,5 @@ def _losses(full: Cut, baseline: Baseline, parent: Float32, sample: Examples) ->
 def _chance(sample: Examples) -> float:
     if sample.y.ndim == 1:
         return float(np.bincount(sample.y).max()) / len(sample)
-    rows, counts = np.unique(sample.y > 0.5, axis=0, return_counts=True)
-    return float(counts.max()) / len(sample) if len(rows) else 0.0
+    present = (sample.y > 0.5).mean(axis=0)
+    return float(np.maximum(present, 1.0 - present).mean())

@@ -15,7 +15,7 @@ from edgefl.compress.axes import index_from_axes
 from edgefl.engine.contract import VariantFiles
 from edgefl.layout import Float32, Index, Layout, nested_index
 from edgefl.store.blobs import BlobStore
-from edgefl.store.versions import VersionRecord, variants
+from edgefl.store.versions import VariantRecord, VersionRecord, variants
 from edgefl.wire.messages import Manifest
 
 LARGEST = 1e30
@@ -75,9 +75,14 @@ def load_variants(database: sqlite3.Connection, version: VersionRecord) -> Mappi
     for record in variants(database, version.model, version.version):
         manifest = record.manifest
         if manifest.variant not in found:
-            index = _index(version.layout, manifest.layout, record.axes)
-            found[manifest.variant] = Variant(manifest.variant, manifest, Precision(record.precision), index)
+            found[manifest.variant] = variant_of(version, record)
     return dict(sorted(found.items(), key=lambda item: -item[1].layout.size))
+
+
+def variant_of(version: VersionRecord, record: VariantRecord) -> Variant:
+    """What a version has for one profile."""
+    manifest = record.manifest
+    return Variant(manifest.variant, manifest, Precision(record.precision), _index(version.layout, manifest.layout, record.axes))
 
 
 def _index(parent: Layout, child: Layout, axes: bytes | None) -> Index:

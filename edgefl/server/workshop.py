@@ -153,7 +153,10 @@ class Workshop:
         self, profile: Profile, engine: str, candidate: Candidate, exported: ExportedGraphs, weights: bytes
     ) -> tuple[Candidate, Mapping[str, bytes], Int8 | None]:
         """The candidate with a `serve` graph among its graphs, and that graph by role, if it is worth it."""
-        if self._quantiser is None or len(candidate.layout.personal()):
+        if self._quantiser is None:
+            return candidate, {}, None
+        if len(candidate.layout.personal()):
+            self._say(f"no int8 graph of {candidate.name}: it would predict without the tensors that each device has for itself")
             return candidate, {}, None
         vector, room = decode_weights(weights, candidate.layout), profile.storage_bytes - candidate.footprint
         kept = self._quantiser.graph(candidate.name, engine, exported.graphs["infer"], candidate.layout, vector, room)
