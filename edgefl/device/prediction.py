@@ -13,7 +13,7 @@ class Prediction:
 
     Attributes:
         logits: float32, shape `(n, classes)`: outputs before any activation of the loss.
-        loss: `cross-entropy`, `bce` or `mse`.
+        loss: one of `edgefl.recipe.LOSSES`.
         version: of the model.
         round: whose weights these were; 0 for those that came with the version.
         quantised: whether the version's int8 graph has computed it.

@@ -209,7 +209,7 @@ def _checked(source: ModelSource, parent: Layout, group: Group) -> Group | None:
 
 @contextmanager
 def _unheard() -> Iterator[None]:
-    """The library warns of what `_works` finds out."""
+    """The library warns of what is checked afterwards anyway."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

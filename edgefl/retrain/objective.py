@@ -45,7 +45,7 @@ class Labels:
     """Towards the labels, as the model itself was trained.
 
     Attributes:
-        kind: `cross-entropy`, `bce` or `mse`, as in a recipe.
+        kind: one of `edgefl.recipe.LOSSES`.
     """
 
     kind: Loss = "cross-entropy"
