@@ -17,6 +17,9 @@ from edgefl.strict_toml import read_toml
 
 Architecture = Literal["aarch64", "armv6l", "armv7l", "x86_64"]
 Engine = Literal["portable", "ort-training", "none"]
+NATIVE: Engine = "ort-training"
+PORTABLE: Engine = "portable"
+"""The engine that every board has, and to which a push falls back where the profile's own cannot train a model."""
 Line = Annotated[str, msgspec.Meta(min_length=1, max_length=300)]
 Megabytes = Annotated[int, msgspec.Meta(ge=16, le=1 << 20)]
 

@@ -18,14 +18,13 @@ from edgefl.codec.weights import PRECISIONS, weights_length
 from edgefl.device.config import DeviceConfig
 from edgefl.errors import FreezeError, MessageError, MixError, PeerError, RollbackError, WrongDeviceError
 from edgefl.identity.signing import ASSIGNMENT, ROUND, verify
+from edgefl.profile import PORTABLE
 from edgefl.wire.blocks import check_ref
 from edgefl.wire.messages import Assignment, Manifest, RoundOrder, Signed, decode
 from edgefl.wire.topics import target_path
 
 SEAL = 32
 """Bytes before a sealed payload."""
-PORTABLE = "portable"
-"""The engine that every board has, and to which a push falls back where the profile's own cannot train a model."""
 
 
 def believed_manifest(payload: bytes, path: str, sha256: bytes, config: DeviceConfig, now: float) -> Manifest:

@@ -26,7 +26,7 @@ from edgefl.export.graphs import ExportedGraphs, export_graphs
 from edgefl.export.models import ModelSource
 from edgefl.export.verify import random_examples, verify_graphs
 from edgefl.layout import Float32
-from edgefl.profile import Profile
+from edgefl.profile import NATIVE, PORTABLE, Profile
 from edgefl.server.cuts import Cut
 from edgefl.server.quantising import DROP, Int8, Quantiser
 from edgefl.server.rehearsal import Rehearsals, Subject, rows_for
@@ -35,7 +35,6 @@ from edgefl.store.blobs import BlobStore
 from edgefl.wire.blocks import file_ref
 from edgefl.wire.messages import SERVE, FileRef, Fit
 
-NATIVE, PORTABLE = "ort-training", "portable"
 GUESS = 15 / 16
 """Of the smallest graphs exported so far: what others take at least, until they are exported. Weights are not in them."""
 
