@@ -15,18 +15,20 @@ from edgefl.codec.weights import Precision, encode_weights
 from edgefl.compress.axes import encode_axes
 from edgefl.engine.contract import VariantFiles
 from edgefl.engine.open import open_engine
-from edgefl.errors import FleetError
+from edgefl.errors import EngineError, FleetError
 from edgefl.examples import Examples
-from edgefl.layout import Layout, Tensor, index_map
+from edgefl.layout import Layout, Tensor, index_map, nested_index
 from edgefl.plan import Plan
+from edgefl.server.distil import Teaching, distil
 from edgefl.server.founding import create_fleet
 from edgefl.server.members import members_of
 from edgefl.server.teaching import Pupil, beliefs, taught
 from edgefl.server.variants import load_parent, store_parent
 from edgefl.store.database import transaction
+from edgefl.store.fleet import Fleet
 from edgefl.store.ledger import Outcome, newest_training, newest_weights, start_training
 from edgefl.store.releases import release
-from edgefl.store.taught import add_round
+from edgefl.store.taught import Taught, add_rounds
 from edgefl.store.versions import get_version
 from edgefl.wire.blocks import file_ref
 from edgefl.wire.messages import Manifest, encode
@@ -132,10 +134,17 @@ def fleet(founded, tmp_path, monkeypatch):
 
 
 def enter(fleet, model, parent, whole=GOLDEN.layout, axes=None, **said):
-    """A released version of the golden variant, which is these rows of the whole."""
-    database = fleet.database
-    weights = encode_weights(parent[: GOLDEN.layout.size], GOLDEN.layout, Precision.FP32)
-    contents = {**GOLDEN.files, "weights": weights}
+    """A released version with one variant, the golden one, which is these rows of the whole."""
+    with transaction(fleet.database):
+        row = (model, 1, toy.START, msgspec.msgpack.encode(whole), store_parent(fleet.blobs, parent))
+        fleet.database.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?)", row)
+        release(fleet.database, model, 1, toy.START)
+    offer(fleet, model, parent[: GOLDEN.layout.size], axes, **said)
+
+
+def offer(fleet, model, start, axes=None, files=GOLDEN.files, **said):
+    """The golden variant as what a version has for a profile."""
+    contents = {**files, "weights": encode_weights(start, GOLDEN.layout, Precision.FP32)}
     for data in contents.values():
         fleet.blobs.put(data)
     manifest = Manifest(
@@ -145,24 +154,23 @@ def enter(fleet, model, parent, whole=GOLDEN.layout, axes=None, **said):
         created=int(toy.START), expires=int(toy.START) * 2, recipe=GOLDEN.recipe,
     )  # fmt: skip
     manifest = msgspec.structs.replace(manifest, **said)
-    layout = msgspec.msgpack.encode(whole)
-    with transaction(database):
-        row = (model, 1, toy.START, layout, store_parent(fleet.blobs, parent))
-        database.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?)", row)
-        row = (model, 1, "big", "w1-fp32", "fp32", GOLDEN.layout.size, 1, 10**6, None, encode(manifest), axes)
-        database.execute("INSERT INTO variants VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
-        release(database, model, 1, toy.START)
+    with transaction(fleet.database):
+        size, encoded = GOLDEN.layout.size, encode(manifest)
+        row = (model, 1, manifest.profile, manifest.variant, "fp32", size, 1, 10**6, None, encoded, axes)
+        fleet.database.execute("INSERT INTO variants VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+
+
+WHOLE = Layout(tuple(Tensor(t.name, (2 * t.shape[0], *t.shape[1:]), t.role) for t in GOLDEN.layout.tensors))
+KEPT = {t.name: (np.arange(1, 2 * t.shape[0], 2), *map(np.arange, t.shape[1:])) for t in GOLDEN.layout.tensors}
+"""A parent of twice the rows, and those of them that a pruned variant keeps."""
 
 
 def test_a_pruned_pupil_lies_where_the_push_has_cut_it(fleet):
     """Its coordinates are the rows that were kept, not the leading corner of its parent."""
-    whole = Layout(tuple(Tensor(t.name, (2 * t.shape[0], *t.shape[1:]), t.role) for t in GOLDEN.layout.tensors))
-    kept = {t.name: (np.arange(1, 2 * t.shape[0], 2), *map(np.arange, t.shape[1:])) for t in GOLDEN.layout.tensors}
-    axes = encode_axes(whole, GOLDEN.layout, kept)
-    enter(fleet, "pruned", np.zeros(whole.size, dtype=np.float32), whole, axes)
+    enter(fleet, "pruned", np.zeros(WHOLE.size, dtype=np.float32), WHOLE, encode_axes(WHOLE, GOLDEN.layout, KEPT))
     enter(fleet, "other", START)
     pupil = members_of(fleet.database, fleet.blobs, ["pruned", "other"])[0].pupils[0]
-    assert np.array_equal(pupil.index, index_map(whole, GOLDEN.layout, kept))
+    assert np.array_equal(pupil.index, index_map(WHOLE, GOLDEN.layout, KEPT))
 
 
 @pytest.fixture
@@ -210,14 +218,60 @@ def test_a_running_server_announces_what_was_learned(fleet, models) -> None:
     server.kill()
 
 
+def rounds(fleet):
+    """How many rounds each model has, by name."""
+    return {name: newest_weights(fleet.database, get_version(fleet.database, name, 1))[0] for name in MODELS}
+
+
 def test_a_model_that_gets_worse_keeps_its_weights(fleet, models, capsys) -> None:
     """Without weights the ignorant model makes the other doubt; nothing is recorded of it, and its weights stay."""
     options = [f"--on=npz:{models}/more.npz", f"--holdout=npz:{models}/test.npz", "--epochs=5", "--json"]
     assert run(["distil", *MODELS, *options]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [one["round"] for one in found] == [0, 1]
-    for one in found:
-        assert newest_weights(fleet.database, get_version(fleet.database, one["model"], 1))[0] == one["round"]
+    assert [(one["round"], one["worse"]) for one in found] == [(0, ["w1-fp32"]), (1, [])]
+    assert rounds(fleet) == {"left": 0, "right": 1}
+
+
+def test_variants_of_any_engine_are_judged(fleet, engine, models, capsys) -> None:
+    """A native variant that knows much and whose parent the portable one's lessons change keeps the model's weights."""
+    parent = np.zeros(WHOLE.size, dtype=np.float32)
+    parent[nested_index(WHOLE, GOLDEN.layout)] = trained(engine, examples(300), epochs=10)
+    enter(fleet, "both", parent, WHOLE, encode_axes(WHOLE, GOLDEN.layout, KEPT))
+    offer(fleet, "both", START, engine="ort-training", profile="native", variant="w0.5-fp32")
+    assert run(["distil", "both", "left", *sources(models), "--epochs=5", "--learning-rate=0.2"]) == 0
+    assert "both@1: keeps its weights, with new ones worse: w0.5-fp32, accuracy" in capsys.readouterr().out
+    assert newest_weights(fleet.database, get_version(fleet.database, "both", 1))[0] == 0
+
+
+def teaching(directory):
+    """What `distil` is given for the two models."""
+    made = np.load(directory / "more.npz")
+    return Teaching(MODELS, Examples(made["x"], made["y"]))
+
+
+def test_models_change_together_or_not_at_all(fleet, models) -> None:
+    """When others change the second model meanwhile, the first gets no new weights either; the same again changes both."""
+
+    def meddle(text):
+        if text == "teaching right@1":
+            version = get_version(fleet.database, "right", 1)
+            add_rounds(fleet.database, [Taught(version, version.weights, Outcome((), store_parent(fleet.blobs, START * 2)))], 1.0)
+
+    with pytest.raises(FleetError, match="'right' have changed meanwhile; no model has new ones from here"):
+        distil(Fleet.open(fleet.root), teaching(models), now=toy.START, on_progress=meddle)
+    assert rounds(fleet) == {"left": 0, "right": 1}
+    distil(Fleet.open(fleet.root), teaching(models), now=toy.START)
+    assert rounds(fleet) == {"left": 1, "right": 2}
+
+
+def test_lessons_that_fail_name_their_model(fleet, models) -> None:
+    """A training graph that does not load ends everything before anything is recorded, and the error says so."""
+    fleet.database.execute("DELETE FROM variants WHERE model='right'")
+    fleet.database.commit()
+    offer(fleet, "right", START, files={**GOLDEN.files, "train": b"no graph"})
+    with pytest.raises(EngineError, match="the lessons of right@1 failed, and no model has been changed"):
+        distil(Fleet.open(fleet.root), teaching(models), now=toy.START)
+    assert rounds(fleet) == {"left": 0, "right": 0}
 
 
 @pytest.mark.parametrize(
@@ -243,9 +297,9 @@ def test_weights_that_have_changed_meanwhile_are_not_replaced(fleet) -> None:
     version = get_version(fleet.database, "left", 1)
     outcome = Outcome((), store_parent(fleet.blobs, START * 2))
     with pytest.raises(FleetError, match="changed meanwhile"):
-        add_round(fleet.database, version, b"\0" * 32, outcome, toy.START)
+        add_rounds(fleet.database, [Taught(version, b"\0" * 32, outcome)], toy.START)
     assert newest_weights(fleet.database, version) == (0, version.weights)
-    assert add_round(fleet.database, version, version.weights, outcome, toy.START) == 1
+    assert add_rounds(fleet.database, [Taught(version, version.weights, outcome)], toy.START) == [1]
 
 
 def test_a_model_of_the_native_engine_alone_is_refused(fleet, models, capsys) -> None:

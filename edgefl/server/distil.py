@@ -6,21 +6,23 @@ devices decode; `server.teaching` teaches every width. The outcome is entered in
 ended with these weights (`store.taught`), so that a running server announces them as it announces any final weights, devices
 fetch them as such, and the next training goes on from them. No new version is needed: graphs and signatures stay what they are.
 
-Rules: a model that is being trained is left alone; a model that has become worse on the hold-out examples keeps its weights; and
-one whose weights others have changed meanwhile, too. Only the portable engine teaches: variants of another engine stay what the
-parent makes of them. Nothing here loads torch.
+Rules: a model that is being trained is left alone; a model keeps its weights if any of its variants, of whichever engine, has
+become worse on the hold-out examples. Everything is recorded in one transaction at the end: whatever fails before, or if others
+have changed a model's weights meanwhile, no model is changed, and the same command may be given again. Only the portable engine
+teaches: variants of another engine stay what the parent makes of them. Nothing here loads torch.
 """
 
 import sqlite3
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 
 from edgefl.aggregate.ensemble import Float64, accuracy, fitted, pooled, uniform
-from edgefl.errors import ConfigError
+from edgefl.engine.contract import Evaluation
+from edgefl.errors import ConfigError, EdgeflError
 from edgefl.examples import Examples
 from edgefl.layout import Float32
 from edgefl.server.members import Member, members_of, told
@@ -31,7 +33,7 @@ from edgefl.store.database import open_database
 from edgefl.store.fleet import Fleet
 from edgefl.store.garbage import keeping_new_blobs
 from edgefl.store.ledger import Outcome
-from edgefl.store.taught import add_round
+from edgefl.store.taught import Taught, add_rounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ class Distilled(msgspec.Struct, frozen=True, kw_only=True):
         model, version: which.
         round: the number that its new weights have; 0 if it keeps the old ones.
         widths: how many of its variants were taught.
+        worse: names of its variants, taught or not, that the lessons make worse on the hold-out examples; none without them.
         before, after: accuracy of its widest variant on the hold-out examples, None without them.
         ensemble: accuracy of all models together on them.
     """
@@ -72,15 +75,39 @@ class Distilled(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     round: int
     widths: int
+    worse: tuple[str, ...]
     before: float | None
     after: float | None
     ensemble: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """A member after its lessons.
+
+    Attributes:
+        member: which.
+        parent: its new parent vector.
+        before, after: quality of its widest variant on the hold-out examples, None without them.
+        worse: names of the variants that have become worse.
+    """
+
+    member: Member
+    parent: Float32
+    before: Evaluation | None = None
+    after: Evaluation | None = None
+    worse: tuple[str, ...] = ()
+
+    @property
+    def measured(self) -> tuple[float | None, float | None]:
+        """Accuracy and loss as the ledger takes them."""
+        return (None, None) if self.after is None else (self.after.accuracy, self.after.loss)
+
+
 def distil(
     fleet: Fleet, teaching: Teaching, *, now: float, on_progress: Callable[[str], None] = lambda _: None
 ) -> tuple[Distilled, ...]:
-    """Let models of a fleet learn from each other.
+    """Let models of a fleet learn from each other. After an error no model has changed.
 
     Args:
         fleet: whose models.
@@ -111,10 +138,11 @@ def distil(
         together = _together(members, weights, teaching)
         learned = []
         for place, member in enumerate(members):
-            on_progress(f"teaching {member.version.model}@{member.version.version}")
-            learned.append(_learned(member, place, x, soft, teaching))
-        found = [_recorded(database, blobs, one, new, teaching, now) for one, new in zip(members, learned, strict=True)]
-    return tuple(msgspec.structs.replace(one, ensemble=together) for one in found)
+            on_progress(f"teaching {member.name}")
+            with _about(member):
+                learned.append(_judged(member, _learned(member, place, x, soft, teaching), teaching))
+        rounds = _recorded(database, blobs, learned, now)
+    return tuple(_said(one, rounds, together) for one in learned)
 
 
 def _weights(members: Sequence[Member], teaching: Teaching) -> Float64:
@@ -142,26 +170,49 @@ def _learned(member: Member, place: int, x: Float32, soft: Float64, teaching: Te
     inputs = member.inputs(Examples(x, np.zeros(len(x), dtype=np.int64)))
     rate, seed = teaching.learning_rate, (teaching.seed, place)
     parent = taught(member.parent, member.pupils, inputs, soft, epochs=teaching.epochs, learning_rate=rate, seed=seed)
-    for variant in member.variants:
-        variant.weights(parent)
+    member.check(parent)
     return parent
 
 
-def _recorded(
-    database: sqlite3.Connection, blobs: BlobStore, member: Member, parent: Float32, teaching: Teaching, now: float
-) -> Distilled:
-    """Keep what a model has learned, unless it is worse."""
-    version, holdout, number = member.version, teaching.holdout, 0
-    before, after = (member.quality(vector, holdout) if holdout else None for vector in (member.parent, parent))
-    if before is None or after is None or after.loss <= before.loss:
-        measured = (after.accuracy, after.loss) if after else (None, None)
-        number = add_round(database, version, member.known, Outcome((), store_parent(blobs, parent), *measured), now)
+def _judged(member: Member, parent: Float32, teaching: Teaching) -> Learned:
+    """What the lessons have made of every variant."""
+    holdout = teaching.holdout
+    if holdout is None:
+        return Learned(member, parent)
+    pairs = [(voice.quality(member.parent, holdout), voice.quality(parent, holdout)) for voice in member.voices]
+    worse = [one.variant.name for one, (before, after) in zip(member.voices, pairs, strict=True) if not after.loss <= before.loss]
+    return Learned(member, parent, *pairs[0], tuple(worse))
+
+
+def _recorded(database: sqlite3.Connection, blobs: BlobStore, learned: Sequence[Learned], now: float) -> Mapping[str, int]:
+    """Keep what the models have learned that have not become worse; the numbers of their rounds by model."""
+    new = [
+        Taught(one.member.version, one.member.known, Outcome((), store_parent(blobs, one.parent), *one.measured))
+        for one in learned
+        if not one.worse
+    ]
+    return dict(zip((one.version.model for one in new), add_rounds(database, new, now), strict=True))
+
+
+def _said(one: Learned, rounds: Mapping[str, int], ensemble: float | None) -> Distilled:
+    version = one.member.version
     return Distilled(
         model=version.model,
         version=version.version,
-        round=number,
-        widths=len(member.variants),
-        before=before.accuracy if before else None,
-        after=after.accuracy if after else None,
-        ensemble=None,
+        round=rounds.get(version.model, 0),
+        widths=len(one.member.pupils),
+        worse=one.worse,
+        before=one.before.accuracy if one.before else None,
+        after=one.after.accuracy if one.after else None,
+        ensemble=ensemble,
     )
+
+
+@contextmanager
+def _about(member: Member) -> Iterator[None]:
+    """Let an error say whose lessons failed, and that nothing has come of anybody's."""
+    try:
+        yield
+    except EdgeflError as error:
+        error.problem = f"the lessons of {member.name} failed, and no model has been changed: {error.problem}"
+        raise

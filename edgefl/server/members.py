@@ -1,4 +1,8 @@
-"""The models of a live fleet as members of an ensemble: newest weights, and an engine for every width that can be taught."""
+"""The models of a live fleet as members of an ensemble: newest weights, every variant to judge them by, and who can be taught.
+
+Model: what a variant computes is asked of its forward graphs, which every engine's variants have and any ONNX Runtime runs; so a
+model is heard and judged by all of them. Lessons need a training step that weighs examples, which the portable engine alone has.
+"""
 
 import math
 import sqlite3
@@ -8,14 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgefl.aggregate.ensemble import Float64
+from edgefl.aggregate.ensemble import Float64, probabilities
 from edgefl.engine.contract import Evaluation
+from edgefl.engine.inference import Inference
 from edgefl.engine.open import open_engine
 from edgefl.errors import ConfigError, DataError, FleetError
 from edgefl.examples import Examples
 from edgefl.layout import Float32, Index
-from edgefl.server.teaching import Pupil, beliefs
-from edgefl.server.variants import Variant, load_parent, variant_of
+from edgefl.server.teaching import Pupil
+from edgefl.server.variants import Variant, load_parent, load_variants, variant_of
 from edgefl.store.blobs import BlobStore
 from edgefl.store.ledger import is_trained, newest_weights
 from edgefl.store.registry import list_devices
@@ -27,6 +32,30 @@ THREADS = 1
 
 
 @dataclass(frozen=True, slots=True)
+class Voice:
+    """A variant of any engine, to be asked what it computes with a parent's weights.
+
+    Attributes:
+        variant: which.
+        forward: its graphs for evaluation and prediction.
+    """
+
+    variant: Variant
+    forward: Inference
+
+    def beliefs(self, parent: Float32, x: Float32) -> Float64:
+        """The probabilities that it gives inputs of its own shape, with the weights that devices decode, `(n, classes)`."""
+        return probabilities(self.forward.predict(self._received(parent), x))
+
+    def quality(self, parent: Float32, examples: Examples) -> Evaluation:
+        """How good it is with the weights that devices decode."""
+        return self.forward.evaluate(self._received(parent), examples)
+
+    def _received(self, parent: Float32) -> Mapping[str, Float32]:
+        return self.variant.layout.views(self.variant.as_received(parent))
+
+
+@dataclass(frozen=True, slots=True)
 class Member:
     """A model that takes part.
 
@@ -34,24 +63,29 @@ class Member:
         version: the released one.
         known: SHA-256 of its newest parent vector.
         parent: that vector, float32.
-        variants: that can be taught, the widest first, at least one; the first speaks for the model.
-        pupils: an engine for each of them.
+        voices: every variant, the widest first; the first speaks for the model.
+        pupils: an engine for each variant that can be taught, at least one.
     """
 
     version: VersionRecord
     known: bytes
     parent: Float32
-    variants: tuple[Variant, ...]
+    voices: tuple[Voice, ...]
     pupils: tuple[Pupil, ...]
+
+    @property
+    def name(self) -> str:
+        """Model and version, as people write them."""
+        return f"{self.version.model}@{self.version.version}"
 
     @property
     def classes(self) -> int:
         """Number of outputs."""
-        return self.variants[0].manifest.classes
+        return self.voices[0].variant.manifest.classes
 
     def inputs(self, examples: Examples) -> Float32:
         """Inputs in the model's shape. Raises DataError when they do not fit."""
-        shape = self.variants[0].manifest.input_shape
+        shape = self.voices[0].variant.manifest.input_shape
         if math.prod(examples.x.shape[1:]) != math.prod(shape):
             raise DataError(
                 f"the examples do not fit model {self.version.model!r}",
@@ -62,19 +96,18 @@ class Member:
 
     def labels(self, examples: Examples) -> Index:
         """Class labels, int64. Raises DataError when there are none, or others than the model's."""
-        manifest = self.variants[0].manifest
+        manifest = self.voices[0].variant.manifest
         found: Index = examples.shaped(manifest.input_shape, manifest.classes).y
         return found
 
     def beliefs(self, examples: Examples) -> Float64:
-        """What it believes of examples, with the weights that devices decode, shape `(n, classes)`."""
-        return beliefs(self.pupils[0].engine, self.variants[0].as_received(self.parent), self.inputs(examples))
+        """What it believes of examples, shape `(n, classes)`."""
+        return self.voices[0].beliefs(self.parent, self.inputs(examples))
 
-    def quality(self, parent: Float32, examples: Examples) -> Evaluation:
-        """How good it would be with these weights."""
-        engine = self.pupils[0].engine
-        engine.set_vector(self.variants[0].as_received(parent))
-        return engine.evaluate(examples)
+    def check(self, parent: Float32) -> None:
+        """Whether these weights can be written for every variant. Raises ModelError."""
+        for voice in self.voices:
+            voice.variant.weights(parent)
 
 
 def members_of(database: sqlite3.Connection, blobs: BlobStore, models: Sequence[str]) -> list[Member]:
@@ -110,20 +143,23 @@ def _member(database: sqlite3.Connection, blobs: BlobStore, model: str) -> Membe
         )
     known = newest_weights(database, version)[1]
     devices = _devices(database, version)
-    ordered = tuple(sorted(teachable.values(), key=lambda variant: -variant.layout.size))
-    engines = [open_engine(variant.files(blobs), threads=THREADS) for variant in ordered]
-    pupils = tuple(Pupil(e, v.index, max(1.0, devices[v.name])) for e, v in zip(engines, ordered, strict=True))
-    return Member(version, known, load_parent(blobs, known), ordered, pupils)
+    distinct = load_variants(database, version).values()
+    voices = tuple(Voice(variant, Inference(variant.files(blobs), THREADS)) for variant in distinct)
+    pupils = tuple(
+        Pupil(open_engine(variant.files(blobs), threads=THREADS), variant.index, max(1.0, devices[variant.name]))
+        for variant in teachable
+    )
+    return Member(version, known, load_parent(blobs, known), voices, pupils)
 
 
-def _teachable(database: sqlite3.Connection, version: VersionRecord) -> Mapping[str, Variant]:
-    """The distinct variants of a version that can be taught, by name."""
+def _teachable(database: sqlite3.Connection, version: VersionRecord) -> Sequence[Variant]:
+    """The distinct variants of a version that can be taught, the widest first."""
     found: dict[str, Variant] = {}
     for record in variants(database, version.model, version.version):
         manifest = record.manifest
         if manifest.engine == ENGINE and manifest.recipe.loss == LOSS and manifest.variant not in found:
             found[manifest.variant] = variant_of(version, record)
-    return found
+    return sorted(found.values(), key=lambda variant: -variant.layout.size)
 
 
 def _devices(database: sqlite3.Connection, version: VersionRecord) -> Counter[str]:

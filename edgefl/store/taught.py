@@ -4,6 +4,8 @@ Rule: whoever reads the ledger sees rounds that count on, and the newest parent 
 """
 
 import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -16,37 +18,56 @@ from edgefl.store.versions import VersionRecord
 PLAN = Plan(rounds=1)
 
 
-def add_round(database: sqlite3.Connection, version: VersionRecord, known: bytes, outcome: Outcome, now: float) -> int:
-    """Record new weights of a version; the number of the round that they count as.
+@dataclass(frozen=True, slots=True)
+class Taught:
+    """New weights of a version.
+
+    Attributes:
+        version: whose.
+        known: SHA-256 of the parent vector that the new one was made from.
+        outcome: the new parent, and how good it is; without updates.
+    """
+
+    version: VersionRecord
+    known: bytes
+    outcome: Outcome
+
+
+def add_rounds(database: sqlite3.Connection, taught: Sequence[Taught], now: float) -> list[int]:
+    """Record new weights of several versions, all or none; the numbers of the rounds that they count as.
 
     Args:
         database: of the fleet.
-        version: whose weights.
-        known: SHA-256 of the parent vector that the new one was made from.
-        outcome: the new parent, and how good it is; without updates.
+        taught: at most one of each model.
         now: seconds since 1970.
 
     Raises:
-        FleetError: the model is being trained, or `known` is not its newest parent any more; nothing has changed.
+        FleetError: a model is being trained, or has another newest parent by now; nothing has changed.
         StoreError: it cannot be written now; nothing has changed.
     """
     with transaction(database):
-        if is_trained(database, version.model):
-            raise FleetError(
-                f"model {version.model!r} is being trained",
-                remedy=f"Wait for it, or stop it: edgefl train stop {version.model}",
-            )
-        before, weights = newest_weights(database, version)
-        if weights != known:
-            raise FleetError(f"the weights of model {version.model!r} have changed meanwhile", remedy="Try again")
-        number = before + 1
-        cursor = database.execute(
-            "INSERT INTO trainings (model, version, plan, holdout, state, first, started) VALUES (?, ?, ?, '', 'finished', ?, ?)",
-            (version.model, version.version, msgspec.msgpack.encode(PLAN), number, now),
+        return [_add(database, one, now) for one in taught]
+
+
+def _add(database: sqlite3.Connection, one: Taught, now: float) -> int:
+    version, outcome = one.version, one.outcome
+    if is_trained(database, version.model):
+        raise FleetError(
+            f"model {version.model!r} is being trained by now; no model has new weights",
+            remedy=f"Wait for it, or stop it: edgefl train stop {version.model}; then try again",
         )
-        database.execute(
-            """INSERT INTO rounds (training, round, opened, closed, weights, result, accuracy, loss)
-               VALUES (?, ?, ?, ?, ?, ?, ?, ?)""",
-            (cursor.lastrowid, number, now, now, weights, outcome.result, outcome.accuracy, outcome.loss),
+    before, weights = newest_weights(database, version)
+    if weights != one.known:
+        raise FleetError(
+            f"the weights of model {version.model!r} have changed meanwhile; no model has new ones from here", remedy="Try again"
         )
-    return number
+    cursor = database.execute(
+        "INSERT INTO trainings (model, version, plan, holdout, state, first, started) VALUES (?, ?, ?, '', 'finished', ?, ?)",
+        (version.model, version.version, msgspec.msgpack.encode(PLAN), before + 1, now),
+    )
+    database.execute(
+        """INSERT INTO rounds (training, round, opened, closed, weights, result, accuracy, loss)
+           VALUES (?, ?, ?, ?, ?, ?, ?, ?)""",
+        (cursor.lastrowid, before + 1, now, now, weights, outcome.result, outcome.accuracy, outcome.loss),
+    )
+    return before + 1
