@@ -85,6 +85,11 @@ class Layout(msgspec.Struct, frozen=True, array_like=True):
         """The tensors that a gradient step changes."""
         return tuple(t for t in self.tensors if t.role == "trained")
 
+    @property
+    def carried(self) -> int:
+        """Number of parameters that an update carries."""
+        return sum(t.size for t in self.tensors if t.shared)
+
     def shared(self) -> Index | None:
         """int64, ascending: the coordinates that an update carries; None if it carries all."""
         if all(t.shared for t in self.tensors):

@@ -6,15 +6,18 @@ import shutil
 import threading
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from edgefl.cli.main import run
+from edgefl.layout import Layout
 from edgefl.plan import Plan
 from edgefl.recipe import Recipe
 from edgefl.server.founding import create_fleet
 from edgefl.store.database import open_database
 from edgefl.store.ledger import Outcome, close_round, newest_training, trainings
+from edgefl.store.versions import variants
 
 _SPEC = importlib.util.spec_from_file_location("toyfleet", Path(__file__).with_name("toyfleet.py"))
 toy = importlib.util.module_from_spec(_SPEC)
@@ -122,6 +125,23 @@ def test_a_velocity_that_does_not_fit_is_refused(fleet, tmp_path, capsys):
     with fleet.database:
         fleet.database.execute("UPDATE variants SET budget=20000")
     assert start("--plan", str(path)) == 0
+
+
+def test_frozen_tensors_have_no_velocity(fleet, tmp_path):
+    """A profile whose room would not do for the momentum of every parameter does for that of the trained ones."""
+    path = tmp_path / "plan.toml"
+    path.write_text("correction = 0.9\n")
+    first, *others = toy.WIDE.tensors
+    half = Layout((msgspec.structs.replace(first, role="frozen"), *others))
+    fleet.push("big", layout=half)
+    manifest = variants(fleet.database, "toy", 2)[0].manifest
+    rounds = manifest.total_bytes + 2 * manifest.file("weights").length
+    room = rounds + 16 * sum(tensor.size for tensor in others)
+    for budget, code in ((room, 0), (room - 1, 2)):
+        run(["train", "stop", "toy"])
+        with fleet.database:
+            fleet.database.execute("UPDATE variants SET budget=?", (budget,))
+        assert start("--plan", str(path)) == code
 
 
 def test_context_that_would_keep_too_many_weights_is_left_out_and_said(fleet, capsys):

@@ -145,12 +145,13 @@ def _check_recipes(plan: Plan, name: str, recipes: "Sequence[Recipe]") -> None:
 
 def _check_room(records: "Sequence[VariantRecord]", budgets: dict[str, int]) -> None:
     """Refuse momentum correction where its velocity does not fit beside what a round stores anyway. Raises ConfigError."""
-    from edgefl.compress.budget import RESIDUAL_BYTES, WEIGHT_FILES
+    from edgefl.codec.memory import memory_bytes
+    from edgefl.compress.budget import WEIGHT_FILES
 
     for record in records:
         manifest = record.manifest
         weights = (WEIGHT_FILES - 1) * manifest.file("weights").length
-        need = manifest.total_bytes + weights + 2 * RESIDUAL_BYTES * manifest.layout.size
+        need = manifest.total_bytes + weights + memory_bytes(manifest.layout, correction=True)
         if need > budgets[record.profile]:
             raise ConfigError(
                 f"the momentum of the plan's correction does not fit profile {record.profile}",

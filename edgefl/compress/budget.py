@@ -27,6 +27,7 @@ exports, and asks again with the real sizes.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from edgefl.codec.memory import memory_bytes
 from edgefl.codec.weights import TRAINABLE, Precision, weights_length
 from edgefl.compress.cost import Work, training_cost
 from edgefl.compress.planner import UNITS, Budget, Cost, Planned, plan
@@ -40,8 +41,6 @@ MEASURED = (*TRAINABLE, Precision.INT4)
 back; where nothing is measured, `TRAINABLE` ones hardly cost accuracy, whatever the model."""
 WEIGHT_FILES = 3
 """As pushed, of this round, of the next one."""
-RESIDUAL_BYTES = 8
-"""Per parameter that updates carry: two residuals of float32."""
 NO_WORK = Work(0, ())
 
 
@@ -109,8 +108,7 @@ class Candidate:
     @property
     def footprint(self) -> int:
         """Bytes that the board needs at most while it holds and trains the variant."""
-        carried = sum(tensor.size for tensor in self.layout.tensors if tensor.shared)
-        return self.graph_bytes + WEIGHT_FILES * self.weight_bytes + RESIDUAL_BYTES * carried
+        return self.graph_bytes + WEIGHT_FILES * self.weight_bytes + memory_bytes(self.layout)
 
     @property
     def cost(self) -> Cost:

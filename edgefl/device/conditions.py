@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from edgefl.codec.memory import memory_bytes
 from edgefl.codec.weights import PRECISIONS, weights_length
 from edgefl.device.defer import Conditions, Policy
 from edgefl.device.power import battery_percent
@@ -13,9 +14,6 @@ from edgefl.device.state import Session
 from edgefl.errors import StoreError
 from edgefl.store.blobs import BlobStore
 from edgefl.wire.messages import FileRef, Manifest
-
-RESIDUAL_BYTES = 8
-"""Per parameter: update and residual in the outbox, and the residual that they replace."""
 
 
 def conditions(
@@ -45,14 +43,13 @@ def conditions(
 
 
 def working_bytes(manifest: Manifest) -> int:
-    """What training a version takes on disk beside its files: weights of two rounds, and two residuals.
+    """What training a version takes on disk beside its files: weights of two rounds, and the memory of updates.
 
     Weights of a round are as long as those of the push, or up to the bound of their precision, the least that holds these.
     """
     layout, pushed = manifest.layout, manifest.file("weights").length
     bounds = (weights_length(layout, precision) for precision in PRECISIONS)
-    carried = sum(tensor.size for tensor in layout.tensors if tensor.shared)
-    return 2 * min((bound for bound in bounds if bound >= pushed), default=pushed) + RESIDUAL_BYTES * carried
+    return 2 * min((bound for bound in bounds if bound >= pushed), default=pushed) + memory_bytes(layout)
 
 
 def room_for(length: int, blobs: BlobStore, reserve: int) -> None:
