@@ -24,6 +24,7 @@ from edgefl.errors import LinkError
 from edgefl.link.address import BrokerAddress
 from edgefl.link.backoff import Backoff
 from edgefl.link.contract import Arrived, Connected, Disconnected, Event, Message, Refused
+from edgefl.link.leash import CONNECT_TIMEOUT
 from edgefl.link.outgoing import Outgoing
 from edgefl.link.paho import PahoLink
 from edgefl.wire.messages import MAX_PACKET
@@ -437,6 +438,25 @@ def test_certificate_files_are_read_for_every_connection(serve: Callable[..., tu
     assert str(broker.client[0]) in events[-1].reason
     broker.client[0].write_bytes(good)
     gather(link, lambda events: Connected(False) in events)
+
+
+def test_connecting_anew_gives_up_an_attempt_with_the_old_files(serve: Callable[..., tuple[ScriptedBroker, PahoLink]]) -> None:
+    """A link that waits for the broker's answer does not go on with what it read before; it begins a new attempt at once."""
+
+    def script(broker: ScriptedBroker, sock: ssl.SSLSocket) -> None:
+        if len(broker.seen) == 1:
+            while True:
+                broker.read(sock)
+        listen(broker, sock)
+
+    broker, link = serve(script)
+    started = time.monotonic()
+    while not broker.seen or not broker.seen[0]:
+        link.poll(0.05)
+    link.reconnect()
+    gather(link, lambda events: Connected(False) in events)
+    assert len(broker.seen) == 2
+    assert time.monotonic() - started < CONNECT_TIMEOUT
 
 
 def test_backoff_grows_with_jitter_and_forgets_after_success() -> None:

@@ -254,6 +254,23 @@ def test_a_server_that_is_not_let_in_with_its_new_pair_goes_back(fleet: Fleet) -
         server.close()
 
 
+def test_a_pair_that_replaces_the_one_just_connected_with_is_not_taken_for_it(fleet: Fleet) -> None:
+    """Renewed between the connection and its event, the old pair is not revoked before the broker has accepted the new one."""
+    with closing(open_database(fleet.database)) as database:
+        link = MemoryBroker().link(SERVER)
+        pair = OwnPair(fleet, database, link, time.time, time.monotonic)
+        link.poll(0.0)
+        pairs.renew(fleet, database, "server", time.time())
+        pair.connected()
+        assert states(fleet, SERVER) == ["active", "pending"]
+        pair.look()
+        pair.connected()  # the event of before comes late
+        assert states(fleet, SERVER) == ["active", "pending"]
+        assert eventually(lambda: Connected(False) in link.poll(0.0))
+        pair.connected()
+    assert states(fleet, SERVER) == ["revoked", "active"]
+
+
 @pytest.mark.parametrize("here", [True, False])
 @pytest.mark.parametrize("days", [50, 70])
 def test_the_server_renews_in_time_where_the_broker_is_ours(fleet: Fleet, here: bool, days: int) -> None:

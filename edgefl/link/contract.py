@@ -126,7 +126,8 @@ class Link(Protocol):
     def reconnect(self) -> None:
         """End the connection with a good-bye, so that no will is published, and make a new one at once.
 
-        For a certificate that has changed. Nothing that is queued is lost; without a connection nothing happens.
+        For a certificate that has changed: a connection that is made after this call has read the files after it. An attempt that
+        waits for the broker's answer is given up for a new one; without either nothing happens. Nothing that is queued is lost.
         """
         ...
 

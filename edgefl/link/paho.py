@@ -140,11 +140,13 @@ class PahoLink:
     def reconnect(self) -> None:
         """Connect anew, with the files as they are now; see `Link.reconnect`."""
         self._settle()  # what has arrived is acknowledged, and would not come again
-        if self._client is not None and self._up:
+        if self._client is None:
+            return
+        if self._up:
             self._client.disconnect()
             self._client.work(readable=False)
-            self._lost(RENEWING)
-            self._backoff.due = 0.0
+        self._lost(RENEWING)
+        self._backoff.due = 0.0
 
     @property
     def connected(self) -> bool:

@@ -72,8 +72,18 @@ class OwnPair:
                 renew(self._fleet, self._database, "server", self._wall())
 
     def connected(self) -> None:
-        """The broker has accepted the pair: what was in use before opens nothing any more. Raises FleetError or StoreError."""
+        """The broker has accepted the pair: what was in use before opens nothing any more.
+
+        The file in place is the pair that the link has connected with only if it is still the one that was shown. One that has
+        replaced it since the link has read it is seen by the next look, which connects anew.
+
+        Raises:
+            FleetError: the certificate or the authority is damaged.
+            StoreError: a file or the database cannot be used now.
+        """
         serial = held(self._fleet, "server").serial
+        if self._stamp() != self._shown or not self._link.connected:
+            return
         if not note_use(self._fleet, self._database, "server", self._wall(), serial):
             return
         log.info("connected with certificate %s; the one before is revoked", serial)
