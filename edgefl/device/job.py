@@ -25,18 +25,35 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
     round: int = 0
 
 
-class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Train one round.
+class Side(msgspec.Struct, frozen=True, kw_only=True):
+    """A version with weights, ready to load.
 
     Attributes:
-        device, version, variant, round: what the update will be known by.
-        engine, layout, input_shape, classes, batch: of the variant.
+        version, engine, layout, input_shape, classes, batch: as in its manifest.
         graphs: path of each graph by role.
-        weights: path of the round's encoded weights.
+        weights: path of the encoded weights.
+        recipe: loss and optimiser of the graphs.
+    """
+
+    version: int
+    engine: str
+    layout: Layout
+    input_shape: tuple[int, ...]
+    classes: int
+    batch: int
+    graphs: dict[str, str]
+    weights: str
+    recipe: Recipe = Recipe()
+
+
+class Job(Side, frozen=True, kw_only=True, tag=True):
+    """Train one round: the version with the round's weights.
+
+    Attributes:
+        device, variant, round: with the version, what the update will be known by.
         source: where the examples come from (see `sources.parse`).
         task: how to train and how to encode.
         outbox, settled: where the update goes, and where the last residual lies.
-        recipe: loss and optimiser of the graphs.
         personal: where the values of personal tensors are kept.
         weights_sha256: of the round's weights; empty if it is not known.
         start: the version's weights; without them the update is coded plainly.
@@ -44,39 +61,16 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """
 
     device: str
-    version: int
     variant: str
     round: int
-    engine: str
-    layout: Layout
-    input_shape: tuple[int, ...]
-    classes: int
-    batch: int
-    graphs: dict[str, str]
-    weights: str
     source: str
     task: Task
     outbox: str
     settled: str
-    recipe: Recipe = Recipe()
     personal: str = ""
     weights_sha256: bytes = b""
     start: Held | None = None
     before: Held | None = None
-
-
-class Side(msgspec.Struct, frozen=True, kw_only=True):
-    """A version as a trial needs it: `graphs` and `weights` are paths; the rest is as in its manifest."""
-
-    version: int
-    engine: str
-    layout: Layout
-    input_shape: tuple[int, ...]
-    classes: int
-    batch: int
-    graphs: dict[str, str]
-    weights: str
-    recipe: Recipe = Recipe()
 
 
 class TrialJob(msgspec.Struct, frozen=True, kw_only=True, tag=True):

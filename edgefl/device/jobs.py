@@ -1,5 +1,7 @@
 """The trainer's jobs as a model's state says them: which files, which weights, compared or coded with which others."""
 
+import msgspec
+
 from edgefl.device.config import DeviceConfig
 from edgefl.device.events import Train, Try
 from edgefl.device.job import Held, Job, Side, TrialJob, graphs_of
@@ -28,22 +30,14 @@ def training_job(train: Train, earlier: OutboxEntry | None, config: DeviceConfig
         raise StoreError("an order without a task cannot be trained")
     start = next((ref for ref in manifest.files if ref.role == "weights"), None)
     return Job(
+        **msgspec.structs.asdict(_side(manifest, order.weights.sha256, blobs)),
         device=config.id,
-        version=manifest.version,
         variant=manifest.variant,
         round=order.round,
-        engine=manifest.engine,
-        layout=manifest.layout,
-        input_shape=manifest.input_shape,
-        classes=manifest.classes,
-        batch=manifest.batch,
-        graphs=graphs_of(manifest.files, lambda sha256: str(blobs.path(sha256))),
-        weights=str(blobs.path(order.weights.sha256)),
         source=config.data,
         task=order.task,
         outbox=str(disk.outbox),
         settled=str(disk.settled),
-        recipe=manifest.recipe,
         personal=str(disk.personal),
         weights_sha256=order.weights.sha256,
         start=_held(start.sha256, 0, blobs) if start else None,

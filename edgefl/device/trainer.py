@@ -26,7 +26,7 @@ from edgefl.codec.weights import decode_weights
 from edgefl.device.coding import Learnt, carried, last_loss, write_update
 from edgefl.device.job import AGENT_VARIABLE, Answer, Done, Failed, Job, TrialJob, Verdict, decode_job, encode_line
 from edgefl.device.resources import peak_rss
-from edgefl.device.trial import try_out
+from edgefl.device.trial import try_out, variant_files
 from edgefl.engine.contract import Engine, VariantFiles
 from edgefl.engine.curvature import curvature
 from edgefl.engine.open import open_engine
@@ -86,8 +86,7 @@ class Trainer:
         return Learnt(delta, received, len(examples), trained), vector
 
     def _open(self, job: Job) -> Engine:
-        paths = {role: Path(path) for role, path in job.graphs.items()}
-        files = VariantFiles(job.engine, job.layout, job.input_shape, job.classes, job.batch, paths, job.recipe)
+        files = variant_files(job)
         if self._engine is None or self._engine[0] != files:
             self._engine = None  # the old engine's memory goes before the new one's comes
             self.opening = True

@@ -61,6 +61,12 @@ def try_out(job: TrialJob, opened: Callable[[VariantFiles], Engine]) -> Verdict:
     )
 
 
+def variant_files(side: Side) -> VariantFiles:
+    """A version's graphs as engines take them."""
+    paths = {role: Path(path) for role, path in side.graphs.items()}
+    return VariantFiles(side.engine, side.layout, side.input_shape, side.classes, side.batch, paths, side.recipe)
+
+
 class _Trial:
     """One trial. Each look gives why the candidate has failed, or an empty text."""
 
@@ -133,9 +139,7 @@ class _Trial:
 
     def _engine(self, side: Side, personal: Path | None = None) -> Engine:
         """A new engine with the version's weights."""
-        paths = {role: Path(path) for role, path in side.graphs.items()}
-        files = VariantFiles(side.engine, side.layout, side.input_shape, side.classes, side.batch, paths, side.recipe)
         vector = decode_weights(Path(side.weights).read_bytes(), side.layout)
-        engine = self._opened(files)
+        engine = self._opened(variant_files(side))
         engine.set_vector(with_personal(personal, side.version, side.layout, vector) if personal else vector)
         return engine
