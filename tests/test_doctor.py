@@ -19,7 +19,8 @@ import pytest
 from edgefl.codec.weights import Precision, encode_weights
 from edgefl.device import doctor, examine
 from edgefl.device.config import load_bundle
-from edgefl.device.doctor import MIB, Check, Measured
+from edgefl.device.diagnosis import Check, Measured, is_able
+from edgefl.device.doctor import MIB
 from edgefl.device.trust import seal
 from edgefl.server.founding import create_fleet
 from edgefl.server.provision import provision
@@ -104,8 +105,8 @@ def test_each_condition_has_its_judgement(check: Check, state: str, words: str) 
 def test_only_a_failed_check_keeps_a_device_out() -> None:
     """Warnings do not."""
     ok, warning, failed = (Check(name=s, state=s, text="") for s in ("ok", "warning", "failed"))
-    assert doctor.is_able([ok, warning])
-    assert not doctor.is_able([ok, warning, failed])
+    assert is_able([ok, warning])
+    assert not is_able([ok, warning, failed])
 
 
 # A board

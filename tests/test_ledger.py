@@ -13,7 +13,7 @@ from edgefl.errors import FleetError, StoreError
 from edgefl.plan import Plan
 from edgefl.server.wanted import Said
 from edgefl.store.blobs import BlobStore
-from edgefl.store.database import MIGRATIONS, changes_by_others, open_database, transaction
+from edgefl.store.database import changes_by_others, open_database, transaction
 from edgefl.store.garbage import keeping_new_blobs, newest_parents, pushed_blobs, remove_garbage
 from edgefl.store.ledger import (
     Outcome,
@@ -29,6 +29,7 @@ from edgefl.store.ledger import (
 )
 from edgefl.store.lock import file_lock
 from edgefl.store.registry import list_devices
+from edgefl.store.schema import MIGRATIONS
 from edgefl.store.updates import is_stored, known_updates, store_update, waiting_updates
 from edgefl.store.versions import get_version, latest_version, participants, variants
 

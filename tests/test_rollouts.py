@@ -17,9 +17,10 @@ from edgefl.server.rollout_orders import order, roll_back, start_rollout
 from edgefl.server.rollout_status import rollout_statuses
 from edgefl.server.rollouts import Rollouts
 from edgefl.server.wanted import wanted
-from edgefl.store.database import MIGRATIONS, open_database, transaction
+from edgefl.store.database import open_database, transaction
 from edgefl.store.releases import previous_releases, release, releases
 from edgefl.store.rollouts import failures, get_rollout, newest_rollout
+from edgefl.store.schema import MIGRATIONS
 from edgefl.store.tags import all_tags, tag, untag
 from edgefl.store.versions import get_version
 from edgefl.wire import topics

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from edgefl.profile import Profile
     from edgefl.server.explained import Explanation
+    from edgefl.server.pushed import PushedVariant
     from edgefl.store.fleet import Fleet
 
 
@@ -79,9 +80,9 @@ def push(
     MODEL is a built-in model (mnist-2nn, mnist-cnn, har-cnn1d) or package.module:factory.
     """
     from edgefl.server.explained import Explanation
-    from edgefl.server.push import PushRequest, profiles_in_use
+    from edgefl.server.push import profiles_in_use
     from edgefl.server.push import push as make
-    from edgefl.server.pushed import COLUMNS, table
+    from edgefl.server.push_request import PushRequest
     from edgefl.simulate.explaining import check_drawing, draw_explanations
     from edgefl.sources.parse import open_source
     from edgefl.store.fleet import Fleet
@@ -108,8 +109,14 @@ def push(
     if as_json:
         click.echo(msgspec.json.encode({"pushed": made, "explained": explained} if explain else made).decode())
         return
+    _print_outcome(made, explained if explain else (), hold)
+
+
+def _print_outcome(made: "Sequence[PushedVariant]", explained: "Sequence[Explanation]", hold: bool) -> None:
+    from edgefl.server.pushed import COLUMNS, table
+
     _print((COLUMNS, *table(made)))
-    for one in explained if explain else ():
+    for one in explained:
         _print_explanation(one)
     name = f"{made[0].model}@{made[0].version}"
     then = f"held back: edgefl rollout start {name}" if hold else "a running server announces it now"

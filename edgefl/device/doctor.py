@@ -1,18 +1,15 @@
 """What a board's doctor thinks of what was measured: one judgement for each thing that taking part needs. Pure.
 
-Model: a judge takes measured values and gives a `Check`: `ok`, `warning` (the device can take part, but somebody should look) or
-`failed` (it cannot). `edgefl.device.examine` measures, this file judges, so that every condition can be tested with values alone.
-
-Rule: `failed` is exact. A device without a failed check can train the next round, one with a failed check cannot.
+Model: a judge takes measured values and gives a `Check` (`edgefl.device.diagnosis`). `edgefl.device.examine` measures, this file
+judges, so that every condition can be tested with values alone.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
-import msgspec
 import numpy as np
 
-State = Literal["ok", "warning", "failed"]
+from edgefl.device.diagnosis import Check, Measured
+
 MIB = 1024 * 1024
 DAY = 86400.0
 RENEW_DAYS = 30
@@ -25,50 +22,6 @@ HOT = 80.0
 THROTTLE_BITS = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "soft temperature limit"}
 """Of `vcgencmd get_throttled`; bit n + 16 says that it has happened since the start
 (https://www.raspberrypi.com/documentation/computers/os.html#get_throttled)."""
-
-
-class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One judgement. `remedy` is empty when there is nothing to do."""
-
-    name: str
-    state: State
-    text: str
-    remedy: str = ""
-
-
-class Measured(msgspec.Struct, frozen=True, kw_only=True):
-    """What a stored variant needs on this machine, in a process of its own."""
-
-    model: str
-    version: int
-    variant: str
-    engine: str
-    step_ms: float
-    peak_rss_mb: float
-
-
-class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that the doctor says.
-
-    Attributes:
-        device, profile: whose board it is; empty when the bundle cannot be read.
-        able: whether it can take part: no check has failed.
-        versions: of what runs here, by name.
-        models: what each stored variant needs.
-        checks: in the order in which they were made.
-    """
-
-    device: str
-    profile: str
-    able: bool
-    versions: dict[str, str]
-    models: tuple[Measured, ...]
-    checks: tuple[Check, ...]
-
-
-def is_able(checks: Sequence[Check]) -> bool:
-    """Whether a device with these checks can take part."""
-    return all(check.state != "failed" for check in checks)
 
 
 def judge_engine(wanted: str, profile: str, runtime: str, available: Sequence[str], trouble: str) -> Check:

@@ -1,7 +1,8 @@
 """What the doctor measures on a board, for `edgefl.device.doctor` to judge.
 
-Model: each function looks at one thing and hands values to its judge; `examine` calls them all. Stored variants run in a process
-of their own, as in training, so that one which crashes or eats the memory is a finding and not the end.
+Model: each function looks at one thing and hands values to its judge; `examine` calls them all, and asks the board itself
+(`edgefl.device.vitals`). Stored variants run in a process of their own, as in training, so that one which crashes or eats the
+memory is a finding and not the end.
 
 Rules: looking changes nothing: no directory is made, no message published, and the broker sees a TLS handshake and no CONNECT,
 because a second client of the same id would throw the running agent out. What cannot be found out is no fault.
@@ -11,20 +12,17 @@ import os
 import platform
 import shutil
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from importlib.metadata import distributions
 from pathlib import Path
 
 import numpy as np
 
-from edgefl import __version__
 from edgefl.codec.weights import decode_weights
-from edgefl.device import doctor
+from edgefl.device import doctor, vitals
 from edgefl.device.config import Bundle, load_bundle
-from edgefl.device.doctor import MIB, Check, Diagnosis, Measured
+from edgefl.device.diagnosis import Check, Diagnosis, Measured, is_able
+from edgefl.device.doctor import MIB
 from edgefl.device.hands import RESERVE
 from edgefl.device.job import graphs_of
 from edgefl.device.timekeeping import FILE, certain
@@ -44,10 +42,9 @@ from edgefl.store.model_state import ModelState
 from edgefl.wire.messages import Manifest
 
 PATIENCE = 5.0
-"""Seconds for the broker's answer, and for any program that is asked."""
+"""Seconds for the broker's answer."""
 JUDGING = 1.0
 """Seconds that a broker has to refuse our certificate: in TLS 1.3 it judges it after our side of the handshake is done."""
-LOAD_SECONDS = 120.0
 RATE = 1e-4
 """Learning rate of the steps that are timed: small, because their outcome does not matter."""
 
@@ -67,19 +64,19 @@ def examine(path: Path, *, data: str | None = None) -> Diagnosis:
         authority = min(*ends_of(bundle.ca.read_bytes()), *ends_of(bundle.certificate.read_bytes())[1:])
     except ConfigError as error:
         found = Check(name="bundle", state="failed", text=f"{said(error)}.", remedy=error.remedy)
-        return Diagnosis(device="", profile="", able=False, versions=versions(), models=(), checks=(found,))
+        return Diagnosis(device="", profile="", able=False, versions=vitals.versions(), models=(), checks=(found,))
     config, now = bundle.config, time.time()
     examples, data_check = examine_data(config.data)
     known = shipped_profiles().get(config.profile)
     checks = [
         doctor.judge_architecture(known.architecture if known else "", platform.machine()),
-        doctor.judge_engine(config.engine, config.profile, runtime(), available_engines(), load_trouble()),
+        doctor.judge_engine(config.engine, config.profile, vitals.runtime(), available_engines(), vitals.load_trouble()),
         examine_clock(bundle, now),
-        doctor.judge_service(service()),
+        doctor.judge_service(vitals.service()),
         doctor.judge_certificate(now, validity.begins, validity.ends, validity.name, config.id),
         doctor.judge_authority(now, authority),
         examine_storage(bundle),
-        doctor.judge_temperature(temperature(), throttled()),
+        doctor.judge_temperature(vitals.temperature(), vitals.throttled()),
         data_check,
         examine_broker(bundle),
     ]
@@ -87,78 +84,20 @@ def examine(path: Path, *, data: str | None = None) -> Diagnosis:
     for measured, check in examine_models(bundle, examples):
         models += [measured] if measured else []
         checks.append(check)
-    able = doctor.is_able(checks)
     return Diagnosis(
-        device=config.id, profile=config.profile, able=able, versions=versions(), models=tuple(models), checks=tuple(checks)
+        device=config.id,
+        profile=config.profile,
+        able=is_able(checks),
+        versions=vitals.versions(),
+        models=tuple(models),
+        checks=tuple(checks),
     )
-
-
-def versions() -> dict[str, str]:
-    """Of what runs here."""
-    return {
-        "edgefl": __version__,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "onnxruntime": runtime() or "not installed",
-        "kernel": f"{platform.system()} {platform.release()}",
-        "architecture": platform.machine(),
-    }
-
-
-def runtime() -> str:
-    """Distribution and version of ONNX Runtime, empty without one; several at once are all named."""
-    found = {f"{d.name} {d.version}" for d in distributions() if (d.name or "").startswith("onnxruntime")}
-    return ", ".join(sorted(found))
-
-
-def load_trouble() -> str:
-    """Why ONNX Runtime does not load, empty if it does; tried in a child, so that this process stays small."""
-    command = [sys.executable, "-c", "from edgefl.engine.runtime import onnxruntime; onnxruntime()"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LOAD_SECONDS, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return str(error)
-    return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:300] if done.returncode else ""
-
-
-def temperature() -> float | None:
-    """Of the hottest thermal zone, in degrees Celsius."""
-    found = []
-    for path in Path("/sys/class/thermal").glob("thermal_zone*/temp"):
-        try:
-            found.append(int(path.read_text()) / 1000.0)
-        except (OSError, ValueError):
-            continue
-    return max(found, default=None)
-
-
-def throttled() -> int | None:
-    """The flags of a Raspberry Pi's firmware; None on other boards."""
-    program = shutil.which("vcgencmd")
-    if program is None:
-        return None
-    try:
-        done = subprocess.run([program, "get_throttled"], capture_output=True, text=True, timeout=PATIENCE, check=False)
-        return int(done.stdout.strip().partition("=")[2], 16)
-    except (OSError, subprocess.TimeoutExpired, ValueError):
-        return None
 
 
 def examine_clock(bundle: Bundle, now: float) -> Check:
     """The system's clock, and what the agent remembers of the time."""
     wall = SteadyWall(bundle.state / FILE, lowest=certain(bundle), system=lambda: now)
     return doctor.judge_clock(now, now + wall.behind, wall.now, synchronised())
-
-
-def service() -> dict[str, str]:
-    """What systemd says of the agent's unit; empty where it says nothing."""
-    names = "LoadState,ActiveState,Result,Type,WatchdogUSec,StatusText,NRestarts"
-    try:
-        command = ["systemctl", "show", "edgefl-device.service", f"--property={names}"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return {}
-    return dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
 
 
 def examine_storage(bundle: Bundle) -> Check:

@@ -28,13 +28,12 @@ from edgefl.link.contract import (
     Disconnected,
     Event,
     Message,
-    Refused,
     Traffic,
-    check_filter,
     check_publish,
 )
 from edgefl.link.leash import CONNECT_TIMEOUT, LeashedClient
 from edgefl.link.outgoing import Outgoing
+from edgefl.link.subscriptions import Subscriptions
 
 SLICE = 1.0
 """Longest wait in one piece, so that pings and deadlines are looked after."""
@@ -76,8 +75,7 @@ class PahoLink:
         self._keepalive = keepalive
         self._backoff = Backoff(rng or random.Random())  # noqa: S311 - jitter is no secret
         self._outgoing = Outgoing(window, budget)
-        self._filters: dict[str, int] = {}
-        self._subscribing: dict[int, tuple[str, ...]] = {}
+        self._subscriptions = Subscriptions()
         self._events: deque[Event] = deque()
         self._traffic = Traffic()
         self._client: LeashedClient | None = None
@@ -113,14 +111,13 @@ class PahoLink:
 
     def subscribe(self, topic_filter: str, qos: int = 1) -> None:
         """Receive what matches; see `Link.subscribe`."""
-        check_filter(topic_filter)
-        self._filters[topic_filter] = qos
+        self._subscriptions.want(topic_filter, qos)
         if self._up:
-            self._ask({topic_filter: qos})
+            self._subscriptions.ask(self._ask, topic_filter)
 
     def unsubscribe(self, topic_filter: str) -> None:
         """No longer receive it; see `Link.unsubscribe`."""
-        if self._filters.pop(topic_filter, None) is not None and self._up and self._client:
+        if self._subscriptions.forget(topic_filter) and self._up and self._client:
             self._client.unsubscribe(topic_filter)
 
     def poll(self, timeout: float, wake: Sequence[int] = ()) -> list[Event]:
@@ -242,7 +239,7 @@ class PahoLink:
             self._outgoing.acknowledge(mid)
         client.done.clear()
         for mid, position in client.denied:
-            self._events.extend(Refused(name) for name in self._subscribing.get(mid, ())[position : position + 1])
+            self._events.extend(self._subscriptions.denied(mid, position))
         client.denied.clear()
         size = sum(len(message.payload) for message in client.arrived)
         self._traffic = replace(
@@ -262,7 +259,7 @@ class PahoLink:
         self._since = time.monotonic()
         self._trouble = Trouble("")
         self._events.append(Connected(client.session_present))
-        self._ask(self._filters)
+        self._subscriptions.ask(self._ask)
 
     def _why(self, client: LeashedClient) -> Trouble:
         if client.refused:
@@ -281,18 +278,13 @@ class PahoLink:
             self._events.append(Disconnected(trouble.reason))
         self._backoff.failed(now, lasted=now - self._since if self._up else 0.0)
         self._client, self._up, self._trouble = None, False, trouble
-        self._subscribing.clear()
+        self._subscriptions.lost()
         self._outgoing.take_back()
 
-    def _ask(self, filters: dict[str, int]) -> None:
-        """Subscribe, at most eight filters in a packet (AWS IoT Core's limit)."""
-        pairs = list(filters.items())
-        for start in range(0, len(pairs), 8):
-            if self._client is None or self._client.socket() is None:
-                return
-            _, mid = self._client.subscribe(pairs[start : start + 8])
-            if mid is not None:
-                self._subscribing[mid] = tuple(name for name, _ in pairs[start : start + 8])
+    def _ask(self, filters: list[tuple[str, int]]) -> int | None:
+        if self._client is None or self._client.socket() is None:
+            return None
+        return self._client.subscribe(filters)[1]
 
     def _send(self, message: Message) -> int | None:
         if self._client is None or self._client.socket() is None:

@@ -1,0 +1,57 @@
+"""What a board's doctor has to say, as values.
+
+Model: a check is `ok`, `warning` (the device can take part, but somebody should look) or `failed` (it cannot).
+
+Rule: `failed` is exact. A device without a failed check can train the next round, one with a failed check cannot.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+State = Literal["ok", "warning", "failed"]
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """One judgement. `remedy` is empty when there is nothing to do."""
+
+    name: str
+    state: State
+    text: str
+    remedy: str = ""
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """What a stored variant needs on this machine, in a process of its own."""
+
+    model: str
+    version: int
+    variant: str
+    engine: str
+    step_ms: float
+    peak_rss_mb: float
+
+
+class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that the doctor says.
+
+    Attributes:
+        device, profile: whose board it is; empty when the bundle cannot be read.
+        able: whether it can take part: no check has failed.
+        versions: of what runs here, by name.
+        models: what each stored variant needs.
+        checks: in the order in which they were made.
+    """
+
+    device: str
+    profile: str
+    able: bool
+    versions: dict[str, str]
+    models: tuple[Measured, ...]
+    checks: tuple[Check, ...]
+
+
+def is_able(checks: Sequence[Check]) -> bool:
+    """Whether a device with these checks can take part."""
+    return all(check.state != "failed" for check in checks)
