@@ -1,6 +1,6 @@
 """A TCP proxy that misbehaves on command, for tests of links, brokers and agents on loopback.
 
-No test in here. A test module loads it by its path, because test modules are no package.
+No test in here. A test module imports it by its name (`pythonpath` in pyproject.toml).
 
 Modes, which may be changed at any time and hold for every connection, open or new:
 

@@ -1,17 +1,17 @@
 """A toy board in the field: the agent in a thread, with a real link through a faulty proxy to a real Mosquitto.
 
-No test in here. A test module loads it by its path, because test modules are no package. The scripted server and the scripted
+No test in here. A test module imports it by its name (`pythonpath` in pyproject.toml). The scripted server and the scripted
 engine are those of `toyboard`; broker, TLS, sockets, timers and files are real.
 """
 
-import importlib.util
 import random
 import subprocess
 import threading
 import time
 from functools import partial
-from pathlib import Path
 
+import faultyproxy as proxies
+import toyboard as toy
 from edgefl.brokers.mosquitto import find_mosquitto, write_configuration
 from edgefl.cli.broker import listener_of
 from edgefl.device import hands
@@ -22,16 +22,6 @@ from edgefl.names import SERVER
 from edgefl.server.founding import create_fleet
 from edgefl.server.provision import provision
 
-
-def load(name):
-    """A module beside this one."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-toy, proxies = load("toyboard"), load("faultyproxy")
 OTHER = "cam-02"
 """A second device of the fleet, for whoever wants to be a neighbour."""
 

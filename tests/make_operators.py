@@ -5,15 +5,13 @@ Run it after a layer or a network has been added there; a test compares the file
     python tests/make_operators.py
 """
 
-import importlib.util
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import torch
 
 from edgefl.export.tracing import quiet
+from parity_cases import CASES, LAYERS
 
 HERE = Path(__file__).parent
 DOCUMENT = HERE.parent / "docs" / "operators.md"
@@ -42,35 +40,23 @@ NOTES = """
 """
 
 
-def cases() -> ModuleType:
-    """The module `parity_cases`, which stands beside this file and in no package."""
-    spec = importlib.util.spec_from_file_location("parity_cases", HERE / "parity_cases.py")
-    if spec is None or spec.loader is None:
-        raise SystemExit("parity_cases.py is missing")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault("parity_cases", module)
-    spec.loader.exec_module(module)
-    return module
-
-
 def document() -> str:
     """The text of docs/operators.md."""
-    known = cases()
-    return HEAD + "\n".join(_layers(known)) + "\n\n" + "\n".join(_networks(known)) + "\n" + NOTES
+    return HEAD + "\n".join(_layers()) + "\n\n" + "\n".join(_networks()) + "\n" + NOTES
 
 
-def _layers(known: ModuleType) -> Iterator[str]:
+def _layers() -> Iterator[str]:
     yield "| layer | portable | ort-training | ATen operators |"
     yield "|---|---|---|---|"
-    for name, layer in known.LAYERS.items():
+    for name, layer in LAYERS.items():
         used = ", ".join(f"`{operator}`" for operator in _operators(name, layer)) if layer.engines else ""
         yield f"| {name} | {_mark('portable', layer.engines)} | {_mark('ort-training', layer.engines)} | {used} |"
 
 
-def _networks(known: ModuleType) -> Iterator[str]:
+def _networks() -> Iterator[str]:
     yield "| network, 55 steps with each optimiser | loss | portable | ort-training |"
     yield "|---|---|---|---|"
-    for name, case in known.CASES.items():
+    for name, case in CASES.items():
         yield f"| {name} | {case.loss} | {_mark('portable', case.engines)} | {_mark('ort-training', case.engines)} |"
 
 

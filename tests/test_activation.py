@@ -1,22 +1,17 @@
 """Versions on a device: kept, gone back to, collected, and told of; with a scripted engine in place of the trainer."""
 
-import importlib.util
 import random
-from pathlib import Path
 
 import msgspec
 import pytest
 
+import toyboard as toy
 from edgefl.device import hands
 from edgefl.device.config import Bundle
 from edgefl.device.examine import examine_models
 from edgefl.device.job import Failed, Job
 from edgefl.device.state import Failure
 from edgefl.wire.messages import Health
-
-_SPEC = importlib.util.spec_from_file_location("toyboard", Path(__file__).with_name("toyboard.py"))
-toy = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(toy)
 
 
 class Crashing(toy.InlineTrainer):

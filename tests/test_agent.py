@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import importlib.util
 import os
 import random
 import subprocess
@@ -15,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import toyboard as toy
 from edgefl.codec.weights import Precision, encode_weights
 from edgefl.device import hands, rounds
 from edgefl.identity.repository import appointed
@@ -27,9 +27,6 @@ from edgefl.store.blobs import BlobStore
 from edgefl.wire import topics
 from edgefl.wire.messages import PART_SIZE, Receipt, encode
 
-_SPEC = importlib.util.spec_from_file_location("toyboard", Path(__file__).with_name("toyboard.py"))
-toy = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(toy)
 NAME = toy.MODEL, toy.PROFILE
 
 

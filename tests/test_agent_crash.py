@@ -1,21 +1,18 @@
 """Sudden death of the agent at every boundary: between any two of its effects, writes, renames and messages."""
 
 import contextlib
-import importlib.util
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import toyboard as toy
 from edgefl.codec.golden import encode_golden, golden_inputs
 from edgefl.device import hands
 from edgefl.device.job import Failed
 from edgefl.store.blobs import BlobStore
 
-_SPEC = importlib.util.spec_from_file_location("toyboard", Path(__file__).with_name("toyboard.py"))
-toy = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(toy)
 ROUNDS = 3
 
 

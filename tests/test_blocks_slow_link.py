@@ -1,16 +1,15 @@
 """Blocks over a real broker to a device behind a link of 16 KB/s, beside fast ones: real paho, TLS and access rules."""
 
-import importlib.util
 import random
 import socket
 import threading
 import time
 from collections import Counter
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
+import toyproxy as toy
 from edgefl.brokers.listener import Listener
 from edgefl.brokers.mosquitto import Mosquitto, find_mosquitto
 from edgefl.device.fetching import Fetcher
@@ -27,9 +26,6 @@ from edgefl.wire import topics
 from edgefl.wire.blocks import file_ref
 from edgefl.wire.messages import BLOCK_SIZE, Want, decode
 
-_SPEC = importlib.util.spec_from_file_location("toyproxy", Path(__file__).with_name("toyproxy.py"))
-toy = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(toy)
 pytestmark = [
     pytest.mark.broker,
     pytest.mark.slow,

@@ -1,13 +1,13 @@
 """Ways to a version's files, through the server's loop and the whole agent: alone, limited, as a difference, from a stick."""
 
-import importlib.util
 import random
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+import toyboard as board_toy
+import toyfleet as fleet_toy
 from edgefl.codec.difference import encode_difference
 from edgefl.codec.weights import Precision, encode_weights
 from edgefl.errors import MessageError
@@ -19,16 +19,6 @@ from edgefl.wire import topics
 from edgefl.wire.blocks import file_ref, want
 from edgefl.wire.messages import BLOCK_SIZE, Block, Difference, Want, decode
 
-
-def loaded(name):
-    """A toy of the tests."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-board_toy, fleet_toy = loaded("toyboard"), loaded("toyfleet")
 CONTENT = random.Random(6).randbytes(10 * BLOCK_SIZE)
 REF = file_ref("weights", CONTENT)
 

@@ -1,17 +1,17 @@
 """`edgefl rollout`, `edgefl rollback`, `edgefl devices tag`: every order on the command line, and what it shows."""
 
-import importlib.util
 import io
 import json
 import re
 import shutil
 import threading
 import time
-from pathlib import Path
 
 import click
 import pytest
 
+import make_rollouts as maker
+import toyfleet as toy
 from edgefl.cli.main import COMMANDS, run
 from edgefl.server.founding import create_fleet
 from edgefl.server.rollout_events import Heard, Reported
@@ -22,16 +22,6 @@ from edgefl.store.releases import release
 from edgefl.store.rollouts import newest_rollout
 from edgefl.wire.messages import State
 
-
-def _load(name):
-    """A module that stands beside this file and in no package."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-toy, maker = _load("toyfleet"), _load("make_rollouts")
 NAMES = [f"d{i:02}" for i in range(10)]
 
 

@@ -1,15 +1,14 @@
 """`edgefl train`: starting, stopping and following a training, and every plan that is impossible."""
 
-import importlib.util
 import json
 import shutil
 import threading
-from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
+import toyfleet as toy
 from edgefl.cli.main import run
 from edgefl.layout import Layout
 from edgefl.plan import Plan
@@ -18,10 +17,6 @@ from edgefl.server.founding import create_fleet
 from edgefl.store.database import open_database
 from edgefl.store.ledger import Outcome, close_round, newest_training, trainings
 from edgefl.store.versions import variants
-
-_SPEC = importlib.util.spec_from_file_location("toyfleet", Path(__file__).with_name("toyfleet.py"))
-toy = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(toy)
 
 
 @pytest.fixture(scope="module")

@@ -1,33 +1,20 @@
 """Clocks that are wrong: 1970 after a power cut, ten years ahead, and jumps in the middle of something."""
 
 import hashlib
-import importlib.util
 import itertools
 import random
-import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import toyboard
 from edgefl.device.timekeeping import PATIENCE, wait_for_time
 from edgefl.errors import FreezeError, SignatureError
 from edgefl.store.clock import AGREES, LATEST, SOFTWARE, WRITE_EVERY, SteadyWall
 
 YEAR = 365 * 86400.0
 TODAY = 1_800_000_000.0
-
-
-def load(name):
-    """A module beside this one: tests are no package."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = sys.modules.setdefault(name, importlib.util.module_from_spec(spec))
-    spec.loader.exec_module(module)
-    return module
-
-
-toyboard = load("toyboard")
 
 
 class World:

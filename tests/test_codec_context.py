@@ -1,11 +1,9 @@
-import importlib.util
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+import fuzz_update as fuzz
 from edgefl.codec.bits import BitReader, count_to_bits, number_to_bits, pack
 from edgefl.codec.classes import Scorer, Stages
 from edgefl.codec.contextual import write_contextual
@@ -17,11 +15,6 @@ from edgefl.codec.subsets import divisor_of, read_subset, write_subset
 from edgefl.codec.update import decode
 from edgefl.codec.values import quantise
 from edgefl.errors import UpdateError
-
-_SPEC = importlib.util.spec_from_file_location("fuzz_update", Path(__file__).parent / "fuzz_update.py")
-fuzz = importlib.util.module_from_spec(_SPEC)
-sys.modules["fuzz_update"] = fuzz  # its dataclass looks the module up there
-_SPEC.loader.exec_module(fuzz)
 
 SHAPES = ((30, 40), (30,), (9, 30), ())
 

@@ -1,7 +1,6 @@
 """Differences between weights files, and the server's way of moving what devices hold: exact, short, and safe to read."""
 
 import contextlib
-import importlib.util
 import tracemalloc
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import make_differences as make
 from edgefl.codec.bits import BitReader, pack
 from edgefl.codec.difference import GRID, advance, apply_difference, encode_difference
 from edgefl.codec.integers import read_integers, write_integers
@@ -20,9 +20,6 @@ from edgefl.errors import ModelError, UpdateError
 from edgefl.layout import Float32, Layout, Tensor
 
 HERE = Path(__file__).parent / "golden"
-_SPEC = importlib.util.spec_from_file_location("make_differences", HERE / "make_differences.py")
-make = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(make)
 
 LAYOUT = Layout((Tensor("conv", (16, 3, 5, 5)), Tensor("bias", (16,)), Tensor("fc", (10, 200)), Tensor("scale", ())))
 

@@ -1,20 +1,17 @@
 """The file formats do not change by accident: golden files, and the script that made them."""
 
-import importlib.util
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import make_updates as make
 from edgefl.codec.sparsify import top_k
 from edgefl.codec.update import decode, needs_history
 from edgefl.codec.weights import decode_weights
 
 HERE = Path(__file__).parent / "golden"
-_SPEC = importlib.util.spec_from_file_location("make_updates", HERE / "make_updates.py")
-make = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(make)
 FILES = make.files()
 CHECKSUMS = {
     "update-context-1bit": "db5e8294",

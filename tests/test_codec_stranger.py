@@ -1,7 +1,6 @@
 """Updates read by a second decoder, written from docs/update-format.md alone, one bit and one coordinate at a time."""
 
 import heapq
-import importlib.util
 import math
 import struct
 import zlib
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import make_updates as make
 from edgefl.codec.centroids import POSITIVE
 from edgefl.codec.compress import Memory, compress
 from edgefl.codec.history import History
@@ -17,9 +17,6 @@ from edgefl.codec.scheme import Scheme
 from edgefl.codec.update import decode, needs_history
 
 HERE = Path(__file__).parent / "golden"
-_SPEC = importlib.util.spec_from_file_location("make_updates", HERE / "make_updates.py")
-make = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(make)
 
 
 class Bits:

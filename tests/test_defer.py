@@ -1,6 +1,5 @@
 """When versions may be fetched and installed: hours, battery, room, a round in progress, and what `device.toml` says of them."""
 
-import importlib.util
 from pathlib import Path
 
 import msgspec
@@ -9,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import toyboard as toy
 from edgefl.codec.weights import PRECISIONS, encode_weights
 from edgefl.compress.budget import Candidate, Structure
 from edgefl.device import conditions, hands
@@ -36,9 +36,6 @@ from edgefl.strict_toml import read_toml, write_toml
 from edgefl.wire.blocks import file_ref
 from edgefl.wire.messages import Task
 
-_SPEC = importlib.util.spec_from_file_location("toyboard", Path(__file__).with_name("toyboard.py"))
-toy = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(toy)
 NOON, NIGHT = 12 * 60, 23 * 60 + 30
 
 

@@ -1,10 +1,8 @@
 """The server knows who is expected to want a file, and its first block waits for them, but not for others and not for long."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 
+import toyfleet as toy
 from edgefl.link.contract import Arrived
 from edgefl.server.catalogue import Catalogue
 from edgefl.server.expected import Expected
@@ -13,10 +11,6 @@ from edgefl.store.database import transaction
 from edgefl.wire import topics
 from edgefl.wire.blocks import want
 from edgefl.wire.messages import State
-
-_SPEC = importlib.util.spec_from_file_location("toyfleet", Path(__file__).with_name("toyfleet.py"))
-toy = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(toy)
 
 
 @pytest.fixture

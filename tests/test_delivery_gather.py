@@ -1,22 +1,18 @@
 """Devices that begin seconds after each other share what is sent: the price is one file, and nobody waits long."""
 
-import importlib.util
 import random
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import toylinks as toy
 from edgefl.server.delivery import BLOCK_COST, MERGE_WINDOW, Delivery, step, wake_at
 from edgefl.server.delivery_events import Offered, SendBlocks, Tick, Wanted
 from edgefl.server.gather import GATHER, PATIENCE, QUIET
 from edgefl.wire.blocks import want
 from edgefl.wire.messages import BLOCK_SIZE, FileRef
 
-_SPEC = importlib.util.spec_from_file_location("toylinks", Path(__file__).with_name("toylinks.py"))
-toy = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(toy)
 FILE = toy.File(60)
 FAST = 10e6
 ALONE = 1.5

@@ -1,17 +1,13 @@
 """A fleet behind links that TCP has made slow and bursty, with long queues in the broker: what is late is not taken for lost."""
 
-import importlib.util
 import random
-from pathlib import Path
 
 import pytest
 
+import toylinks as toy
 from edgefl.server.gather import PATIENCE
 from edgefl.wire.messages import BLOCK_SIZE
 
-_SPEC = importlib.util.spec_from_file_location("toylinks", Path(__file__).with_name("toylinks.py"))
-toy = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(toy)
 FILE = toy.File(100)
 RATE = 33_000.0
 """Bytes per second of one TCP connection with 5 % loss and round trips of 200 ms."""

@@ -1,16 +1,12 @@
 """A fleet of slow links, each with its queue: what the server sends for all of them, and how long the last one waits."""
 
-import importlib.util
 import random
-from pathlib import Path
 
 import pytest
 
+import toylinks as toy
 from edgefl.wire.messages import BLOCK_SIZE
 
-_SPEC = importlib.util.spec_from_file_location("toylinks", Path(__file__).with_name("toylinks.py"))
-toy = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(toy)
 FILE = toy.File(24)
 RATE = 16_000.0
 IDEAL = FILE.blocks * BLOCK_SIZE / RATE

@@ -182,17 +182,12 @@ print([m for m in {HEAVY} if m in sys.modules], "onnxruntime" in sys.modules, fi
 
 def test_the_trainer_loads_neither_torch_nor_onnx(tmp_path):
     """After a real training by the real runtime, in a process as the agent starts it."""
-    import importlib.util
-    from pathlib import Path
-
+    import make_graphs
     from edgefl.codec.weights import Precision, encode_weights
     from edgefl.device.job import Done, Job, decode_answer
     from edgefl.wire.messages import Task
 
-    spec = importlib.util.spec_from_file_location("make_graphs", Path(__file__).with_name("golden") / "make_graphs.py")
-    make = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(make)
-    golden = make.read("variant-dense")
+    golden = make_graphs.read("variant-dense")
     for role, data in golden.files.items():
         (tmp_path / role).write_bytes(data)
     start = np.frombuffer(golden.start, dtype=np.float32)

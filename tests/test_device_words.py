@@ -1,11 +1,10 @@
 """What a device says: updates in parts, births, reports, and troubles that do not become a flood."""
 
 import hashlib
-import importlib.util
-from pathlib import Path
 
 import pytest
 
+import toyboard as toy
 from edgefl.device.sending import WINDOW, UpdateSender
 from edgefl.device.voice import TOLD_AGAIN, Voice
 from edgefl.errors import StoreError
@@ -15,9 +14,6 @@ from edgefl.store.outbox import OutboxEntry, write_outbox
 from edgefl.wire import topics
 from edgefl.wire.messages import MAX_PACKET, PART_SIZE, UpdatePart, decode
 
-_SPEC = importlib.util.spec_from_file_location("toyboard", Path(__file__).with_name("toyboard.py"))
-toy = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(toy)
 UPDATE = bytes(range(256)) * 8000
 
 

@@ -1,14 +1,14 @@
 """Lessons from an ensemble to a model: the weighted training step, the widths of a family, and `edgefl distil` on a fleet."""
 
-import importlib.util
 import json
 import shutil
-from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
+import make_graphs
+import toyfleet as toy
 from edgefl.aggregate.ensemble import probabilities
 from edgefl.cli.main import run
 from edgefl.codec.weights import Precision, encode_weights
@@ -33,18 +33,7 @@ from edgefl.store.versions import get_version
 from edgefl.wire.blocks import file_ref
 from edgefl.wire.messages import Manifest, encode
 
-_HERE = Path(__file__).parent
-
-
-def _module(name, path):
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-toy = _module("toyfleet", _HERE / "toyfleet.py")
-GOLDEN = _module("make_graphs", _HERE / "golden" / "make_graphs.py").read("variant-dense")
+GOLDEN = make_graphs.read("variant-dense")
 START = np.frombuffer(GOLDEN.start, dtype=np.float32)
 MODELS = ("left", "right")
 

@@ -1,6 +1,5 @@
 """The board's doctor: each condition by name, a healthy device, and what it says to people and to programs."""
 
-import importlib.util
 import json
 import os
 import socket
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import make_graphs as make
 from edgefl.codec.weights import Precision, encode_weights
 from edgefl.device import doctor, examine
 from edgefl.device.config import load_bundle
@@ -30,11 +30,6 @@ from edgefl.wire.blocks import file_ref
 from edgefl.wire.messages import Manifest, encode
 
 ROOT = Path(__file__).parent.parent
-_SPEC = importlib.util.spec_from_file_location("make_graphs", Path(__file__).parent / "golden" / "make_graphs.py")
-assert _SPEC is not None
-assert _SPEC.loader is not None
-make = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(make)
 PROFILE = "rpi-zero-2w"
 YEAR = 365 * 86400.0
 FIT = Measured(model="m", version=1, variant="w1-fp32", engine="portable", step_ms=2.0, peak_rss_mb=100.0)

@@ -3,13 +3,12 @@
 Real agents, a real server and a broker in memory; the engine is scripted (`test_update_path`).
 """
 
-import importlib.util
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+import test_update_path as path
 from edgefl.codec.difference import GRID
 from edgefl.codec.weights import Precision, decode_weights
 from edgefl.device import hands
@@ -20,9 +19,6 @@ from edgefl.server.variants import load_parent
 from edgefl.store.blobs import BlobStore
 from edgefl.wire import topics
 
-_SPEC = importlib.util.spec_from_file_location("test_update_path", Path(__file__).with_name("test_update_path.py"))
-path = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(path)
 PLAN = {**path.PLAN, "rounds": 6, "downlink_sparsity": 0.05}
 
 
@@ -54,8 +50,8 @@ class World(path.Fleet):
 @pytest.fixture(params=[Precision.INT4, Precision.TERNARY, Precision.CODEBOOK])
 def at_rest(request, monkeypatch):
     """The variants of the fleet that is made next have one of these precisions."""
-    for name, (_, layout, _) in list(path.toy.VARIANTS.items()):
-        monkeypatch.setitem(path.toy.VARIANTS, name, (f"w1-{request.param}", layout, request.param))
+    for name, (_, layout, _) in list(path.VARIANTS.items()):
+        monkeypatch.setitem(path.VARIANTS, name, (f"w1-{request.param}", layout, request.param))
     return request.param
 
 

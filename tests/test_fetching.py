@@ -1,13 +1,12 @@
 """Fetching on a real disk and a broker in memory: what is there, what is damaged, what has no room, what is not answered."""
 
 import errno
-import importlib.util
 import os
 import random
-from pathlib import Path
 
 import pytest
 
+import toyfetch as toy
 from edgefl.device.fetching import ALONE_SECONDS, AT_ONCE
 from edgefl.device.rests import LONGEST_PAUSE, PAUSE
 from edgefl.errors import LinkError, MessageError
@@ -15,9 +14,6 @@ from edgefl.wire import topics
 from edgefl.wire.blocks import file_ref
 from edgefl.wire.messages import BLOCK_SIZE, Block, FileRef, encode
 
-_SPEC = importlib.util.spec_from_file_location("toyfetch", Path(__file__).with_name("toyfetch.py"))
-toy = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(toy)
 CONTENT = random.Random(1).randbytes(5 * BLOCK_SIZE + 7)
 
 

@@ -1,22 +1,18 @@
 """Weights that a difference leads to: fetched as the difference and rebuilt, to the last bit, or else fetched whole."""
 
-import importlib.util
 import random
-from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
+import toyfetch as toy
 from edgefl.codec.difference import encode_difference
 from edgefl.codec.weights import Precision, encode_weights
 from edgefl.device.ways import Ways, ways_of
 from edgefl.layout import Layout, Tensor
 from edgefl.wire.messages import BLOCK_SIZE, Difference
 
-_SPEC = importlib.util.spec_from_file_location("toyfetch", Path(__file__).with_name("toyfetch.py"))
-toy = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(toy)
 LAYOUT = Layout((Tensor("w", (400, 500)),))
 RNG = np.random.default_rng(0)
 BEFORE = RNG.normal(size=LAYOUT.size).astype(np.float32)

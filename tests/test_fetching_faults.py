@@ -1,7 +1,6 @@
 """Fetching and all that goes wrong with it: sudden death at each step, torn writes, bad blocks, full disks, slow servers."""
 
 import errno
-import importlib.util
 import os
 import random
 import signal
@@ -13,24 +12,21 @@ from pathlib import Path
 import msgspec
 import pytest
 
+import toyfetch as toy
 from edgefl.device.rests import PAUSE
 from edgefl.errors import MessageError, SlowRetrievalError, StoreError
 from edgefl.link.memory import Faults
 from edgefl.wire.blocks import block_hash, block_length, file_ref
 from edgefl.wire.messages import BLOCK_SIZE, MAX_PACKET, Block, decode, encode
 
-_SPEC = importlib.util.spec_from_file_location("toyfetch", Path(__file__).with_name("toyfetch.py"))
-toy = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(toy)
 CONTENT = random.Random(4).randbytes(15 * BLOCK_SIZE + 500)
 REF = file_ref("weights", CONTENT)
 COUNT = len(REF.blocks)
 CHILD = """
-import importlib.util, os, random, sys, time
+import os, random, sys, time
 from pathlib import Path
-spec = importlib.util.spec_from_file_location("toyfetch", sys.argv[1])
-toy = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(toy)
+sys.path.insert(0, sys.argv[1])
+import toyfetch as toy
 world = toy.World(Path(sys.argv[2]))
 ref = world.office.offer("weights", random.Random(4).randbytes(15 * 32768 + 500))
 log = os.open(sys.argv[3], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -91,7 +87,7 @@ def test_killed_again_and_again_no_good_block_is_fetched_twice(tmp_path):
     rng, log, root = random.Random(0), tmp_path / "log", tmp_path / "world"
     root.mkdir()
     log.write_bytes(b"")
-    command = [sys.executable, "-c", CHILD, str(Path(__file__).with_name("toyfetch.py")), str(root), str(log)]
+    command = [sys.executable, "-c", CHILD, str(Path(__file__).parent), str(root), str(log)]
     lives = 0
     while not (root / "blobs" / REF.sha256.hex()).exists():
         lives += 1

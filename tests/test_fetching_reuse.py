@@ -1,21 +1,17 @@
 """Blocks that are on the device already: found in files of other versions and in unfinished ones, never believed unchecked."""
 
-import importlib.util
 import os
 import random
-from pathlib import Path
 
 import pytest
 
+import toyfetch as toy
 from edgefl.device import reuse
 from edgefl.device.reuse import BlockIndex
 from edgefl.store.partial import PartialFile
 from edgefl.wire.blocks import file_ref
 from edgefl.wire.messages import BLOCK_SIZE
 
-_SPEC = importlib.util.spec_from_file_location("toyfetch", Path(__file__).with_name("toyfetch.py"))
-toy = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(toy)
 OLD = random.Random(1).randbytes(20 * BLOCK_SIZE + 99)
 
 

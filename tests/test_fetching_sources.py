@@ -2,7 +2,6 @@
 
 import datetime as dt
 import http.server
-import importlib.util
 import ipaddress
 import os
 import random
@@ -18,6 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+import toyfetch as toy
 from edgefl.device.mirror import Bell, SourceFetch
 from edgefl.device.supply import REST_SECONDS
 from edgefl.device.ways import Ways
@@ -26,9 +26,6 @@ from edgefl.store.partial import PartialFile
 from edgefl.wire.blocks import file_ref
 from edgefl.wire.messages import BLOCK_SIZE
 
-_SPEC = importlib.util.spec_from_file_location("toyfetch", Path(__file__).with_name("toyfetch.py"))
-toy = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(toy)
 CONTENT = random.Random(2).randbytes(12 * BLOCK_SIZE + 345)
 REF = file_ref("weights", CONTENT)
 NAME = REF.sha256.hex()

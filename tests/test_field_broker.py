@@ -1,15 +1,15 @@
 """A broker that dies, forgets, overflows, limits, and is met by a whole fleet at once. Real Mosquitto; times are scaled down."""
 
-import importlib.util
 import random
 import time
 import tracemalloc
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+import fieldboard as field
+import toyfleet
 from edgefl.brokers.mosquitto import find_mosquitto
 from edgefl.device import rounds
 from edgefl.errors import LinkError
@@ -18,10 +18,6 @@ from edgefl.names import SERVER
 from edgefl.wire import topics
 from edgefl.wire.messages import MAX_PACKET, Report, State, Want, encode
 
-_SPEC = importlib.util.spec_from_file_location("fieldboard", Path(__file__).with_name("fieldboard.py"))
-field = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(field)
-toyfleet = field.load("toyfleet")
 needs_mosquitto = pytest.mark.skipif(find_mosquitto() is None, reason="Mosquitto is not installed")
 KIB = 1024
 

@@ -1,18 +1,14 @@
 """A board behind a bad link: flapping, dead, reset, half-open and slow. Real broker, TLS and timers; times are scaled down."""
 
-import importlib.util
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+import fieldboard as field
 from edgefl.brokers.mosquitto import find_mosquitto
 from edgefl.device import rounds
 
-_SPEC = importlib.util.spec_from_file_location("fieldboard", Path(__file__).with_name("fieldboard.py"))
-field = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(field)
 pytestmark = [
     pytest.mark.broker,
     pytest.mark.skipif(find_mosquitto() is None, reason="Mosquitto is not installed"),

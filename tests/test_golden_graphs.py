@@ -1,13 +1,12 @@
 """Checked-in variants: what a board without torch and onnx can be tested with, and the script that made them."""
 
-import importlib.util
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+import make_graphs as make
 from edgefl.codec.update import decode
 from edgefl.codec.weights import Precision, encode_weights
 from edgefl.device.job import Done, Job, decode_answer, encode_line
@@ -19,10 +18,6 @@ from edgefl.examples import Examples
 from edgefl.store.outbox import read_residual, read_update
 from edgefl.wire.messages import Task
 
-HERE = Path(__file__).parent / "golden"
-_SPEC = importlib.util.spec_from_file_location("make_graphs", HERE / "make_graphs.py")
-make = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(make)
 NAMES = sorted(make.CASES)
 RUNNABLE = [name for name in NAMES if make.CASES[name][1] in available_engines()]
 

@@ -1,11 +1,9 @@
 """What the server remembers of the weights that devices had: exactly, long enough, and no longer."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 
+import toyfleet as toy
 from edgefl.codec.weights import decode_weights, encode_weights
 from edgefl.errors import StoreError, UpdateError
 from edgefl.layout import nested_index
@@ -18,9 +16,6 @@ from edgefl.store.versions import get_version
 from edgefl.wire.blocks import file_ref
 from edgefl.wire.messages import HISTORY_REACH
 
-_SPEC = importlib.util.spec_from_file_location("toyfleet", Path(__file__).with_name("toyfleet.py"))
-toy = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(toy)
 PRESENT = b"EFU\x02 something that names a history"
 
 

@@ -1,12 +1,12 @@
 """Int8 where it wins: graphs with the weights inside, kept if they are worth it, served until the weights have changed."""
 
-import importlib.util
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+
+import make_graphs
 
 pytest.importorskip("torch")
 
@@ -18,17 +18,6 @@ from edgefl.profile import Profile
 from edgefl.server import quantising
 from edgefl.server.quantising import Quantiser, right
 
-
-def load(name, path):
-    """A module beside the tests, which are no package."""
-    spec = importlib.util.spec_from_file_location(name, path)
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
-
-
-HERE = Path(__file__).parent
-MAKE = load("make_graphs", HERE / "golden" / "make_graphs.py")
 RNG = np.random.default_rng(0)
 
 
@@ -36,7 +25,7 @@ class Subject:
     """A golden variant, and examples that it answers all right."""
 
     def __init__(self, name):
-        self.golden = golden = MAKE.read(name)
+        self.golden = golden = make_graphs.read(name)
         self.vector = np.frombuffer(golden.start, np.float32) * np.float32(2.0)
         self.infer = golden.files["infer"]
         self.exact = Predictor(self.infer, golden.layout.views(self.vector), classes=golden.classes, threads=1)
@@ -112,7 +101,8 @@ def test_right_answers_are_counted_as_in_evaluation():
 
 def test_a_device_serves_int8_until_it_adopts_the_weights_of_a_round(tmp_path):
     """Then float32 with the round's weights; a new version brings int8 again; an int8 graph that does not load is passed over."""
-    model = load("test_model", HERE / "test_model.py")
+    import test_model as model
+
     board = model.toy.Board(tmp_path)
     for name in ("root.json", "ca.crt"):
         (tmp_path / name).write_text("{}")

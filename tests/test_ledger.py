@@ -1,14 +1,13 @@
 """The ledger: trainings, rounds and updates as rows, and what goes with them (blobs, locks, the database itself)."""
 
-import importlib.util
 import sqlite3
 import subprocess
 import sys
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
+import toyfleet as toy
 from edgefl.errors import FleetError, StoreError
 from edgefl.plan import Plan
 from edgefl.server.wanted import Said
@@ -32,10 +31,6 @@ from edgefl.store.registry import list_devices
 from edgefl.store.schema import MIGRATIONS
 from edgefl.store.updates import is_stored, known_updates, store_update, waiting_updates
 from edgefl.store.versions import get_version, latest_version, participants, variants
-
-_SPEC = importlib.util.spec_from_file_location("toyfleet", Path(__file__).with_name("toyfleet.py"))
-toy = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(toy)
 
 
 @pytest.fixture

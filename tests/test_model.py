@@ -1,17 +1,17 @@
 """Predictions on the board: the newest version that the agent holds, from any thread; no request is lost to a switch."""
 
-import importlib.util
 import json
 import logging
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+import make_graphs
+import toyboard as toy
 from edgefl.codec.weights import Precision, encode_weights
 from edgefl.device import model as module
 from edgefl.device.config import Bundle
@@ -25,18 +25,7 @@ from edgefl.store.model_state import ModelState, TrialRecord
 from edgefl.store.personal import keep_personal
 from edgefl.wire.messages import Health
 
-
-def load(name, path):
-    """A module beside the tests, which are no package."""
-    spec = importlib.util.spec_from_file_location(name, path)
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
-
-
-HERE = Path(__file__).parent
-VARIANT = load("make_graphs", HERE / "golden" / "make_graphs.py").read("variant-dense")
-toy = load("toyboard", HERE / "toyboard.py")
+VARIANT = make_graphs.read("variant-dense")
 START = np.frombuffer(VARIANT.start, dtype=np.float32)
 X = np.random.default_rng(1).normal(size=(5, *VARIANT.input_shape)).astype(np.float32)
 HEAVY = ["torch", "onnx", "onnxscript", "sklearn", "safetensors", "paho", "cryptography.x509"]

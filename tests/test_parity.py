@@ -6,8 +6,6 @@ pooling window is the largest, and from there on they compute different things.
 """
 
 import functools
-import importlib.util
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
+import make_operators as make  # noqa: E402
 from edgefl.engine import ort_training, portable  # noqa: E402
 from edgefl.engine.contract import batches  # noqa: E402
 from edgefl.engine.open import open_engine  # noqa: E402
@@ -27,12 +26,7 @@ from edgefl.export.models import ModelSource  # noqa: E402
 from edgefl.export.tensors import layout_of, vector_of  # noqa: E402
 from edgefl.export.verify import Reference, verify_graphs  # noqa: E402
 from edgefl.recipe import OPTIMIZERS, Recipe  # noqa: E402
-
-_SPEC = importlib.util.spec_from_file_location("make_operators", Path(__file__).with_name("make_operators.py"))
-make = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(make)
-known = make.cases()
-CASES, LAYERS = known.CASES, known.LAYERS
+from parity_cases import CASES, LAYERS  # noqa: E402
 
 BATCH, COUNT, EPOCHS = 8, 83, 5  # the last batch of each epoch has 3 rows
 RATES = {"sgd": 0.05, "momentum": 0.01, "adamw": 0.001}

@@ -1,17 +1,16 @@
 """A pruned variant on its way round: pushed, fetched by a board, trained there, aggregated where it lies in the parent."""
 
 import hashlib
-import importlib.util
 import os
 import random
 import sys
 import time
 from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+import toyboard
 from edgefl.device import hands
 from edgefl.device.agent import Agent
 from edgefl.device.config import Bundle, DeviceConfig
@@ -46,14 +45,6 @@ def plain():
 """
 
 
-def toyboard():
-    """The board's parts that are not real here."""
-    spec = importlib.util.spec_from_file_location("toyboard", Path(__file__).with_name("toyboard.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 class Clock:
     """Today, and time that passes when the test says so."""
 
@@ -83,7 +74,7 @@ def test_a_pruned_variant_is_trained_and_aggregated(tmp_path, monkeypatch):
     (tmp_path / "windows.py").write_text(MODEL)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "windows", raising=False)
-    monkeypatch.setattr(hands, "TrainerProcess", toyboard().InlineTrainer)
+    monkeypatch.setattr(hands, "TrainerProcess", toyboard.InlineTrainer)
     monkeypatch.setattr(os, "fsync", lambda _: None)  # processes die here, not the power
     fleet, clock, broker = create_fleet(tmp_path / "fleet", name="test"), Clock(), MemoryBroker()
     blobs = BlobStore(fleet.blobs)

@@ -1,15 +1,14 @@
 """Fit is proved: variants are run by the board's own trainer, within the board's limits, before they are announced."""
 
-import importlib.util
 import os
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
+import make_graphs as make
 from edgefl.codec.weights import Precision, encode_weights
 from edgefl.engine.runtime import available_engines
 from edgefl.errors import EngineError, FitError
@@ -20,9 +19,6 @@ from edgefl.server.rehearsal import Measured, Rehearsals, Subject, rows_for, thi
 from edgefl.store.blobs import BlobStore
 from edgefl.wire.blocks import file_ref
 
-_SPEC = importlib.util.spec_from_file_location("make_graphs", Path(__file__).with_name("golden") / "make_graphs.py")
-make = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(make)
 MIB = 1 << 20
 
 

@@ -1,6 +1,5 @@
 """Rollouts in the running server: what devices say and operators order, and which version each device is to hold then."""
 
-import importlib.util
 import sqlite3
 import time
 from contextlib import closing, suppress
@@ -11,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import toyfleet as toy
 from edgefl.errors import FleetError
 from edgefl.rollout_rules import Rules, Target, parse_stages
 from edgefl.server.rollout_orders import order, roll_back, start_rollout
@@ -26,9 +26,6 @@ from edgefl.store.versions import get_version
 from edgefl.wire import topics
 from edgefl.wire.messages import Installed, Report, State, encode
 
-_SPEC = importlib.util.spec_from_file_location("toyfleet", Path(__file__).with_name("toyfleet.py"))
-toy = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(toy)
 NAMES = [f"d{i:02}" for i in range(20)]
 ONE_THEN_ALL = Rules(stages=parse_stages("1,100%"))
 ALL = Rules(stages=parse_stages("100%"))

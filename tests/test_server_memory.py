@@ -1,16 +1,11 @@
 """What a server keeps in memory does not grow with the rounds that it has closed or the devices that have come and gone."""
 
 import gc
-import importlib.util
 import tracemalloc
-from pathlib import Path
 
+import toyfleet as toy
 from edgefl.server.founding import create_fleet
 from edgefl.wire.messages import Report, State, encode
-
-_SPEC = importlib.util.spec_from_file_location("toyfleet", Path(__file__).with_name("toyfleet.py"))
-toy = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(toy)
 
 FEW = 8
 ROUNDS = 24

@@ -1,12 +1,10 @@
 """The server's loop on a broker in memory: what reaches it, what it answers, what it announces, what it counts."""
 
-import importlib.util
-from pathlib import Path
-
 import msgspec
 import numpy as np
 import pytest
 
+import toyfleet as toy
 from edgefl.identity.repository import appointed
 from edgefl.identity.signing import ASSIGNMENT, Signer, verify
 from edgefl.server.announce import ORDER_SECONDS, RENEW_SECONDS
@@ -18,9 +16,6 @@ from edgefl.store.ledger import end_training, rounds
 from edgefl.wire import topics
 from edgefl.wire.messages import Assignment, Installed, Manifest, Report, Signed, State, decode, encode
 
-_SPEC = importlib.util.spec_from_file_location("toyfleet", Path(__file__).with_name("toyfleet.py"))
-toy = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(toy)
 MODEL = toy.MODEL
 
 

@@ -1,13 +1,12 @@
 """A virtual device is a board without its broker: the same bytes. On a real, checked-in variant, without torch."""
 
 import hashlib
-import importlib.util
-from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
+import make_graphs as make
 from edgefl.codec.weights import Precision, encode_weights
 from edgefl.device.job import Held, Job
 from edgefl.device.trainer import Trainer
@@ -19,9 +18,6 @@ from edgefl.simulate.scene import Scene, Structure
 from edgefl.store.outbox import read_update
 from edgefl.wire.messages import Task
 
-_SPEC = importlib.util.spec_from_file_location("make_graphs", Path(__file__).with_name("golden") / "make_graphs.py")
-make = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(make)
 GOLDEN = make.read("variant-dense")
 START = np.frombuffer(GOLDEN.start, dtype=np.float32)
 TASK = Task(epochs=2, learning_rate=0.1, sparsity=0.1, bits=4, fraction=1.0, seed=3, context=True, correction=0.5)

@@ -1,12 +1,11 @@
 """Robust trainings in the server: devices that harm are named and excluded, operators decide, and a killed server goes on."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+import toyfleet as toy
 from edgefl.cli.main import run
 from edgefl.codec.update import encode as encode_update
 from edgefl.server.founding import create_fleet
@@ -18,9 +17,6 @@ from edgefl.store.registry import Device, add_devices
 from edgefl.store.standings import exclude, excluded, record_scores, reinstate, standings
 from edgefl.store.versions import get_version, participants
 
-_SPEC = importlib.util.spec_from_file_location("toyfleet", Path(__file__).with_name("toyfleet.py"))
-toy = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(toy)
 GOOD, BAD = "abcdefgh", "yz"
 
 

@@ -1,11 +1,10 @@
 """`edgefl status`: the fleet at a glance, for people and as JSON."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
+import toyfleet as toy
 from edgefl.cli.main import run
 from edgefl.cli.text import printable
 from edgefl.server.founding import create_fleet
@@ -16,10 +15,6 @@ from edgefl.store.presence import PresenceBook
 from edgefl.store.tally import add_counter
 from edgefl.store.updates import store_update
 from edgefl.wire.messages import Installed, Report, State
-
-_SPEC = importlib.util.spec_from_file_location("toyfleet", Path(__file__).with_name("toyfleet.py"))
-toy = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(toy)
 
 
 @pytest.fixture

@@ -1,13 +1,13 @@
 """The trainer's work: what it writes, what it answers, and how it words what it cannot do. On a real, checked-in variant."""
 
 import hashlib
-import importlib.util
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
+import make_graphs as make
 from edgefl.codec.update import decode as decode_update
 from edgefl.codec.weights import Precision, encode_weights
 from edgefl.device import coding
@@ -19,9 +19,6 @@ from edgefl.errors import EngineError
 from edgefl.store.outbox import read_entry, read_memory, read_residual, read_update
 from edgefl.wire.messages import Task
 
-_SPEC = importlib.util.spec_from_file_location("make_graphs", Path(__file__).with_name("golden") / "make_graphs.py")
-make = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(make)
 GOLDEN = make.read("variant-dense")
 START = np.frombuffer(GOLDEN.start, dtype=np.float32)
 TASK = Task(epochs=2, learning_rate=0.1, sparsity=0.1, bits=4, fraction=1.0, seed=3)

@@ -1,6 +1,5 @@
 """The trainer as a process: killed, stopped, talking nonsense, too large, idle, orphaned; and what it and the agent weigh."""
 
-import importlib.util
 import os
 import select
 import signal
@@ -14,6 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 
+import make_graphs as make
 from edgefl.codec.weights import Precision, encode_weights
 from edgefl.device import training
 from edgefl.device.job import Done, Failed, Job, encode_line
@@ -22,9 +22,6 @@ from edgefl.device.training import IDLE_SECONDS, JOB_SECONDS, STILL_SECONDS, Tra
 from edgefl.store.outbox import read_entry, read_memory
 from edgefl.wire.messages import Task
 
-_SPEC = importlib.util.spec_from_file_location("make_graphs", Path(__file__).with_name("golden") / "make_graphs.py")
-make = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(make)
 GOLDEN = make.read("variant-dense")
 LIMIT_MB = 512
 OTHER_ROUND = encode_line(Failed(round=7, reason="x", fault="input", peak_rss=0)).decode().strip()

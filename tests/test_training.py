@@ -1,8 +1,6 @@
 """A training on the server: which updates count, what they come to, and that no crash changes either."""
 
-import importlib.util
 import struct
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -10,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import toyfleet as toy
 from edgefl.codec.update import HEADER_LENGTH, encode
 from edgefl.codec.weights import Precision
 from edgefl.layout import Layout, Tensor
@@ -19,10 +18,6 @@ from edgefl.store.blobs import BlobStore
 from edgefl.store.database import Database
 from edgefl.store.ledger import end_training, rounds
 from edgefl.wire.messages import PART_SIZE
-
-_SPEC = importlib.util.spec_from_file_location("toyfleet", Path(__file__).with_name("toyfleet.py"))
-toy = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(toy)
 
 
 @pytest.fixture
@@ -194,7 +189,7 @@ def test_large_update_arrives_in_parts(tmp_path, monkeypatch):
     """Parts in any order, some twice, make one update and at least one receipt; a head that promises too many is refused."""
     large = Layout((Tensor("a.weight", (40, 10_000)),))
     monkeypatch.setitem(toy.VARIANTS, "big", ("w1-fp32", large, Precision.FP32))
-    monkeypatch.setattr(toy, "WIDE", large)
+    monkeypatch.setattr(toy.ToyFleet, "wide", large)
     fleet = toy.ToyFleet(tmp_path)
     fleet.provision(a="big")
     fleet.push("big")

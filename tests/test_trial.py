@@ -1,6 +1,5 @@
 """A version's trial: what it finds, what the trainer process makes of it, and what a device does with a version that fails."""
 
-import importlib.util
 import os
 import signal
 import sys
@@ -13,6 +12,8 @@ import msgspec
 import numpy as np
 import pytest
 
+import make_graphs
+import toyboard as toy
 from edgefl.codec.golden import decode_golden, encode_golden, farthest, golden_inputs, golden_length
 from edgefl.codec.weights import Precision, encode_weights
 from edgefl.device.job import Done, Job, Side, TrialJob
@@ -24,18 +25,7 @@ from edgefl.errors import MessageError, ModelError
 from edgefl.store.model_state import TrialRecord
 from edgefl.wire.messages import Health, Task
 
-
-def load(name, path):
-    """A module beside the tests, which are no package."""
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-HERE = Path(__file__).parent
-VARIANT = load("make_graphs", HERE / "golden" / "make_graphs.py").read("variant-dense")
-toy = load("toyboard", HERE / "toyboard.py")
+VARIANT = make_graphs.read("variant-dense")
 START = np.frombuffer(VARIANT.start, dtype=np.float32)
 
 
@@ -112,7 +102,7 @@ def test_a_good_version_passes_and_is_measured(tmp_path):
 def test_the_native_engine_is_tried_alike(tmp_path, monkeypatch):
     """A variant of the training build passes and fails as a portable one does."""
     pytest.importorskip("onnxruntime.training")
-    native = load("make_graphs", HERE / "golden" / "make_graphs.py").read("variant-dense-native")
+    native = make_graphs.read("variant-dense-native")
     monkeypatch.setattr(sys.modules[__name__], "VARIANT", native)
     start = np.frombuffer(native.start, dtype=np.float32)
     (tmp_path / "good").mkdir()

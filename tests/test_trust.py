@@ -2,14 +2,13 @@
 
 import contextlib
 import hashlib
-import importlib.util
-from pathlib import Path
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import toyboard as toy
 from edgefl.codec.weights import Precision, weights_length
 from edgefl.device.trust import SEAL, believed_assignment, believed_manifest, believed_order, kept_manifest, seal
 from edgefl.errors import FreezeError, MessageError, MixError, PeerError, RollbackError, SignatureError, WrongDeviceError
@@ -19,9 +18,6 @@ from edgefl.link.memory import MemoryBroker
 from edgefl.wire.messages import BLOCK_SIZE, Difference, FileRef, Signed, decode, encode
 from edgefl.wire.topics import target_path
 
-_SPEC = importlib.util.spec_from_file_location("toyboard", Path(__file__).with_name("toyboard.py"))
-toy = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(toy)
 OFFICE = toy.Office(MemoryBroker(), toy.Clock())
 NOW = toy.START
 CONFIG = toy.DeviceConfig(

@@ -5,16 +5,16 @@ down as the codec made it, by the hash of its bytes, and the server's results ar
 """
 
 import hashlib
-import importlib.util
 import os
 import random
 from contextlib import suppress
-from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
+import toyboard as board
+import toyfleet as toy
 from edgefl.aggregate.mean import polynomial_staleness
 from edgefl.codec.weights import Precision
 from edgefl.device import coding, hands
@@ -29,19 +29,8 @@ from edgefl.store.documents import documents
 from edgefl.store.outbox import read_memory
 from edgefl.wire.messages import HISTORY_REACH, UpdatePart, decode
 
-
-def sibling(name):
-    """A module of this directory by its path, a copy of its own."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-board, toy = sibling("toyboard"), sibling("toyfleet")
 LAYOUT = Layout((Tensor("a.weight", (60, 80)), Tensor("a.bias", (60,)), Tensor("b.weight", (10, 60))))
-toy.WIDE = LAYOUT
-toy.VARIANTS = {"big": ("w1-fp32", LAYOUT, Precision.FP32), "small": ("w1-fp16", LAYOUT, Precision.FP16)}
+VARIANTS = {"big": ("w1-fp32", LAYOUT, Precision.FP32), "small": ("w1-fp16", LAYOUT, Precision.FP16)}
 DEVICES = {"a": "big", "b": "big", "c": "small"}
 PLAN = {"rounds": 14, "cohort": 3, "quorum": 2, "deadline": 5.0, "sparsity": 0.05, "bits": 3, "staleness": 3}
 
@@ -132,6 +121,8 @@ class Device:
 
 class Fleet(toy.ToyFleet):
     """Server and devices, and what the codec said of every update."""
+
+    wide, variants = LAYOUT, VARIANTS
 
     def __init__(self, root):
         root.mkdir(exist_ok=True)

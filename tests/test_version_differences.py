@@ -1,11 +1,9 @@
 """Differences between versions, made at a push: worth it, right to the last bit, bounded, served, and kept as long as named."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 
+import toyfleet as toy
 from edgefl.codec.difference import apply_difference
 from edgefl.codec.weights import Precision, encode_weights
 from edgefl.layout import nested_index
@@ -17,9 +15,6 @@ from edgefl.store.offers import record_offers
 from edgefl.wire.blocks import file_ref
 from edgefl.wire.messages import FileRef
 
-_SPEC = importlib.util.spec_from_file_location("toyfleet", Path(__file__).with_name("toyfleet.py"))
-toy = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(toy)
 RNG = np.random.default_rng(3)
 FIRST = RNG.normal(scale=0.1, size=toy.WIDE.size).astype(np.float32)
 

@@ -1,6 +1,5 @@
 """Words to the service manager, and what the watchdog is fed by."""
 
-import importlib.util
 import os
 import socket
 import subprocess
@@ -15,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import toyboard
 from edgefl.device.notify import Notifier
 from edgefl.device.progress import LINK_SECONDS, TRAINER_SECONDS, Seen, begin, look, status
 from edgefl.device.training import TrainerProcess
@@ -214,11 +214,6 @@ def test_a_real_agent_says_ready_alive_and_stopping(tmp_path: Path) -> None:
 
 def test_what_an_agent_sees_is_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Connection, models and the trainer's work, after every turn."""
-    spec = importlib.util.spec_from_file_location("toyboard", Path(__file__).with_name("toyboard.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    toyboard = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(toyboard)
     monkeypatch.setattr("edgefl.device.hands.TrainerProcess", toyboard.InlineTrainer)
     monkeypatch.setattr("edgefl.device.trainer.open_engine", toyboard.ScriptedEngine)
     monkeypatch.setattr(toyboard.InlineTrainer, "patience", 5)

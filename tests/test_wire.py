@@ -1,6 +1,5 @@
 """Messages, blocks and topics: golden bytes, open ends, hostile bytes, and the laws of cutting a file."""
 
-import importlib.util
 import json
 import tracemalloc
 from pathlib import Path
@@ -10,17 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import make_messages as make
 from edgefl.errors import BlockError, InputError, MessageError
 from edgefl.recipe import Recipe
 from edgefl.wire import blocks, messages, topics
 from edgefl.wire.messages import BLOCK_SIZE, MAX_BLOCKS, MAX_PACKET, Block, FileRef, Receipt, State, Want, decode, encode
 
 HERE = Path(__file__).parent / "golden"
-_SPEC = importlib.util.spec_from_file_location("make_messages", HERE / "make_messages.py")
-assert _SPEC is not None
-assert _SPEC.loader is not None
-make = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(make)
 GOLDEN: dict[str, str] = json.loads((HERE / "messages.json").read_text())
 MESSAGES: dict[str, msgspec.Struct] = make.MESSAGES
 KINDS = sorted({type(message) for message in MESSAGES.values()}, key=lambda kind: kind.__name__)

@@ -1,6 +1,6 @@
 """A toy board for the device's tests: one agent, a scripted server on a broker in memory, and a clock on a string.
 
-No test in here. A test module loads it by its path, because test modules are no package.
+No test in here. A test module imports it by its name (`pythonpath` in pyproject.toml).
 """
 
 import hashlib

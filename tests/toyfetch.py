@@ -1,21 +1,16 @@
 """A fetcher on a real disk and a broker in memory, with a scripted server, for the tests of fetching.
 
-No test in here. A test module loads it by its path, because test modules are no package.
+No test in here. A test module imports it by its name (`pythonpath` in pyproject.toml).
 """
 
-import importlib.util
 import random
 import time
-from pathlib import Path
 
+import toyboard as toy
 from edgefl.device.fetching import Fetcher
 from edgefl.link.contract import Arrived
 from edgefl.link.memory import MemoryBroker
 from edgefl.store.blobs import BlobStore
-
-_SPEC = importlib.util.spec_from_file_location("toyboard", Path(__file__).with_name("toyboard.py"))
-toy = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(toy)
 
 
 class World:

@@ -1,6 +1,6 @@
 """A toy fleet for the server's tests: two widths of a tiny model, a broker in memory, scripted devices, and a clock on a string.
 
-No test in here. A test module loads it by its path, because test modules are no package.
+No test in here. A test module imports it by its name (`pythonpath` in pyproject.toml).
 """
 
 import hashlib
@@ -88,7 +88,14 @@ def empty_database():
 
 
 class ToyFleet:
-    """A fleet's database, blobs and broker; services and devices come and go."""
+    """A fleet's database, blobs and broker; services and devices come and go.
+
+    Attributes:
+        wide: layout of a version's parent.
+        variants: name, layout and precision of its variant for each profile.
+    """
+
+    wide, variants = WIDE, VARIANTS
 
     def __init__(self, root: Path):
         """An empty fleet below an existing directory."""
@@ -124,13 +131,13 @@ class ToyFleet:
     def push(self, *profiles, model=MODEL, seed=0, graphs=b"a graph", recipe=PLAIN, hold=False, parent=None, **said):
         """Enter a version for these profiles (all by default); its number. `said` goes into its manifests."""
         if parent is None:
-            parent = np.random.default_rng(seed).normal(scale=0.1, size=WIDE.size).astype(np.float32)
+            parent = np.random.default_rng(seed).normal(scale=0.1, size=self.wide.size).astype(np.float32)
         with transaction(self.database):
             (last,) = self.database.execute("SELECT MAX(version) FROM versions WHERE model=?", (model,)).fetchone()
             number = int(last or 0) + 1
-            row = (model, number, START, msgspec.msgpack.encode(WIDE), store_parent(self.blobs, parent))
+            row = (model, number, START, msgspec.msgpack.encode(self.wide), store_parent(self.blobs, parent))
             self.database.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?)", row)
-            for profile in profiles or VARIANTS:
+            for profile in profiles or self.variants:
                 self._enter(model, number, profile, parent, graphs, recipe, said)
             known = documents(self.database)
             put_documents(
@@ -142,8 +149,8 @@ class ToyFleet:
         return number
 
     def _enter(self, model, number, profile, parent, graphs, recipe, said):
-        name, layout, precision = VARIANTS[profile]
-        weights = encode_weights(parent[nested_index(WIDE, layout)], layout, precision)
+        name, layout, precision = self.variants[profile]
+        weights = encode_weights(parent[nested_index(self.wide, layout)], layout, precision)
         graph = graphs + name.encode()
         files = (file_ref("train", graph), file_ref("weights", weights))
         for data in (graph, weights):
@@ -231,7 +238,7 @@ class ToyDevice:
     def __init__(self, fleet, name):
         """Connect and subscribe."""
         self.fleet, self.name = fleet, name
-        self.variant, self.layout, _ = VARIANTS[fleet.profiles.get(name, "big")]
+        self.variant, self.layout, _ = fleet.variants[fleet.profiles.get(name, "big")]
         self.link = fleet.broker.link(name)
         self.link.subscribe(topics.receipt(name))
         self.link.subscribe(topics.round_order(MODEL, self.variant))

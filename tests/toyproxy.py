@@ -1,6 +1,6 @@
 """A TCP proxy on loopback that lets through so many bytes per second in each direction, as a slow radio link does.
 
-No test in here. A test module loads it by its path, because test modules are no package.
+No test in here. A test module imports it by its name (`pythonpath` in pyproject.toml).
 """
 
 import contextlib

@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 
 from edgefl.errors import FleetError, ProfileError
-from edgefl.export.models import load_factory
+from edgefl.export.models import ModelSource, load_factory
 from edgefl.export.tensors import layout_of, vector_of
 from edgefl.export.weights import load_weights
+from edgefl.layout import Float32
 from edgefl.profile import Profile
 from edgefl.server.explained import Explanation, explain
 from edgefl.server.push_request import PushRequest, check_request
@@ -84,18 +85,7 @@ def push(
     layout = layout_of(module)
     parent = load_weights(request.weights, layout) if request.weights else vector_of(module)
     blobs = BlobStore(fleet.blobs)
-    workshop = Workshop(
-        source,
-        parent,
-        blobs,
-        batch=request.batch,
-        holdout=request.holdout,
-        calibrate=request.calibrate,
-        drop=request.int8_drop,
-        known=fleet.profiles().values(),
-        on_progress=on_progress,
-        freezable=request.freezable,
-    )
+    workshop = _workshop(fleet, request, source, parent, on_progress)
     with keeping_new_blobs(blobs):
         made = [workshop.make(profile) for profile in profiles]
         on_progress("comparing with earlier versions")
@@ -106,6 +96,24 @@ def push(
     for one in made:
         on_planned(_explained(one, workshop))
     return tuple(_outcome(request.model, number, one) for one in made)
+
+
+def _workshop(
+    fleet: Fleet, request: PushRequest, source: ModelSource, parent: Float32, on_progress: Callable[[str], None]
+) -> Workshop:
+    """Where the variants of this push are made."""
+    return Workshop(
+        source,
+        parent,
+        BlobStore(fleet.blobs),
+        batch=request.batch,
+        holdout=request.holdout,
+        calibrate=request.calibrate,
+        drop=request.int8_drop,
+        known=fleet.profiles().values(),
+        on_progress=on_progress,
+        freezable=request.freezable,
+    )
 
 
 def _explained(one: Made, workshop: Workshop) -> Explanation:
