@@ -89,8 +89,8 @@ class Model:
 
 
 MODELS: Mapping[str, Model] = {
-    "LeNet-300-100": Model(LeNet300, Schedule(12000), Pruning(0.9), Schedule(8000), Schedule(2000, 128, 2e-4), 1),
-    "LeNet-5": Model(LeNet5, Schedule(1500, 64), Pruning(0.95), Schedule(1200, 64), Schedule(300, 64, 2e-4), 2),
+    "LeNet-300-100": Model(LeNet300, Schedule(12000), Pruning(0.9), Schedule(10000), Schedule(3000, 128, 2e-4), 1),
+    "LeNet-5": Model(LeNet5, Schedule(2500, 64), Pruning(0.92), Schedule(2000, 64), Schedule(500, 64, 2e-4), 2),
 }
 SHARING = Sharing(tolerance=4e-3, most=31)
 
