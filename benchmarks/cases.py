@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from edgefl.codec.weights import Precision
 from edgefl.plan import Plan
 from edgefl.simulate.experiment import Attack, Dirichlet, Ensemble, Experiment, Group, Iid, Shards, located
 from edgefl.simulate.presets import preset
@@ -139,51 +140,59 @@ def _six(models: Sequence[str]) -> tuple[Group, ...]:
     return tuple(Group(model=model, width=width) for model in models for width in (1.0, 0.5))
 
 
-def _taught(base: Experiment, models: Sequence[str]) -> Sequence[Case]:
-    """Families that learn from each other, families apart, and the smallest structure for all."""
+def _dense(base: Experiment) -> Plan:
+    """Plain federated averaging: every coordinate, in 8 bits, which costs no accuracy."""
+    return with_plan(base, sparsity=1.0, bits=8, context=False)
+
+
+def _taught(name: str, base: Experiment, models: Sequence[str]) -> Sequence[Case]:
+    """Families that learn from each other, families apart, the smallest structure that sees neighbours for all, the full one."""
     apart = msgspec.structs.replace(base.ensemble or Ensemble(), every=0)
     mixed = msgspec.structs.replace(base, groups=_six(models))
+    alone = msgspec.structs.replace(base, model=models[1], ensemble=None)
     return [
-        case("taught", mixed),
-        case("apart", mixed, ensemble=apart),
-        case("all use the smallest", base, model=models[1], width=0.5, ensemble=None),
+        case(f"{name} fp32", alone, plan=_dense(base), precision=Precision.FP32),
+        case(f"{name} taught", mixed),
+        case(f"{name} apart", mixed, ensemble=apart),
+        case(f"{name} smallest-for-all", alone, width=0.5),
     ]
 
 
 LEVELS = (1.0, 0.5, 0.25, 0.125, 0.0625)
-EQUAL = 0.47
-"""Width of the uniform model with the mean number of parameters of `LEVELS`."""
+EQUAL = 0.5
+"""Width of the uniform model with the mean number of parameters of `LEVELS`: 33,770 of 33,112."""
 
 
 def heterofl() -> Sequence[Case]:
     """Five widths of one model on equally many devices, against one width for all; two classes a device, and IID."""
-    plan = Plan(rounds=20, epochs=2, learning_rate=0.1, fraction=0.2, sparsity=0.2, bits=4, context=False)
+    plan = Plan(rounds=100, epochs=2, learning_rate=0.1, decay=0.985, fraction=0.1, sparsity=0.2, bits=4, context=False)
     base = Experiment(
         model="benchmarks.families:Nested",
         data="idx:$EDGEFL_DATA/mnist?split=train",
         holdout="idx:$EDGEFL_DATA/mnist?split=test",
         devices=100,
-        batch=50,
-        split=Shards(each=2),
+        batch=20,
         plan=plan,
-        evaluate_every=20,
+        evaluate_every=100,
     )
     groups = tuple(Group(model=base.model, width=width) for width in LEVELS)
-    masked = msgspec.structs.replace(base, loss="masked-cross-entropy")
+    masked = msgspec.structs.replace(base, loss="masked-cross-entropy", split=Shards(each=2))
+    iid = msgspec.structs.replace(base, split=Iid(), plan=with_plan(base, rounds=40, decay=0.95))
+    return [found for name, one in (("non-iid", masked), ("iid", iid)) for found in _levels(name, one, groups)]
+
+
+def _levels(name: str, base: Experiment, groups: tuple[Group, ...]) -> Sequence[Case]:
     return [
-        case("five widths, masked", masked, groups=groups),
-        case("equal mean cost, masked", masked, width=EQUAL),
-        case("all use the smallest, masked", masked, width=LEVELS[-1]),
-        case("five widths", base, groups=groups),
-        case("five widths, IID", base, groups=groups, split=Iid()),
-        case("equal mean cost, IID", base, width=EQUAL, split=Iid()),
-        case("all use the smallest, IID", base, width=LEVELS[-1], split=Iid()),
+        case(f"{name} fp32", base, plan=_dense(base), precision=Precision.FP32),
+        case(f"{name} five-widths", base, groups=groups),
+        case(f"{name} equal-mean-cost", base, width=EQUAL),
+        case(f"{name} smallest-for-all", base, width=LEVELS[-1]),
     ]
 
 
 def ensemble() -> Sequence[Case]:
     """Six profiles of three families, two digits on each of 60 devices."""
-    plan = Plan(rounds=20, epochs=2, learning_rate=0.1, fraction=0.5, sparsity=0.1, bits=4, context=False)
+    plan = Plan(rounds=60, epochs=2, learning_rate=0.1, fraction=0.5, sparsity=0.1, bits=4, context=False)
     base = Experiment(
         data="idx:$EDGEFL_DATA/mnist?split=train",
         holdout="idx:$EDGEFL_DATA/mnist?split=test",
@@ -192,10 +201,10 @@ def ensemble() -> Sequence[Case]:
         batch=20,
         split=Shards(each=2),
         plan=plan,
-        evaluate_every=20,
+        evaluate_every=60,
         ensemble=Ensemble(labelled=50, unlabelled=450, every=2, epochs=1, learning_rate=0.1),
     )
-    return _taught(base, DIGITS)
+    return _taught("digits", base, DIGITS)
 
 
 def ensemble_xray() -> Sequence[Case]:
@@ -211,7 +220,7 @@ def ensemble_xray() -> Sequence[Case]:
         evaluate_every=20,
         ensemble=Ensemble(labelled=200, unlabelled=600, every=1, epochs=2, learning_rate=0.05),
     )
-    return _taught(base, XRAYS)
+    return _taught("xray", base, XRAYS)
 
 
 @cache

@@ -25,7 +25,7 @@ from edgefl.retrain.batches import Augmentation
 from edgefl.retrain.centroids import Sharing
 from edgefl.retrain.compression import Compression, compressed
 from edgefl.retrain.flat import FlatModule
-from edgefl.retrain.objective import Labels, Objective, Outputs
+from edgefl.retrain.objective import Distillation, Labels, Objective, Outputs
 from edgefl.retrain.pruning import Pruning
 from edgefl.retrain.training import Pruned, Schedule, train
 from edgefl.sources.idx import IdxSource
@@ -77,7 +77,7 @@ class Model:
         original: training of the original.
         pruning: how much is pruned.
         pruned, shared: retraining of both stages; equally long for all methods.
-        shift: pixels by which images are moved in retraining; without convolutions the original knows little of moved images.
+        shift: pixels by which images are moved, in all trainings: what the original has never seen it cannot teach.
     """
 
     build: Callable[[], nn.Module]
@@ -89,8 +89,8 @@ class Model:
 
 
 MODELS: Mapping[str, Model] = {
-    "LeNet-300-100": Model(LeNet300, Schedule(5000), Pruning(0.92), Schedule(4000), Schedule(1000, 128, 2e-4), 1),
-    "LeNet-5": Model(LeNet5, Schedule(1500, 64), Pruning(0.95), Schedule(1200, 64), Schedule(300, 64, 2e-4), 2),
+    "LeNet-300-100": Model(LeNet300, Schedule(12000), Pruning(0.9), Schedule(10000), Schedule(3000, 128, 2e-4), 1),
+    "LeNet-5": Model(LeNet5, Schedule(2500, 64), Pruning(0.92), Schedule(2000, 64), Schedule(500, 64, 2e-4), 2),
 }
 SHARING = Sharing(tolerance=4e-3, most=31)
 
@@ -114,7 +114,8 @@ METHODS: Mapping[str, Method] = {
     **{precision.value: Method(precision) for precision in (Precision.FP32, Precision.INT8, Precision.INT4, Precision.TERNARY)},
     "pruned+codebook, not retrained": Method(Precision.CODEBOOK, None, small=True),
     "pruned+codebook, labelled": Method(Precision.CODEBOOK, Labels(), small=True),
-    "pruned+codebook, unlabelled": Method(Precision.CODEBOOK, Outputs(), small=True),
+    "pruned+codebook, unlabelled": Method(Precision.CODEBOOK, Distillation(2.0), small=True),
+    "pruned+codebook, unlabelled, squared error": Method(Precision.CODEBOOK, Outputs(), small=True),
 }
 
 
@@ -184,8 +185,8 @@ def trained(model: Model, examples: Examples, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         flat = FlatModule(model.build())
-    free = Pruned(flat, None)
-    train(flat, examples, Labels(), model.original, constraint=free, original=None, augmentation=Augmentation(), seed=seed)
+    free, shifted = Pruned(flat, None), Augmentation(model.shift)
+    train(flat, examples, Labels(), model.original, constraint=free, original=None, augmentation=shifted, seed=seed)
     return flat.module
 
 

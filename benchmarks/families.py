@@ -6,7 +6,7 @@ what an experiment names.
 
 from torch import Tensor, nn
 
-from edgefl.export.architectures import scaled
+from edgefl.export.architectures import GROUP, scaled
 
 
 class Perceptron(nn.Module):
@@ -47,10 +47,28 @@ class Image(nn.Module):
         return logits
 
 
-class Nested(Image):
-    """The same with 32 and 64 channels at full width."""
+class Nested(nn.Module):
+    """Three 3 x 3 convolutions with stride 2, each followed by group normalisation, for widths that learn together.
 
-    channels = (32, 64)
+    Groups are of `GROUP` channels at any width, so a narrower network's activations are exactly as large as those of the same
+    channels in a wider one: what HeteroFL's scaler and static batch normalisation are for. 113,610 parameters at full width.
+    """
+
+    input_shape = (1, 28, 28)
+
+    def __init__(self, width: float = 1.0) -> None:
+        super().__init__()
+        first, second, third = (scaled(count, width, GROUP) for count in (32, 64, 128))
+        self.conv1, self.norm1 = nn.Conv2d(1, first, 3, stride=2, padding=1), nn.GroupNorm(first // GROUP, first)
+        self.conv2, self.norm2 = nn.Conv2d(first, second, 3, stride=2, padding=1), nn.GroupNorm(second // GROUP, second)
+        self.conv3, self.norm3 = nn.Conv2d(second, third, 3, stride=2, padding=1), nn.GroupNorm(third // GROUP, third)
+        self.head = nn.Linear(third * 16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of `(n, 1, 28, 28)`."""
+        x = self.norm2(self.conv2(self.norm1(self.conv1(x)).relu())).relu()
+        logits: Tensor = self.head(self.norm3(self.conv3(x)).relu().flatten(1))
+        return logits
 
 
 class Sequence(nn.Module):

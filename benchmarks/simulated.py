@@ -1,7 +1,8 @@
 """Studies that are federated runs: each case of `benchmarks.cases` is simulated with several seeds.
 
 Model: each run gives a row (with `curves`, a row for every evaluation). Bytes are those of real encoded messages. Where accuracy
-on the devices or simulated time matter, these are in the rows too.
+on the devices or simulated time matter, these are in the rows too. A fleet of families gives three rows: the ensemble that is
+served, the mean over the structures (a device's own model), and the best structure, which nobody knows beforehand.
 """
 
 import statistics
@@ -16,8 +17,11 @@ import numpy as np
 from benchmarks.cases import PAIR_BYTES, Case, Study
 from benchmarks.rows import Asked, Row, by_label, mean, spread
 from edgefl.codec.sparsify import count_sent
+from edgefl.codec.weights import weights_length
 from edgefl.engine.open import open_engine
 from edgefl.examples import Examples
+from edgefl.export.models import load_factory
+from edgefl.export.tensors import layout_of
 from edgefl.simulate.experiment import Experiment
 from edgefl.simulate.processes import LocalWorkers
 from edgefl.simulate.result import Result
@@ -59,8 +63,8 @@ def measured(study: Study, seeds: int, workers: Workers, only: str) -> Iterator[
             began = time.monotonic()
             experiment = msgspec.structs.replace(case.experiment, seed=seed)
             rows = centralised(case, experiment) if case.central else simulated(case, experiment, workers)
-            rows = rows if study.curves else rows[-1:]
             last = rows[-1]
+            rows = rows if study.curves else [row for row in rows if row["rounds"] == last["rounds"]]
             took = time.monotonic() - began
             print(f"  {case.label}, seed {seed}: {last['accuracy']:.4f} after {last['rounds']} rounds, {took:.0f} s", flush=True)
             yield rows
@@ -73,10 +77,31 @@ def simulated(case: Case, experiment: Experiment, workers: Workers) -> list[Row]
         EdgeflError: the data is missing, or the experiment is impossible.
     """
     result = simulate(experiment, workers=workers)
-    return [_row(case, result, place) for place in range(len(result.rows))]
+    length = served_bytes(experiment)
+    return [row for place in range(len(result.rows)) for row in _told(_row(case, result, place, length))]
 
 
-def _row(case: Case, result: Result, place: int) -> Row:
+def served_bytes(experiment: Experiment) -> int:
+    """Length of the weights files, at most, of what is served: of each family the widest structure."""
+    widest: dict[str, float] = {}
+    for group in experiment.structures:
+        widest[group.model] = max(group.width, widest.get(group.model, 0.0))
+    layouts = [layout_of(load_factory(model, experiment.recipe).build(width)) for model, width in widest.items()]
+    return sum(weights_length(layout, experiment.precision) for layout in layouts)
+
+
+def _told(row: Row) -> list[Row]:
+    """A row; of a fleet of families also those of its structures, first, so that the last row is what is served."""
+    parts = row["parts"]
+    if not isinstance(parts, Mapping) or not any(name in parts for name in ENSEMBLES):
+        return [row]
+    own = [float(value) for name, value in parts.items() if name not in ENSEMBLES]
+    others = {"own model": statistics.fmean(own), "best structure": max(own)}
+    told = [{**row, "label": f"{row['label']}, {name}", "accuracy": value, "parts": {}} for name, value in others.items()]
+    return [*told, row]
+
+
+def _row(case: Case, result: Result, place: int, length: int) -> Row:
     found, totals, experiment = result.rows[place], result.totals, result.experiment
     uplink = found.uplink_bytes
     if case.pairs:
@@ -87,6 +112,7 @@ def _row(case: Case, result: Result, place: int) -> Row:
         "seed": experiment.seed,
         "accuracy": found.accuracy,
         "rounds": found.round,
+        "bytes": length,
         "uplink_bytes": uplink,
         "downlink_bytes": found.downlink_bytes,
         "dense_uplink_bytes": found.dense_uplink_bytes,
@@ -127,23 +153,19 @@ def centralised(case: Case, experiment: Experiment) -> list[Row]:
 
 def print_table(rows: Sequence[Row]) -> None:
     """Mean and spread over the seeds of the last row of each run."""
-    print(f"\n{'':34}{'accuracy':>10}{'+-':>8}{'rounds':>8}{'up, kB':>11}{'down, kB':>12}{'ratio':>7}{'time':>11}")
+    print(f"\n{'':40}{'accuracy':>10}{'+-':>8}{'bytes':>9}{'rounds':>8}{'up, kB':>11}{'down, kB':>12}{'ratio':>7}{'time':>11}")
     for label, last in by_label(rows).items():
         print(
-            f"{label:34}{mean(last, 'accuracy'):>10.4f}{spread(last, 'accuracy'):>8.4f}{mean(last, 'rounds'):>8.0f}"
-            f"{mean(last, 'uplink_bytes') / 1e3:>11.0f}{mean(last, 'downlink_bytes') / 1e3:>12.0f}"
+            f"{label:40}{mean(last, 'accuracy'):>10.4f}{spread(last, 'accuracy'):>8.4f}{mean(last, 'bytes'):>9.0f}"
+            f"{mean(last, 'rounds'):>8.0f}{mean(last, 'uplink_bytes') / 1e3:>11.0f}{mean(last, 'downlink_bytes') / 1e3:>12.0f}"
             f"{mean(last, 'uplink_ratio'):>7.0f}{mean(last, 'time'):>11.1f}"
         )
         _print_parts(tuple(last))
 
 
 def _print_parts(rows: Sequence[Row]) -> None:
-    """Each structure and ensemble of a mixed fleet, if it is one, and the mean over the structures."""
+    """Each structure and ensemble of a mixed fleet, if it is one."""
     found = [dict(parts) for row in rows if isinstance(parts := row.get("parts"), Mapping) and parts]
-    if not found:
-        return
-    for name in found[0]:
+    for name in found[0] if found else ():
         values = [float(parts[name]) for parts in found]
-        print(f"  {name:32}{statistics.fmean(values):>10.4f}{statistics.pstdev(values):>8.4f}")
-    own = [statistics.fmean(float(v) for name, v in parts.items() if name not in ENSEMBLES) for parts in found]
-    print(f"  {'mean of the structures':32}{statistics.fmean(own):>10.4f}{statistics.pstdev(own):>8.4f}")
+        print(f"  {name:38}{statistics.fmean(values):>10.4f}{statistics.pstdev(values):>8.4f}")
