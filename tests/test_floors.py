@@ -122,6 +122,8 @@ FLOORS = {
     "edgefl.server.wanted": 5,
     "edgefl.server.version_differences": 5,
     "edgefl.server.workshop": 5,
+    "edgefl.server.making": 5,
+    "edgefl.server.fitting": 5,
     "edgefl.simulate": 5,
     "edgefl.demo": 6,
     "edgefl.cli": 6,

@@ -31,12 +31,13 @@ from edgefl.names import check_id
 from edgefl.profile import Profile
 from edgefl.recipe import PLAIN, Recipe
 from edgefl.server.explained import Explanation, explain
+from edgefl.server.fitting import budget_of
 from edgefl.server.keys import signers
 from edgefl.server.pushed import PushedVariant
 from edgefl.server.quantising import DROP
 from edgefl.server.variants import store_parent
 from edgefl.server.version_differences import version_differences
-from edgefl.server.workshop import Made, Workshop, budget_of
+from edgefl.server.workshop import Made, Workshop
 from edgefl.store.blobs import BlobStore
 from edgefl.store.database import open_database, transaction
 from edgefl.store.documents import documents, put_documents
@@ -283,7 +284,7 @@ def _insert(database: sqlite3.Connection, one: Made, number: int, encoded: bytes
 
 def _explained(one: Made, workshop: Workshop) -> Explanation:
     budget = budget_of(one.profile)
-    return explain(one.profile.name, one.engine, budget, one.planned, workshop.measured(one.engine), workshop.basis)
+    return explain(one.profile.name, one.engine, budget, one.planned, workshop.measured(one.engine), workshop.basis, one.refused)
 
 
 def _outcome(model: str, version: int, one: Made) -> PushedVariant:

@@ -110,7 +110,11 @@ def _searched(pruner: Pruner, baseline: Baseline, parent: Float32, sample: Examp
         levels = {group.count(level): level for level in reversed(looked) if group.count(level) < group.channels}
         drops[group.name] = {}
         for level in levels.values():
-            pruned = pruner.pruned({group.name: level})
+            try:
+                pruned = pruner.pruned({group.name: level})
+            except ModelError:  # it could be halved, but not be cut to this share: the search is to keep away from it
+                drops[group.name][level] = baseline.accuracy
+                continue
             drops[group.name][level] = baseline.drop(accuracy_of(pruned.source, 1.0, parent[pruned.index], sample))
     if not drops:
         return []
