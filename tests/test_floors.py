@@ -124,6 +124,7 @@ FLOORS = {
     "edgefl.server.workshop": 5,
     "edgefl.server.making": 5,
     "edgefl.server.fitting": 5,
+    "edgefl.server.retraining": 5,
     "edgefl.simulate": 5,
     "edgefl.demo": 6,
     "edgefl.cli": 6,

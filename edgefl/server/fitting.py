@@ -73,11 +73,16 @@ class Fitting:
         self._say = say
         self._evidence: dict[tuple[str, int], Evidence] = {}
         self._unable: dict[tuple[str, str], EngineError | ModelError] = {}
-        self.resting: dict[str, Resting] = {}
+        self._resting: dict[str, Resting] = {}
 
     def lost(self, engine: str) -> bool:
         """Whether there are structures that the engine cannot train."""
         return any(kind == engine for kind, _ in self._unable)
+
+    def rests(self, structure: str, weights: bytes, resting: Resting) -> None:
+        """Offer the codebook file of a structure that was retrained, from now on."""
+        self._bench.rests(structure, weights)
+        self._resting[structure] = resting
 
     def fitted(self, profile: Profile, engine: str) -> Fitted:
         """The best that an engine can train on boards of a profile.
@@ -128,7 +133,7 @@ class Fitting:
             predicted=self._offered.predicted if self._offered.baseline else None,
             batch=self._bench.batch,
             recipe=recipe,
-            resting=self.resting,
+            resting=self._resting,
             weigh=weigh,
         )
 

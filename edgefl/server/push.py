@@ -35,6 +35,7 @@ from edgefl.server.fitting import budget_of
 from edgefl.server.keys import signers
 from edgefl.server.pushed import PushedVariant
 from edgefl.server.quantising import DROP
+from edgefl.server.retraining import Retraining, check_apart
 from edgefl.server.variants import store_parent
 from edgefl.server.version_differences import version_differences
 from edgefl.server.workshop import Made, Workshop
@@ -75,6 +76,7 @@ class PushRequest:
         health: when the version may stay on a device.
         sources: where else the files may be had, see `Manifest.sources`.
         keys: directories with release keys beside the fleet's own.
+        retraining: on what structures that only just do not fit may be retrained; None retrains nothing.
         freezable: whether a small board's variant may keep first layers frozen, where that lets a more accurate one fit.
     """
 
@@ -95,6 +97,7 @@ class PushRequest:
     calibrate: Examples | None = None
     int8_drop: float = DROP
     freezable: bool = False
+    retraining: Retraining | None = None
 
 
 def profiles_in_use(fleet: Fleet) -> tuple[Profile, ...]:
@@ -163,6 +166,7 @@ def push(
         known=fleet.profiles().values(),
         on_progress=on_progress,
         freezable=request.freezable,
+        retraining=request.retraining,
     )
     with keeping_new_blobs(blobs):
         made = [workshop.make(profile) for profile in profiles]
@@ -190,6 +194,7 @@ def _check(request: PushRequest, profiles: Sequence[Profile]) -> None:
             found="no hold-out" if request.holdout is None else request.recipe.loss,
             remedy="Give --holdout, or leave --calibrate out",
         )
+    check_apart(request.retraining, request.holdout)
     check_sources(request.sources)
     names = [profile.name for profile in profiles]
     if not names or len(set(names)) < len(names):

@@ -40,6 +40,7 @@ class Offered:
         losses: what each precision costs at the full model; precisions that cannot hold its weights are missing.
         baseline: of the full model; None if nothing was measured.
         basis: in words, what the choice rests on.
+        sample: the held-out examples that were measured on; None if nothing was.
     """
 
     cuts: Mapping[str, Cut]
@@ -47,6 +48,7 @@ class Offered:
     losses: Mapping[Precision, float]
     baseline: Baseline | None
     basis: str
+    sample: Examples | None = None
 
     def predicted(self, structure: Structure, precision: Precision) -> float | None:
         """Accuracy of a structure at a precision; None if it cannot be had."""
@@ -91,7 +93,7 @@ def offer(
             cuts[frozen.structure.name] = frozen
             accuracies[frozen.structure.name] = accuracies[name]
     basis = f"accuracy on {len(sample)} held-out examples"
-    return Offered(cuts, accuracies, _losses(nested[0], baseline, parent, sample), baseline, basis)
+    return Offered(cuts, accuracies, _losses(nested[0], baseline, parent, sample), baseline, basis, sample)
 
 
 def _unmeasured(source: ModelSource, parent: Float32, nested: tuple[Cut, ...], basis: str, say: Callable[[str], None]) -> Offered:

@@ -22,10 +22,11 @@ from edgefl.export.models import ModelSource
 from edgefl.layout import Float32
 from edgefl.profile import NATIVE, PORTABLE, Profile
 from edgefl.server.cuts import Cut
-from edgefl.server.fitting import Fitted, Fitting
+from edgefl.server.fitting import Fitted, Fitting, budget_of
 from edgefl.server.making import Bench
 from edgefl.server.quantising import DROP, Int8, Quantiser
 from edgefl.server.rehearsal import Rehearsals, fit_of
+from edgefl.server.retraining import Retrainer, Retraining
 from edgefl.server.sensing import offer
 from edgefl.store.blobs import BlobStore
 from edgefl.wire.messages import SERVE, FileRef, Fit
@@ -78,6 +79,7 @@ class Workshop:
         drop: accuracy that an int8 graph may lose.
         known: profiles to suggest when one is too small.
         on_progress: told what is being done, a line at a time.
+        retraining: how structures that only just do not fit may be retrained, or None; needs a hold-out.
         freezable: whether first layers may be frozen where that lets a more accurate variant fit.
 
     Raises:
@@ -98,6 +100,7 @@ class Workshop:
         known: Iterable[Profile],
         on_progress: Callable[[str], None],
         freezable: bool = False,
+        retraining: Retraining | None = None,
     ) -> None:
         self._source = source
         self._blobs = blobs
@@ -108,6 +111,7 @@ class Workshop:
             typical = calibrate.shaped(source.input_shape, source.classes, source.recipe.loss)
             self._quantiser = Quantiser(typical, kept, source.classes, drop=drop, on_progress=on_progress)
         self._offered = offer(source, parent, kept, on_progress, freezable=freezable)
+        self._retrainer = Retrainer(source, parent, self._offered, retraining, on_progress) if retraining else None
         self._bench = Bench(source, parent, blobs, batch=batch, holdout=kept, say=on_progress)
         others = [(profile.name, profile.storage_bytes) for profile in known if profile.engine != "none"]
         self._fitting = Fitting(self._bench, Rehearsals(blobs), self._offered, others, on_progress)
@@ -137,7 +141,7 @@ class Workshop:
 
     def _made(self, profile: Profile, engine: str) -> Made:
         """What an engine can train best on the profile's boards."""
-        fitted = self._fitting.fitted(profile, engine)
+        fitted = self._best(profile, engine)
         cut = self._offered.cuts[fitted.candidate.structure.name]
         candidate, files, int8 = self._served(profile, engine, fitted)
         self._check_on_disk(profile, candidate, files)
@@ -153,6 +157,21 @@ class Workshop:
             int8=int8,
             refused=fitted.refused,
         )
+
+    def _best(self, profile: Profile, engine: str) -> Fitted:
+        """What fits best, after retraining what may fit better."""
+        if self._retrainer is None:
+            return self._fitting.fitted(profile, engine)
+        try:
+            best = self._fitting.fitted(profile, engine)
+        except FitError:
+            best = None
+        offers = self._fitting.offers(profile, engine)
+        wanted = self._retrainer.wanted(offers, best.candidate if best else None, budget_of(profile))
+        for cut in wanted:
+            if found := self._retrainer.retrained(cut):
+                self._fitting.rests(cut.structure.name, *found)
+        return best if best and not wanted else self._fitting.fitted(profile, engine)
 
     def _served(self, profile: Profile, engine: str, fitted: Fitted) -> tuple[Candidate, tuple[FileRef, ...], Int8 | None]:
         """Candidate and files with a `serve` graph among them if it is worth it."""
