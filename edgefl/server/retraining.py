@@ -6,10 +6,10 @@ towards labels, and written as a codebook: a small part of an int4 file. That fi
 residuals are what most of a footprint is. So a codebook lets a somewhat larger structure fit, makes one that is pruned arrive
 better than it was cut, and makes a push many times shorter; it does not make a board hold ten times the model. See ADR 0025.
 
-Rules: retrained is only what starts the rounds (in int4) with at least the accuracy of what the profile would get otherwise, and
-fits as a codebook; the `MOST` most accurate ones. A codebook that is not shorter than int4 is not offered. Ternary weights are
-not offered at all: a pruned codebook is smaller and more accurate (docs/benchmarks.md). The held-out examples that variants are
-judged by must not be among those that they are retrained on.
+Rules: retrained is what would fit as a codebook and is cut at no greater cost than what the profile would get otherwise; the
+`MOST` most accurate ones; nothing where the profile has the best already. A codebook that is not shorter than int4 is not offered.
+Ternary weights are not offered at all: a pruned codebook is smaller and more accurate (docs/benchmarks.md). The held-out examples
+that variants are judged by must not be among those that they are retrained on.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,6 @@ from edgefl.compress.budget import Candidate, Resting
 from edgefl.compress.planner import Budget
 from edgefl.errors import DataError, ModelError
 from edgefl.examples import Examples, unlabelled
-from edgefl.export.measuring import accuracy_of
 from edgefl.export.models import ModelSource
 from edgefl.export.tensors import load_vector
 from edgefl.layout import Float32
@@ -85,7 +84,7 @@ class Retrainer:
     def __init__(
         self, source: ModelSource, parent: Float32, offered: Offered, retraining: Retraining, say: Callable[[str], None]
     ) -> None:
-        if offered.baseline is None:
+        if offered.judge is None:
             raise ModelError(
                 "nothing says what retraining is worth", found=offered.basis, remedy="Push a trained model with --holdout"
             )
@@ -93,7 +92,7 @@ class Retrainer:
         self._teacher = source.build()
         load_vector(self._teacher, parent)
         self._parent = parent
-        self._offered = offered
+        self._offered, self._judge = offered, offered.judge
         self._compression = compression(retraining, source)
         self._say = say
         self._done: set[str] = set()
@@ -106,10 +105,11 @@ class Retrainer:
             winner: what the profile gets without retraining, None for nothing.
             budget: of the profile.
         """
-        least = 0.0 if winner is None else winner.accuracy or 0.0
-        if winner is not None and all((one.accuracy or 0.0) <= least for one in offers):
+        if winner is not None and all((one.accuracy or 0.0) <= (winner.accuracy or 0.0) for one in offers):
             return ()
-        coarse = [one for one in offers if one.precision == Precision.INT4 and (one.accuracy or 0.0) >= least]
+        drops = self._offered.drops
+        most = 1.0 if winner is None else drops[winner.structure.name]
+        coarse = [one for one in offers if one.precision == Precision.INT4 and drops[one.structure.name] <= most]
         hoped = [replace(one, precision=Precision.CODEBOOK, at_rest=int(HOPED * one.weight_bytes)) for one in coarse]
         fitting = [one for one in hoped if not budget.excess(one.cost)]
         best = sorted(fitting, key=lambda one: -(one.accuracy or 0.0))[:MOST]
@@ -133,14 +133,12 @@ class Retrainer:
         return data, Resting(len(data), self._worth(cut, decode_weights(data, layout)))
 
     def _worth(self, cut: Cut, vector: Float32) -> float:
-        """Accuracy as the planner counts it: what is lost within the noise is not lost."""
-        baseline, sample = self._offered.baseline, self._offered.sample
-        if baseline is None or sample is None:
-            return 0.0
-        found = accuracy_of(cut.source, cut.structure.width, vector, sample)
-        whole = f"the whole model {100 * baseline.accuracy:.2f} %"
-        self._say(f"{cut.structure.name} retrained knows {100 * found:.2f} % of {len(sample)} examples, {whole}")
-        return baseline.predicted([baseline.drop(found)])
+        """Accuracy as the planner predicts it."""
+        judge = self._judge
+        lost = judge.lost(cut.source, cut.structure.width, vector)
+        before = 100 * self._offered.drops[cut.structure.name]
+        self._say(f"{cut.structure.name} costs {100 * lost:.2f} points of accuracy retrained, {before:.2f} cut")
+        return judge.baseline.predicted([lost])
 
 
 def compression(retraining: Retraining, source: ModelSource) -> Compression:

@@ -27,7 +27,7 @@ from edgefl.server.making import Bench
 from edgefl.server.quantising import DROP, Int8, Quantiser
 from edgefl.server.rehearsal import Rehearsals, fit_of
 from edgefl.server.retraining import Retrainer, Retraining
-from edgefl.server.sensing import offer
+from edgefl.server.sensing import Offered, offer
 from edgefl.store.blobs import BlobStore
 from edgefl.wire.messages import SERVE, FileRef, Fit
 
@@ -120,6 +120,11 @@ class Workshop:
     def basis(self) -> str:
         """What the planner's choices rest on, in words."""
         return self._offered.basis
+
+    @property
+    def offered(self) -> Offered:
+        """The structures of the model, and what is known of their accuracy."""
+        return self._offered
 
     def measured(self, engine: str) -> Mapping[str, float]:
         """Accuracies of the variants that were made for an engine so far, by name."""
