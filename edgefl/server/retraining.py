@@ -7,9 +7,9 @@ residuals are what most of a footprint is. So a codebook lets a somewhat larger 
 better than it was cut, and makes a push many times shorter; it does not make a board hold ten times the model. See ADR 0025.
 
 Rules: retrained is what would fit as a codebook and is cut at no greater cost than what the profile would get otherwise; the
-`MOST` most accurate ones; nothing where the profile has the best already. A codebook that is not shorter than int4 is not offered.
-Ternary weights are not offered at all: a pruned codebook is smaller and more accurate (docs/benchmarks.md). The held-out examples
-that variants are judged by must not be among those that they are retrained on.
+`MOST` most accurate ones; nothing where the profile is within the noise of the best already. A codebook that is not shorter than
+int4 is not offered. Ternary weights are not offered at all: a pruned codebook is smaller and more accurate (docs/benchmarks.md).
+The held-out examples that variants are judged by must not be among those that they are retrained on.
 """
 
 from collections.abc import Callable, Sequence
@@ -105,7 +105,8 @@ class Retrainer:
             winner: what the profile gets without retraining, None for nothing.
             budget: of the profile.
         """
-        if winner is not None and all((one.accuracy or 0.0) <= (winner.accuracy or 0.0) for one in offers):
+        best = max((one.accuracy or 0.0 for one in offers), default=0.0)
+        if winner is not None and best - (winner.accuracy or 0.0) <= self._judge.baseline.noise:
             return ()
         drops = self._offered.drops
         most = 1.0 if winner is None else drops[winner.structure.name]
