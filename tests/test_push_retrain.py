@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from edgefl.cli.push import push as command
 from edgefl.codec.weights import Precision, decode_weights, encode_weights, weights_length
 from edgefl.compress.budget import Candidate, Structure, candidates
 from edgefl.compress.planner import Budget
@@ -160,7 +162,7 @@ def test_retrained_is_what_the_profile_cannot_have_otherwise(fleet: Fleet) -> No
     assert one.wanted(offers, None, Budget(1000)) == ()
 
 
-def test_what_cannot_be_retrained_is_said(fleet: Fleet) -> None:  # noqa: ARG001  its directory
+def test_what_cannot_be_retrained_is_said(fleet: Fleet) -> None:
     """Without a hold-out, on the hold-out itself, on data of another shape, or without labels where they are asked for."""
     known, others, source = examples(100, 1), examples(100, 2), load_factory("retrained:plain")
     check_apart(None, None)
@@ -176,6 +178,11 @@ def test_what_cannot_be_retrained_is_said(fleet: Fleet) -> None:  # noqa: ARG001
     retrainer(source, Retraining(unlabelled(others.x)))
     with pytest.raises(DataError, match="no class labels"):
         retrainer(source, Retraining(unlabelled(others.x), labels=True))
+    done = CliRunner().invoke(
+        command, ["retrained:plain", "--retrain", "digits:", "--profile", "rpi-zero-2w", "--fleet", str(fleet.path)]
+    )
+    assert isinstance(done.exception, DataError)
+    assert "Give --holdout" in str(done.exception)
     blind = Offered({}, {}, {}, None, "nobody looked")
     with pytest.raises(ModelError, match="nobody looked"):
         Retrainer(source, np.zeros(1, dtype=np.float32), blind, Retraining(others), lambda _: None)

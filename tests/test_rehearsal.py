@@ -124,6 +124,32 @@ def test_the_other_engine_is_rehearsed_too(blobs):
 
 
 @pytest.mark.slow
+def test_a_push_steps_down_to_what_trains_within_the_memory(tmp_path):
+    """With some MiB less than the widest took, a narrower one is proved; the push says what was run and what it took."""
+    pytest.importorskip("torch")
+    from edgefl.server.explained import COLUMNS, table
+    from edgefl.server.founding import create_fleet
+    from edgefl.server.push import PushRequest, push
+
+    fleet, request = create_fleet(tmp_path / "fleet", name="test"), PushRequest("digits", "mnist-2nn", batch=4096)
+    said, explained = [], []
+    (wide,) = push(fleet, request, (board(memory_mb=1000),), now=1.7e9)
+    limit = (wide.peak_bytes >> 20) - 10
+    (pushed,) = push(fleet, request, (board(memory_mb=limit),), now=1.7e9, on_progress=said.append, on_planned=explained.append)
+    assert wide.variant == "w1-fp32"
+    assert pushed.width < 1.0
+    assert pushed.peak_bytes <= limit * MIB < wide.peak_bytes
+    assert any(line.startswith("w1-fp32 is too much for pi (memory): ") for line in said)
+    (refused,) = [row for row in explained[0].refused if row.variant == "w1-fp32"]
+    assert refused.run
+    assert refused.memory > limit * MIB
+    (row,) = [row for row in table(explained[0]) if row[1] == "w1-fp32"]
+    assert row[0] == "x"
+    assert row[COLUMNS.index("memory")] == f"{refused.memory / MIB:.0f} MiB"
+    assert row[COLUMNS.index("exceeds")].startswith("memory by ")
+
+
+@pytest.mark.slow
 def test_a_push_records_what_fits_and_refuses_what_does_not(tmp_path):
     """What no width can do for a board's memory leaves no version and says what was run; else figures are recorded."""
     pytest.importorskip("torch")

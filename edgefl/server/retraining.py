@@ -105,8 +105,8 @@ class Retrainer:
             winner: what the profile gets without retraining, None for nothing.
             budget: of the profile.
         """
-        best = max((one.accuracy or 0.0 for one in offers), default=0.0)
-        if winner is not None and best - (winner.accuracy or 0.0) <= self._judge.baseline.noise:
+        highest = max((one.accuracy or 0.0 for one in offers), default=0.0)
+        if winner is not None and highest - (winner.accuracy or 0.0) <= self._judge.baseline.noise:
             return ()
         drops = self._offered.drops
         most = 1.0 if winner is None else drops[winner.structure.name]
