@@ -28,7 +28,7 @@ from benchmarks.rows import Asked, Row, by_label, mean, spread
 from edgefl.codec.weights import decode_weights, encode_weights
 from edgefl.compress.budget import Candidate, candidates, choose
 from edgefl.compress.planner import Budget
-from edgefl.errors import DataError
+from edgefl.errors import DataError, FitError
 from edgefl.examples import Examples
 from edgefl.export.measuring import accuracy_of
 from edgefl.export.models import ModelSource, load_factory
@@ -171,7 +171,9 @@ def about(made: Made) -> Row:
     """What proves the fit of a variant, and why it is no better."""
     profile, fit = made.profile, made.fit
     if made.candidate.footprint > profile.storage_bytes or fit.peak_bytes > profile.memory_mb << 20:
-        raise AssertionError(f"{made.candidate.name} does not fit {profile.name}")
+        raise FitError(
+            f"{made.candidate.name} does not fit {profile.name}", found=f"{made.candidate.footprint}, {fit.peak_bytes}"
+        )
     return {
         "footprint": made.candidate.footprint,
         "storage": profile.storage_bytes,
