@@ -53,7 +53,7 @@ def test_compress_lenet_measures_files_as_devices_read_them(monkeypatch, tmp_pat
 
 @pytest.mark.slow
 def test_profiles_proves_the_fit_of_every_variant(monkeypatch, tmp_path) -> None:
-    """On a task that is learnt at once: a row for the whole model, for each profile with what proves its fit, two for each share."""
+    """On an easy task: a row for the whole model, for each profile with what proves its fit, two for each share."""
     pytest.importorskip("torch")
     from benchmarks import profiles as study
     from benchmarks.results import main
