@@ -1,8 +1,15 @@
 """Retrained codebooks in a push: what they are offered for, what is installed, what rounds are sent in, and what is refused."""
 
+import hashlib
+import importlib.util
+import os
+import random
 import sys
+import time
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -11,20 +18,33 @@ from click.testing import CliRunner
 from edgefl.cli.push import push as command
 from edgefl.codec.weights import Precision, decode_weights, encode_weights, weights_length
 from edgefl.compress.budget import Candidate, Structure, candidates
-from edgefl.compress.planner import Budget
+from edgefl.compress.planner import Budget, Planned
+from edgefl.compress.planner import plan as plan_offers
 from edgefl.compress.sensitivity import Baseline
+from edgefl.device import hands
+from edgefl.device.agent import Agent
 from edgefl.device.conditions import working_bytes
+from edgefl.device.config import Bundle, DeviceConfig
+from edgefl.device.voice import death
 from edgefl.errors import DataError, ModelError
 from edgefl.examples import Examples, unlabelled
 from edgefl.layout import Layout, Tensor
+from edgefl.link.memory import MemoryBroker
+from edgefl.plan import Plan
 from edgefl.profile import Profile
 from edgefl.server.founding import create_fleet
 from edgefl.server.history import Histories
+from edgefl.server.keys import online_signer
+from edgefl.server.service import Service
 from edgefl.server.variants import load_parent, load_variants
 from edgefl.store.blobs import BlobStore
-from edgefl.store.database import open_database
+from edgefl.store.database import open_database, transaction
+from edgefl.store.documents import documents
 from edgefl.store.fleet import Fleet
+from edgefl.store.ledger import start_training
+from edgefl.store.registry import Device, add_devices
 from edgefl.store.versions import get_version, variants
+from edgefl.wire import topics
 
 torch = pytest.importorskip("torch")
 
@@ -32,6 +52,7 @@ from torch import nn  # noqa: E402  needs torch
 
 from edgefl.export.models import ModelSource, load_factory  # noqa: E402  needs torch
 from edgefl.export.tensors import layout_of, vector_of  # noqa: E402  needs torch
+from edgefl.server import fitting  # noqa: E402  needs torch
 from edgefl.server.cuts import Cut  # noqa: E402  needs torch
 from edgefl.server.push import PushRequest, push  # noqa: E402  needs torch
 from edgefl.server.retraining import Retrainer, Retraining, check_apart  # noqa: E402  needs torch
@@ -127,6 +148,80 @@ def test_what_only_just_does_not_fit_arrives_as_a_codebook(fleet: Fleet, tmp_pat
     assert view.precision == Precision.INT4
     assert view.weights(parent) == encode_weights(parent, layout, Precision.INT4)
     assert part.footprint == part.bytes + working_bytes(record.manifest)
+
+
+@pytest.mark.slow
+def test_a_codebook_is_trained_in_rounds(fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A board installs it, fetches int4 weights for two rounds, and what it learns arrives in the parent."""
+    toyboard = loaded("toyboard")
+    monkeypatch.setattr(hands, "TrainerProcess", toyboard.InlineTrainer)
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # processes die here, not the power
+    module, profile, now = trained(load_factory("retrained:plain")), board("small", 9999), time.time()
+    weights = tmp_path / "w.pt"
+    torch.save(module.state_dict(), weights)
+    # What would not fit is offered by the planner alone; here it is chosen whatever fits.
+    monkeypatch.setattr(fitting, "choose", lambda *given: chosen(given[2]))
+    monkeypatch.setattr(Retrainer, "wanted", lambda self, *_: tuple(self._offered.cuts[n] for n in {"w1"} - self._done))
+    retraining = Retraining(examples(500, 3), steps=50)
+    request = PushRequest("windows", "retrained:plain", weights, batch=8, holdout=examples(200, 2), retraining=retraining)
+    with closing(open_database(fleet.database)) as database, transaction(database):
+        add_devices(database, [Device("a", "small", "01", now)])
+    (pushed,) = push(fleet, request, (profile,), now=now)
+    assert pushed.variant == "w1-codebook"
+    blobs = BlobStore(fleet.blobs)
+    with closing(open_database(fleet.database)) as database:
+        version = get_version(database, "windows", 1)
+        plan = Plan(rounds=2, cohort=1, quorum=1, deadline=60.0, sparsity=0.5, bits=4)
+        start_training(database, version, plan, "", now)
+        root = documents(database)["1.root"]
+        (view,) = load_variants(database, version).values()
+    state = tmp_path / "board"
+    (state / "state").mkdir(parents=True)
+    (state / "root.json").write_bytes(root)
+    data = examples(64, 5)
+    np.savez(state / "data.npz", x=data.x, y=data.y)
+    config = DeviceConfig(
+        id="a", profile="small", engine="portable", threads=1, memory_mb=512, storage_kib=9999, host="localhost", port=1,
+        fleet=hashlib.sha256(root).hexdigest(), data=f"npz:{state / 'data.npz'}",
+    )  # fmt: skip
+    broker, passed = MemoryBroker(), 0.0
+    voice, link = broker.link("a", will=death("a", 1)), broker.link("server", clean_session=False)
+    clock, wall = lambda: passed, lambda: now + passed
+    agent = Agent(Bundle(state, config), voice, 1, clock=clock, wall=wall, rng=random.Random(1))
+    link.subscribe(topics.ALL_UP)
+    with closing(open_database(fleet.database, busy=0.1)) as database:
+        service = Service(database, blobs, link, online_signer(fleet), wall=wall, clock=clock)
+        agent._begin()
+        try:
+            for _ in range(2000):
+                service._turn()
+                agent._turn()
+                passed += 0.1
+                if database.execute("SELECT state FROM trainings").fetchone()[0] == "finished":
+                    break
+        finally:
+            agent._hands.close()
+        results = [row[0] for row in database.execute("SELECT result FROM rounds ORDER BY round")]
+        updates = [row[0] for row in database.execute("SELECT data FROM updates ORDER BY round")]
+    assert len(results) == len(updates) == 2
+    before, after = load_parent(blobs, version.weights), load_parent(blobs, results[-1])
+    assert np.count_nonzero(after != before) > 0.3 * len(before)
+    assert blobs.has(hashlib.sha256(view.weights(after)).digest())
+
+
+def chosen(offers: Sequence[Candidate]) -> tuple[Candidate, Planned[Candidate]]:
+    """The codebook if there is one, otherwise the first."""
+    return next((one for one in offers if one.precision == Precision.CODEBOOK), offers[0]), plan_offers(offers, Budget(10**9))
+
+
+def loaded(name: str) -> ModuleType:
+    """A module beside the tests, which are no package."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 LAYOUTS = {name: Layout((Tensor("a", (rows, 1000)),)) for name, rows in (("whole", 90), ("cut", 60), ("least", 20))}
