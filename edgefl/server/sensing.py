@@ -26,7 +26,7 @@ from edgefl.server.cuts import Cut, Pruner, frozen_cuts, nested_cuts, pruned_cut
 SAMPLE = 1000
 MANY, FEW_LEVELS = 8, (0.5, 0.25)
 """With more groups than this each is measured at these levels only."""
-SHORTLIST = 16
+SHORTLIST = 32
 """Searched structures that are measured."""
 
 
