@@ -22,6 +22,31 @@ class Separable(nn.Module):
         return value
 
 
+class SensorCNN(nn.Module):
+    """Three 1-D convolutions, a dense layer: windows of 128 readings of six channels; 2,197,318 parameters at full width."""
+
+    input_shape = (6, 128)
+
+    def __init__(self, width: float = 1.0) -> None:
+        super().__init__()
+        a, b, c = (scaled(units, width, GROUP) for units in (64, 128, 128))
+        hidden = scaled(1024, width)
+        self.conv1, self.norm1 = nn.Conv1d(6, a, 5, padding=2), nn.GroupNorm(a // GROUP, a)
+        self.conv2, self.norm2 = nn.Conv1d(a, b, 5, padding=2), nn.GroupNorm(b // GROUP, b)
+        self.conv3, self.norm3 = nn.Conv1d(b, c, 3, padding=1), nn.GroupNorm(c // GROUP, c)
+        self.pool = nn.MaxPool1d(2)
+        self.fc1 = nn.Linear(16 * c, hidden)
+        self.head = nn.Linear(hidden, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits `(n, 6)` of `(n, 6, 128)`."""
+        x = self.pool(self.norm1(self.conv1(x)).relu())
+        x = self.pool(self.norm2(self.conv2(x)).relu())
+        x = self.pool(self.norm3(self.conv3(x)).relu())
+        logits: Tensor = self.head(self.fc1(x.flatten(1)).relu())
+        return logits
+
+
 class SeparableCNN(nn.Module):
     """A small MobileNet for 28x28 images: 55,210 parameters at full width."""
 

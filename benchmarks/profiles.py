@@ -1,158 +1,219 @@
-"""How good a model arrives on boards of six sizes, and after some training there: `python -m benchmarks.profiles --json FILE`.
+"""What a push makes of one model for boards of six sizes: it fits, measured, and how much accuracy that costs.
 
-Model: a model is trained in the middle on MNIST's digits or on windows of motion sensors (HAPT, split by person). Part of the
-training data is held out for the planner; accuracy is measured on the test data, which it has not seen. The boards' storage is a
-share of what the whole model takes in float32. Two ways to choose compete:
+Model: a model is trained in the middle, on MNIST or on windows of motion sensors (HAPT). Its push is planned, exported, run by
+the board's trainer in each shipped profile's memory and written to disk, by the same `Workshop` as `edgefl push`; retraining may
+use local examples without labels. Held out for the planner are digits, or people; accuracy is measured on test digits, or on
+people whom neither training nor planning has seen, with the weights as a board decodes them. Rows are
 
-* `widest`: the widest nested width that fits, then the most precise weights: what is chosen without held-out examples;
-* `planned`: the most accurate of widths and pruned structures by `edgefl.compress.planner`.
+* `MODEL fp32`: the model as it was trained;
+* `MODEL PROFILE`: the variant of a profile. It is an error if one does not fit;
+* `MODEL 1/N planned` and `MODEL 1/N widest`: boards with 1/N of the storage that training the whole model takes, weights alone:
+  what the planner takes, and the widest nested width with its most precise weights, which is taken where nothing is measured.
 
-`arrival` is the accuracy of the decoded weights; `accuracy` that after one pass over `LOCAL` examples in torch, as on one board.
-Bytes of graphs are left out: they are the same few kilobytes for all. Data is read from the directory that EDGEFL_DATA names.
+Step times are of this machine with the profile's threads. Data is read from the directory that EDGEFL_DATA names.
 """
 
-import argparse
-import json
 import os
-import platform
-import statistics
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from torch import nn
 
-from edgefl import __version__
+from benchmarks.rows import Asked, Row, by_label, mean, spread
 from edgefl.codec.weights import decode_weights, encode_weights
-from edgefl.compress.budget import Candidate, Structure, candidates, choose
+from edgefl.compress.budget import Candidate, candidates, choose
 from edgefl.compress.planner import Budget
-from edgefl.errors import EdgeflError
+from edgefl.errors import DataError, FitError
 from edgefl.examples import Examples
-from edgefl.export.measuring import accuracy_in_torch
+from edgefl.export.measuring import accuracy_of
 from edgefl.export.models import ModelSource, load_factory
-from edgefl.export.tensors import load_vector, vector_of
+from edgefl.export.tensors import set_training, vector_of
 from edgefl.layout import Float32
+from edgefl.profile import shipped_profiles
 from edgefl.server.cuts import nested_cuts
-from edgefl.server.sensing import Offered, offer
-from edgefl.sources.parse import open_source
+from edgefl.server.retraining import Retraining
+from edgefl.server.sensing import Offered
+from edgefl.server.workshop import Made, Workshop
+from edgefl.sources.idx import IdxSource
+from edgefl.sources.windows import WindowsSource
+from edgefl.store.blobs import BlobStore
 
-SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125)
-"""Storage of the six boards, as part of what the whole model takes."""
-HELD_OUT, LOCAL, BATCH, RATE = 1000, 500, 32, 0.05
-
-Row = dict[str, object]
+PROFILES = ("rpi-zero-2w", "rpi-3b-plus", "rpi-4b-2gb", "rpi-cm4", "jetson-orin-nano", "x86-64-gateway")
+SHARES = (1 / 4, 1 / 8, 1 / 16, 1 / 32)
+BATCH, TRAIN_BATCH, RATE = 16, 64, 1e-3
+DIGITS_HELD_OUT, PEOPLE_HELD_OUT, LOCAL = 1000, 4, 5000
+POINT = 0.005
+"""What a profile may cost, against the whole model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Model, data below EDGEFL_DATA, passes of central training."""
+    """A model and how it is trained and retrained: passes of Adam, steps while pruning."""
 
     model: str
-    source: str
+    data: Callable[[Path, int], "Data"]
     passes: int
+    steps: int = 300
 
 
-TASKS = (Task("mnist-2nn", "idx:{}/mnist", 2), Task("har-cnn1d", "windows:{}/hapt_raw/hapt_raw.npz", 4))
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Disjoint examples."""
+
+    train: Examples
+    held: Examples
+    test: Examples
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run all tasks, print the table, write the rows."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.profiles", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="how many seeds (default: %(default)s)")
-    given = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    rows: list[Row] = []
-    try:
-        for task in TASKS:
-            for seed in range(given.seeds):
-                rows += measured(task, seed, Path(os.environ.get("EDGEFL_DATA", "data")))
-                print(f"  {task.model}, seed {seed}: done", flush=True)
-    except EdgeflError as error:
-        raise SystemExit(f"error: {error}") from None
-    print_table(rows)
-    if given.json is not None:
-        about = {"name": "profiles", "edgefl": __version__, "python": platform.python_version(), "torch": torch.__version__}
-        given.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+def digits(place: Path, seed: int) -> Data:
+    """MNIST; some training digits are held out. Raises DataError."""
+    train = IdxSource(place / "mnist", None, "train").load().shaped((1, 28, 28), 10)
+    order = np.random.default_rng(seed).permutation(len(train))
+    test = IdxSource(place / "mnist", None, "test").load().shaped((1, 28, 28), 10)
+    return Data(train.take(order[DIGITS_HELD_OUT:]), train.take(order[:DIGITS_HELD_OUT]), test)
 
 
-def measured(task: Task, seed: int, data: Path) -> Iterator[Row]:
-    """Two rows for each board. Raises EdgeflError."""
+def windows(place: Path, seed: int) -> Data:
+    """HAPT; some people of the training set are held out. Raises DataError."""
+    path = place / "hapt_raw" / "hapt_raw.npz"
+    source = WindowsSource(path, "train")
+    train, owners = source.load(), source.clients()
+    held = np.isin(owners, np.random.default_rng(seed).permutation(np.unique(owners))[:PEOPLE_HELD_OUT])
+    return Data(train.take(np.flatnonzero(~held)), train.take(np.flatnonzero(held)), WindowsSource(path, "test").load())
+
+
+TASKS = {
+    "mnist-cnn": Task("mnist-cnn", digits, 2),
+    "sensor-cnn": Task("benchmarks.models:SensorCNN", windows, 6),
+}
+
+
+class Profiles:
+    """The study."""
+
+    goal = f"every shipped profile that trains gets a variant that fits, at most {100 * POINT:g} points below the whole model"
+
+    def rows(self, asked: Asked) -> Iterator[Sequence[Row]]:
+        """All rows of a task and a seed at once. Raises EdgeflError."""
+        if "EDGEFL_DATA" not in os.environ:
+            raise DataError("the data sets are missing", remedy="Set EDGEFL_DATA to the directory that has mnist and hapt_raw")
+        torch.set_num_threads(1)
+        for name, task in TASKS.items():
+            for seed in range(asked.seeds):
+                if asked.only in name:
+                    yield measured(name, task, seed, task.data(Path(os.environ["EDGEFL_DATA"]), seed))
+
+    def settings(self) -> Mapping[str, object]:
+        """How each model is trained, and the budgets of the profiles."""
+        known = shipped_profiles()
+        budgets = {name: {"storage": known[name].storage_bytes, "memory_mb": known[name].memory_mb} for name in PROFILES}
+        return {"profiles": budgets, **{name: repr(asdict(task)) for name, task in TASKS.items()}}
+
+    def show(self, rows: Sequence[Row]) -> None:
+        """Means over the seeds; names of all variants."""
+        print(f"\n{'':30}{'accuracy':>9}{'+-':>8}{'points':>8}{'bytes':>11}{'stored':>12}{'peak MiB':>9}{'step ms':>9}  variants")
+        found = by_label(rows)
+        for label, of in found.items():
+            whole = mean(found[f"{label.split()[0]} fp32"], "accuracy")
+            peak, accuracy = mean(of, "peak_bytes") / 2**20, mean(of, "accuracy")
+            print(
+                f"{label:30}{accuracy:>9.4f}{spread(of, 'accuracy'):>8.4f}{100 * (accuracy - whole):>8.2f}"
+                f"{mean(of, 'bytes'):>11,.0f}{mean(of, 'footprint'):>12,.0f}{peak:>9.0f}{mean(of, 'step_ms'):>9.2f}  "
+                + " ".join(dict.fromkeys(str(row["variant"]) for row in of))
+            )
+
+
+def measured(name: str, task: Task, seed: int, data: Data) -> list[Row]:
+    """The rows of one seed. Raises EdgeflError."""
+    began = time.monotonic()
     source = load_factory(task.model)
-    place = task.source.format(data)
-    order = np.random.default_rng(seed).permutation
-    train = open_source(f"{place}?split=train").load().shaped(source.input_shape, source.classes)
-    train = train.take(order(len(train)))
-    held, local, rest = _parts(train)
-    test = open_source(f"{place}?split=test").load().shaped(source.input_shape, source.classes)
-    module = source.build(seed=seed)
-    for number in range(task.passes):
-        one_pass(module, rest, seed=100 * seed + number)
+    module = trained(source, data.train, task.passes, seed)
     parent = vector_of(module)
-    offered = offer(source, parent, held, lambda _: None)
-    whole = nested_cuts(source)
+
+    def say(text: str) -> None:
+        print(f"  {time.monotonic() - began:5.0f} s  {text}", flush=True)
+
+    def row(label: str, accuracy: float, length: int, variant: str, **more: object) -> Row:
+        say(f"{name} {label}: {accuracy:.4f}, {variant}")
+        return {"label": f"{name} {label}", "seed": seed, "accuracy": accuracy, "bytes": length, "variant": variant, **more}
+
+    rows = [row("fp32", accuracy_of(source, 1.0, parent, data.test), 4 * len(parent), "w1-fp32")]
+    known, whole = shipped_profiles(), rows[0]["accuracy"]
+    with TemporaryDirectory(prefix="edgefl-") as directory:
+        blobs = BlobStore(Path(directory))
+        local = data.train.take(np.random.default_rng([seed, 1]).permutation(len(data.train))[:LOCAL])
+        workshop = Workshop(
+            source, parent, blobs, batch=BATCH, holdout=data.held, known=known.values(), on_progress=say,
+            retraining=Retraining(local, steps=task.steps),
+        )  # fmt: skip
+        for profile in (known[each] for each in PROFILES):
+            made = workshop.make(profile)
+            accuracy = accuracy_of(made.cut.source, made.candidate.width, decoded(made, blobs), data.test)
+            rows.append(row(profile.name, accuracy, made.file_bytes, made.candidate.name, **about(made), whole=whole))
+        offered = workshop.offered
+    full = candidates([nested_cuts(source)[0].structure], {})[0].footprint
     for share in SHARES:
-        budget = Budget(share * candidates([whole[0].structure], {})[0].footprint)
-        for method, chosen in _choices(offered, [cut.structure for cut in whole], budget):
-            label = f"{task.model} 1/{round(1 / share)} {method}"
-            yield _row(label, seed, chosen, offered, parent, local, test)
+        for method, chosen in choices(offered, Budget(share * full)):
+            cut = offered.cuts[chosen.structure.name]
+            file = encode_weights(cut.slice(parent), chosen.layout, chosen.precision)
+            accuracy = accuracy_of(cut.source, chosen.width, decode_weights(file, chosen.layout), data.test)
+            label = f"1/{round(1 / share)} {method}"
+            rows.append(row(label, accuracy, len(file), chosen.name, footprint=chosen.footprint, predicted=chosen.accuracy))
+    return rows
 
 
-def _parts(train: Examples) -> tuple[Examples, Examples, Examples]:
-    ends = (HELD_OUT, HELD_OUT + LOCAL)
-    rows = np.arange(len(train))
-    return train.take(rows[: ends[0]]), train.take(rows[ends[0] : ends[1]]), train.take(rows[ends[1] :])
-
-
-def _choices(offered: Offered, nested: Sequence[Structure], budget: Budget) -> Iterator[tuple[str, Candidate]]:
-    yield "widest", choose("board", budget, candidates(nested, {}))[0]
-    structures = [cut.structure for cut in offered.cuts.values()]
-    predicted: Callable[..., float | None] | None = offered.predicted if offered.baseline else None
-    yield "planned", choose("board", budget, candidates(structures, {}, predicted=predicted))[0]
-
-
-def _row(label: str, seed: int, chosen: Candidate, offered: Offered, parent: Float32, local: Examples, test: Examples) -> Row:
-    cut = offered.cuts[chosen.structure.name]
-    source: ModelSource = cut.source
-    module = source.build(cut.structure.width)
-    data = encode_weights(cut.slice(parent), chosen.layout, chosen.precision)
-    load_vector(module, decode_weights(data, chosen.layout))
-    arrival = accuracy_in_torch(module, test, source.recipe)
-    one_pass(module, local, seed=seed)
+def about(made: Made) -> Row:
+    """What proves the fit of a variant, and why it is no better."""
+    profile, fit = made.profile, made.fit
+    if made.candidate.footprint > profile.storage_bytes or fit.peak_bytes > profile.memory_mb << 20:
+        raise FitError(
+            f"{made.candidate.name} does not fit {profile.name}", found=f"{made.candidate.footprint}, {fit.peak_bytes}"
+        )
     return {
-        "label": label,
-        "seed": seed,
-        "accuracy": accuracy_in_torch(module, test, source.recipe),
-        "arrival": arrival,
-        "predicted": chosen.accuracy,
-        "bytes": len(data),
-        "footprint": chosen.footprint,
-        "variant": chosen.name,
+        "footprint": made.candidate.footprint,
+        "storage": profile.storage_bytes,
+        "peak_bytes": fit.peak_bytes,
+        "memory_mb": fit.memory_mb,
+        "step_ms": fit.step_ms,
+        "engine": made.engine,
+        "parameters": made.candidate.layout.size,
+        "predicted": made.candidate.accuracy,
+        "held_out": made.accuracy,
+        "reason": made.planned.reason,
+        "frontier": [(one.name, one.footprint, one.accuracy) for one in made.planned.frontier],
     }
 
 
-def one_pass(module: nn.Module, examples: Examples, *, seed: int) -> None:
-    """One pass of SGD with cross-entropy."""
-    rows = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
+def decoded(made: Made, blobs: BlobStore) -> Float32:
+    """A variant's weights as its boards decode them."""
+    return decode_weights(blobs.get(made.files[-1].sha256), made.candidate.layout)
+
+
+def choices(offered: Offered, budget: Budget) -> Iterator[tuple[str, Candidate]]:
+    """What each way of choosing takes under a budget of storage."""
+    structures = [cut.structure for cut in offered.cuts.values()]
+    widths = [structure for structure in structures if structure.name.startswith("w")]
+    yield "widest", choose("board", budget, candidates(widths, {}))[0]
+    yield "planned", choose("board", budget, candidates(structures, {}, predicted=offered.predicted))[0]
+
+
+def trained(source: ModelSource, examples: Examples, passes: int, seed: int) -> nn.Module:
+    """A model after some passes of Adam with a falling rate."""
+    module = set_training(source.build(seed=seed), on=True)
+    steps = passes * -(-len(examples) // TRAIN_BATCH)
+    optimizer = torch.optim.Adam(module.parameters(), lr=RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     x, y = torch.from_numpy(examples.x), torch.from_numpy(examples.y)
-    optimizer = torch.optim.SGD(module.parameters(), lr=RATE)
-    for chosen in torch.split(rows, BATCH):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(module(x[chosen]), y[chosen]).backward()  # type: ignore[no-untyped-call] # untyped in torch
-        optimizer.step()
-
-
-def print_table(rows: Sequence[Row]) -> None:
-    """Means over the seeds."""
-    print(f"\n{'':30}{'arrival':>9}{'trained':>9}{'bytes':>10}  variants")
-    for label in dict.fromkeys(str(row["label"]) for row in rows):
-        found = [row for row in rows if row["label"] == label]
-        means = [statistics.fmean(float(str(row[field])) for row in found) for field in ("arrival", "accuracy", "bytes")]
-        variants = " ".join(dict.fromkeys(str(row["variant"]) for row in found))
-        print(f"{label:30}{means[0]:>9.4f}{means[1]:>9.4f}{means[2]:>10,.0f}  {variants}")
-
-
-if __name__ == "__main__":
-    main()
+    for number in range(passes):
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(1000 * seed + number))
+        for chosen in torch.split(order, TRAIN_BATCH):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(module(x[chosen]), y[chosen]).backward()  # type: ignore[no-untyped-call] # untyped in torch
+            optimizer.step()
+            schedule.step()
+    return module

@@ -49,3 +49,35 @@ def test_compress_lenet_measures_files_as_devices_read_them(monkeypatch, tmp_pat
     fp32, *others = [row["bytes"] for row in rows]
     assert fp32 == 16 + 4 * 266_610
     assert all(length < fp32 / 3 for length in others)
+
+
+@pytest.mark.slow
+def test_profiles_proves_the_fit_of_every_variant(monkeypatch, tmp_path) -> None:
+    """On an easy task: a row for the whole model, for each profile with what proves its fit, two for each share."""
+    pytest.importorskip("torch")
+    from benchmarks import profiles as study
+    from benchmarks.results import main
+    from edgefl.examples import Examples
+
+    def data(_, seed):
+        rng = np.random.default_rng(seed)
+        y = rng.integers(0, 10, 900)
+        x = (np.random.default_rng(1).standard_normal((10, 784))[y] + rng.standard_normal((900, 784))).astype(np.float32)
+        parts = np.split(np.arange(900), [500, 700])
+        return study.Data(*(Examples(x[rows], y[rows]) for rows in parts))
+
+    monkeypatch.setenv("EDGEFL_DATA", str(tmp_path))
+    monkeypatch.setattr(study, "TASKS", {"toy": study.Task("mnist-2nn", data, 3, steps=5)})
+    monkeypatch.setattr(study, "PROFILES", ("rpi-zero-2w", "jetson-orin-nano"))
+    monkeypatch.setattr(study, "SHARES", (1 / 4,))
+    main(["profiles", "--seeds", "1", "--json", str(tmp_path / "rows.json")])
+    whole, small, large, widest, planned = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [row["label"] for row in (whole, small)] == ["toy fp32", "toy rpi-zero-2w"]
+    assert [row["label"] for row in (widest, planned)] == ["toy 1/4 widest", "toy 1/4 planned"]
+    assert small["variant"] == large["variant"] == "w1-fp32"
+    for row in (small, large):
+        assert whole["bytes"] < row["bytes"] < row["footprint"] <= row["storage"]
+        assert 0 < row["peak_bytes"] <= row["memory_mb"] << 20
+        assert row["accuracy"] == whole["accuracy"] > 0.9
+    assert planned["footprint"] <= whole["bytes"] * 5 / 4
+    assert planned["accuracy"] >= widest["accuracy"]

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import toyboard as toy
+from edgefl.codec.precision import ROUNDS
 from edgefl.codec.weights import PRECISIONS, encode_weights
 from edgefl.compress.budget import Candidate, Structure
 from edgefl.device import conditions, hands
@@ -217,6 +218,8 @@ def test_a_board_asks_for_the_room_that_the_planner_counts(precision):
     """What training takes beside the files is the footprint without these, whatever the precision and what is frozen."""
     layout = Layout((Tensor("a", (64, 100), role="frozen"), Tensor("b", (64, 100)), Tensor("c", (10, 64))))
     flat = np.random.default_rng(0).normal(0.0, 0.1, layout.size).astype(np.float32)
+    if precision not in ROUNDS:
+        flat[np.abs(flat) < 0.15] = 0.0  # as retraining leaves it; a push offers no codebook that is longer than int4
     weights = file_ref("weights", encode_weights(flat, layout, precision))
     manifest = toy.Office(MemoryBroker(), toy.Clock()).manifest(1, announce=False, layout=layout, files=(weights,))[0]
     planned = Candidate(Structure("w1", 1.0, layout), precision, graph_bytes=0)

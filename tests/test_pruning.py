@@ -12,7 +12,8 @@ import pytest
 from edgefl.codec.weights import Precision
 from edgefl.compress.axes import axes_from_index, decode_axes, encode_axes, index_from_axes
 from edgefl.compress.budget import Candidate
-from edgefl.compress.groups import shrunk
+from edgefl.compress.groups import Shares, shrunk
+from edgefl.compress.sensitivity import Baseline
 from edgefl.errors import ModelError
 from edgefl.layout import Layout, Tensor, index_map
 from edgefl.profile import Profile
@@ -31,11 +32,12 @@ from torch import nn  # noqa: E402  needs torch
 from edgefl.examples import Examples  # noqa: E402  after the check
 from edgefl.export.measuring import accuracy_in_torch  # noqa: E402  needs torch
 from edgefl.export.models import ModelSource, load_factory  # noqa: E402  needs torch
-from edgefl.export.pruning import prunable_groups, prune, rank_channels  # noqa: E402  needs torch
+from edgefl.export.pruning import Pruned, prunable_groups, prune, rank_channels  # noqa: E402  needs torch
 from edgefl.export.tensors import layout_of, load_vector, vector_of  # noqa: E402  needs torch
-from edgefl.server.cuts import frozen_cuts, nested_cuts  # noqa: E402  needs torch
+from edgefl.server.cuts import Pruner, frozen_cuts, nested_cuts  # noqa: E402  needs torch
 from edgefl.server.explained import Explanation  # noqa: E402  after the check
 from edgefl.server.push import PushRequest, push  # noqa: E402  needs torch
+from edgefl.server.sensing import offer  # noqa: E402  needs torch
 
 MODELS = """
 import torch
@@ -290,3 +292,39 @@ def test_right_answers_are_counted_as_the_boards_count_them(loss, y, share):
     targets = np.array(y, dtype=np.int64 if np.ndim(y) == 1 else np.float32)
     module = nn.Sequential(nn.Identity())
     assert accuracy_in_torch(module, Examples(x, targets), Recipe(loss)) == pytest.approx(share)
+
+
+def test_a_level_that_cannot_be_cut_costs_everything_and_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group that can be halved but not quartered: the model is measured all the same, and no cut goes there."""
+    source = load_factory("boards:Joined")
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((200, 6)).astype(np.float32)
+    module = source.build(seed=1)
+    with torch.no_grad():
+        examples = Examples(x, module(torch.from_numpy(x)).argmax(1).numpy())
+    real, refused = Pruner.pruned, []
+
+    def pruned(self: Pruner, shares: Shares) -> Pruned:
+        if 0.0 < shares.get("left", 1.0) <= 0.4:
+            refused.append(shares)
+            raise ModelError("it cannot be cut like that")
+        return real(self, shares)
+
+    monkeypatch.setattr(Pruner, "pruned", pruned)
+    said: list[str] = []
+    offered = offer(source, vector_of(module), examples, said.append)
+    assert refused
+    assert offered.baseline is not None
+    assert len(offered.cuts) > 5
+    assert offered.predicted(offered.cuts["w1"].structure, Precision.FP32) == offered.baseline.accuracy == 1.0
+    sizes = [cut.structure.layout.tensors[0].shape[0] for cut in offered.cuts.values()]
+    assert min(sizes) > 4
+
+
+def test_of_two_cuts_that_lose_as_little_the_one_that_answers_alike_costs_less() -> None:
+    """Equal accuracy, other answers: luck on a few examples is not taken for skill."""
+    baseline = Baseline(0.9, 0.1, 1000)
+    same, lucky = baseline.cost(0.9, 0.0), baseline.cost(0.9, 0.2)
+    assert same == 0.0
+    assert lucky == pytest.approx((0.2 / 1000) ** 0.5)
+    assert baseline.cost(0.8, 0.1) == pytest.approx(0.1 + 0.01)

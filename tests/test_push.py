@@ -54,7 +54,7 @@ def exported_once(source: ModelSource, width: float, engine: str, batch: int) ->
 
 @pytest.fixture(autouse=True)
 def _exports(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgefl.server.workshop.export_graphs", exported_once)
+    monkeypatch.setattr("edgefl.server.making.export_graphs", exported_once)
 
 
 @pytest.fixture
@@ -149,16 +149,16 @@ def test_engines_share_the_variant_but_not_the_graphs(fleet: Fleet) -> None:
 @pytest.mark.slow
 def test_real_graph_sizes_make_the_planner_step_down(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     """A budget that the weights alone would meet and the exported files do not leads to the next variant that does fit."""
-    from edgefl.server import workshop
+    from edgefl.server import making
 
     exported: list[float] = []
-    real = workshop.export_graphs
+    real = making.export_graphs
 
     def counted(source: object, width: float, engine: str, batch: int) -> object:
         exported.append(width)
         return real(source, width, engine, batch)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(workshop, "export_graphs", counted)
+    monkeypatch.setattr(making, "export_graphs", counted)
     (wide,) = push(fleet, REQUEST, (board("large", 65536),), now=NOW)
     whole = Structure("w1", 1.0, newest(fleet).layout)
     without = Candidate(whole, Precision.INT8, graph_bytes=0).footprint
@@ -207,14 +207,14 @@ def test_a_refused_push_leaves_no_row(
 @pytest.mark.slow
 def test_a_failure_after_export_leaves_no_row(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hold-out data that does not fit, or a graph that does not compute what torch computes, refuses the whole push."""
-    from edgefl.server import workshop
+    from edgefl.server import making
 
     wrong = open_source("digits:").load()
     wrong = type(wrong)(wrong.x[:, :27], wrong.y)
     request = PushRequest(model="digits", source="mnist-2nn", batch=10, holdout=wrong)
     with pytest.raises(DataError):
         push(fleet, request, (board("a", 65536),), now=NOW)
-    monkeypatch.setattr(workshop, "verify_graphs", raising(ModelError("it does not compute")))
+    monkeypatch.setattr(making, "verify_graphs", raising(ModelError("it does not compute")))
     with pytest.raises(ModelError, match="does not compute"):
         push(fleet, REQUEST, (board("a", 65536),), now=NOW)
     assert rows(fleet) == [0, 0]

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 @click.option("--holdout", metavar="SOURCE", help="Examples to measure each variant's accuracy on.")
 @click.option("--calibrate", metavar="SOURCE", help="Typical examples: make int8 graphs for predictions where they win.")
 @click.option("--int8-drop", type=click.FloatRange(0, 1), default=0.01, show_default=True, help="Accuracy that int8 may lose.")
+@click.option("--retrain", metavar="SOURCE", help="Retrain what only just does not fit on these examples, without labels.")
+@click.option("--retrain-labels", is_flag=True, help="Retrain towards the labels of these examples.")
+@click.option("--retrain-steps", type=click.IntRange(1, 1_000_000), default=1000, show_default=True, help="Batches of 128.")
 @click.option("--profile", "only", multiple=True, help="Push for this profile only; may be repeated.  [default: all in use]")
 @click.option("--loss", type=click.Choice(LOSSES), default=LOSSES[0], show_default=True, help="mse without labels: autoencoder.")
 @click.option("--optimizer", type=click.Choice(OPTIMIZERS), default="sgd", show_default=True, help="Of the boards.")
@@ -57,6 +60,9 @@ def push(
     holdout: str | None,
     calibrate: str | None,
     int8_drop: float,
+    retrain: str | None,
+    retrain_labels: bool,
+    retrain_steps: int,
     only: tuple[str, ...],
     loss: Loss,
     optimizer: Optimizer,
@@ -83,6 +89,7 @@ def push(
     from edgefl.server.push import profiles_in_use
     from edgefl.server.push import push as make
     from edgefl.server.push_request import PushRequest
+    from edgefl.server.retraining import Retraining
     from edgefl.simulate.explaining import check_drawing, draw_explanations
     from edgefl.sources.parse import open_source
     from edgefl.store.fleet import Fleet
@@ -99,6 +106,7 @@ def push(
         recipe=Recipe(loss, optimizer, proximal), freeze=freeze, personal=personal,
         hold=hold, health=Health(drop=drop, seconds=trial, starts=starts), sources=sources, keys=keys,
         calibrate=open_source(calibrate).load() if calibrate else None, int8_drop=int8_drop, freezable=freezable,
+        retraining=Retraining(open_source(retrain).load(), retrain_labels, retrain_steps) if retrain else None,
     )  # fmt: skip
     made = make(
         fleet, request, profiles, now=time.time(), on_planned=explained.append,

@@ -146,11 +146,13 @@ def _check_recipes(plan: Plan, name: str, recipes: "Sequence[Recipe]") -> None:
 def _check_room(records: "Sequence[VariantRecord]", budgets: dict[str, int]) -> None:
     """Refuse momentum correction where its velocity does not fit beside what a round stores anyway. Raises ConfigError."""
     from edgefl.codec.memory import memory_bytes
-    from edgefl.compress.budget import WEIGHT_FILES
+    from edgefl.codec.precision import in_rounds
+    from edgefl.codec.weights import Precision, weights_length
+    from edgefl.compress.budget import ROUND_FILES
 
     for record in records:
         manifest = record.manifest
-        weights = (WEIGHT_FILES - 1) * manifest.file("weights").length
+        weights = ROUND_FILES * weights_length(manifest.layout, in_rounds(Precision(record.precision)))
         need = manifest.total_bytes + weights + memory_bytes(manifest.layout, correction=True)
         if need > budgets[record.profile]:
             raise ConfigError(

@@ -24,7 +24,9 @@ class Precision(StrEnum):
 
 PRECISIONS = tuple(Precision)
 TRAINABLE = (Precision.FP32, Precision.FP16, Precision.INT8)
-"""Precisions of which rounds can be sent, the most precise first; the length of their files follows from the layout alone."""
+"""Those of which the length of a file follows from the layout alone, the most precise first."""
+ROUNDS = (*TRAINABLE, Precision.INT4)
+"""Those in which rounds are sent, the most precise first."""
 
 MIN_CHANNEL = 8
 
@@ -32,3 +34,8 @@ MIN_CHANNEL = 8
 def is_quantised(tensor: Tensor) -> bool:
     """Whether int8 and less quantise this tensor: at least two axes, and at least `MIN_CHANNEL` values per output channel."""
     return len(tensor.shape) >= 2 and tensor.size // tensor.shape[0] >= MIN_CHANNEL
+
+
+def in_rounds(precision: Precision) -> Precision:
+    """How the rounds of a variant are sent that was pushed in this precision: what needs retraining has int4 from then on."""
+    return precision if precision in ROUNDS else Precision.INT4

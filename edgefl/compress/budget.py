@@ -3,14 +3,15 @@
 Model. A candidate is a structure (a width, or a choice of channels) with weights of a precision. Its `footprint` is what the
 board stores for it at most while it trains:
 
-    graphs + weights                the installed variant
+    graphs + weights                the installed variant, as pushed
     + weights                       of the current round
     + weights                       of the next round, which arrive beside the current ones, because the switch is atomic
     + 2 * 4 bytes per parameter     the residual in the outbox and the one it replaces, float32 at any precision; of those
                                     parameters that updates carry, so neither of frozen nor of personal ones
 
 While a new version is fetched and tried, its files come on top, and those of the version before the active one stay: a board can
-go back. Its golden file counts as one of the graphs.
+go back. Its golden file counts as one of the graphs. Rounds are sent in the precision of the push, or in int4 where that one is
+for weights at rest (`edgefl.codec.precision.in_rounds`, ADR 0025).
 
 The board trains in float32 at any precision, so precision changes the file, not the arithmetic. With accuracies of all candidates
 the planner (`edgefl.compress.planner`) takes the best that fits. Without them width comes first, because width
@@ -25,11 +26,13 @@ exports, and asks again with the real sizes.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgefl.codec.memory import memory_bytes
+from edgefl.codec.precision import in_rounds
 from edgefl.codec.weights import TRAINABLE, Precision, weights_length
 from edgefl.compress.cost import Work, training_cost
+from edgefl.compress.evidence import Demand, Weigh
 from edgefl.compress.planner import UNITS, Budget, Cost, Planned, plan
 from edgefl.errors import FitError
 from edgefl.layout import Layout, Tensor
@@ -39,9 +42,10 @@ WIDTHS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125, 0.0625)
 MEASURED = (*TRAINABLE, Precision.INT4)
 """Precisions that are offered where it is measured what they cost. Below, a round's weights would lose what only retraining gives
 back; where nothing is measured, `TRAINABLE` ones hardly cost accuracy, whatever the model."""
-WEIGHT_FILES = 3
-"""As pushed, of this round, of the next one."""
+ROUND_FILES = 2
+"""Of this round, and of the next one."""
 NO_WORK = Work(0, ())
+NONE_RESTING: Mapping[str, "Resting"] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,8 @@ class Candidate:
         graph_bytes: of all ONNX graphs together.
         accuracy: in [0, 1], predicted; None without measurements.
         batch, recipe: of a training step.
+        at_rest: length of the weights file as pushed, where it is known; otherwise it is what the layout allows at most.
+        demand: memory and step time in the light of what has been run; None where nothing has.
     """
 
     structure: Structure
@@ -79,6 +85,8 @@ class Candidate:
     accuracy: float | None = None
     batch: int = 1
     recipe: Recipe = PLAIN
+    at_rest: int | None = None
+    demand: Demand | None = None
 
     @property
     def name(self) -> str:
@@ -97,8 +105,13 @@ class Candidate:
 
     @property
     def weight_bytes(self) -> int:
-        """Length of the weights file, at most."""
-        return weights_length(self.layout, self.precision)
+        """Length of the weights file as pushed, at most."""
+        return weights_length(self.layout, self.precision) if self.at_rest is None else self.at_rest
+
+    @property
+    def round_bytes(self) -> int:
+        """Length of the weights file of a round, at most."""
+        return weights_length(self.layout, in_rounds(self.precision))
 
     @property
     def file_bytes(self) -> int:
@@ -108,12 +121,30 @@ class Candidate:
     @property
     def footprint(self) -> int:
         """Bytes that the board needs at most while it holds and trains the variant."""
-        return self.graph_bytes + WEIGHT_FILES * self.weight_bytes + memory_bytes(self.layout)
+        return self.file_bytes + ROUND_FILES * self.round_bytes + memory_bytes(self.layout)
+
+    @property
+    def estimate(self) -> Cost:
+        """What it takes of a board, by shapes alone."""
+        return training_cost(self.footprint, self.layout, self.structure.work, self.batch, self.recipe)
 
     @property
     def cost(self) -> Cost:
-        """What it takes of a board."""
-        return training_cost(self.footprint, self.layout, self.structure.work, self.batch, self.recipe)
+        """What it takes of a board, as far as is known."""
+        return self.estimate if self.demand is None else Cost(self.footprint, self.demand.memory, self.demand.step)
+
+
+@dataclass(frozen=True, slots=True)
+class Resting:
+    """A structure's weights after retraining, written as a codebook.
+
+    Attributes:
+        length: of the file.
+        accuracy: in [0, 1], measured.
+    """
+
+    length: int
+    accuracy: float
 
 
 def candidates(
@@ -123,6 +154,8 @@ def candidates(
     predicted: Callable[[Structure, Precision], float | None] | None = None,
     batch: int = 1,
     recipe: Recipe = PLAIN,
+    resting: Mapping[str, Resting] = NONE_RESTING,
+    weigh: Weigh | None = None,
 ) -> tuple[Candidate, ...]:
     """All candidates in order of preference: the one that trains most parameters first, of equal ones the most precise first.
 
@@ -133,6 +166,8 @@ def candidates(
             accuracies, and the precisions are `TRAINABLE` ones.
         batch: rows of a training step.
         recipe: its optimiser.
+        resting: retrained structures by name; each is offered as a codebook too, after its own precisions.
+        weigh: what candidates take in the light of what has been run; None where nothing has.
     """
     offered = []
     for one in sorted(structures, key=lambda one: (-_learning(one.layout), -one.layout.size)):
@@ -140,7 +175,10 @@ def candidates(
             accuracy = predicted(one, precision) if predicted else None
             if accuracy is not None or predicted is None:
                 offered.append(Candidate(one, precision, graph_bytes.get(one.name, 0), accuracy, batch, recipe))
-    return tuple(offered)
+        if one.name in resting:
+            rest, coarse = resting[one.name], Precision.CODEBOOK
+            offered.append(Candidate(one, coarse, graph_bytes.get(one.name, 0), rest.accuracy, batch, recipe, rest.length))
+    return tuple(replace(one, demand=weigh(one.name, one.estimate)) for one in offered) if weigh else tuple(offered)
 
 
 def choose(
@@ -201,6 +239,10 @@ def _too_demanding(profile: str, budget: Budget, offered: Sequence[Candidate]) -
     return FitError(
         f"the model cannot be trained on profile {profile} even as {least.name}",
         expected=", ".join(f"{r} at most {budget.limit(r):,.0f} {UNITS[r]}" for r in excess),
-        found=", ".join(f"{r} about {cost.of(r):,.0f} {UNITS[r]}" for r in excess),
+        found=", ".join(f"{r} {_about(least)}{cost.of(r):,.0f} {UNITS[r]}" for r in excess),
         remedy="Use a smaller --batch, a smaller model, or a profile with more room",
     )
+
+
+def _about(candidate: Candidate) -> str:
+    return "" if candidate.demand and candidate.demand.measured else "about "

@@ -2,8 +2,11 @@
 
 Model. Each change is measured alone, on examples that were held out, with the weights as pushed: a group of channels cut to a
 share (Li et al., ICLR 2017, https://arxiv.org/abs/1608.08710; Han et al., NIPS 2015, https://arxiv.org/abs/1506.02626), or
-weights of a precision. The accuracy of several changes together is predicted as that of the whole model less the sum of their
-drops. A drop up to one standard error of the measurement is noise and counts as none.
+weights of a precision. The accuracy of several changes together is predicted as that of the whole model less the sum of what
+they cost. A drop up to one standard error of the measurement is noise and counts as none. What a change costs is its drop and its
+risk: one standard error of the paired difference, which grows with the share of examples that are answered differently, right
+instead of wrong or wrong instead of right (McNemar 1947). Two changes may lose as little on a thousand examples, and the one that
+turned two hundred answers round has been lucky, the one that turned ten has not.
 
 Between two measured shares a drop is interpolated; below the least one it is taken to grow to the whole accuracy.
 
@@ -59,6 +62,10 @@ class Baseline:
         """What a change that leads to this accuracy costs; 0 within the noise."""
         lost = self.accuracy - accuracy
         return lost if lost > self.noise else 0.0
+
+    def cost(self, accuracy: float, turned: float) -> float:
+        """What a change costs that leads to this accuracy and turns the answers to this share of the examples, in [0, 1]."""
+        return self.drop(accuracy) + math.sqrt(turned / self.count)
 
     def predicted(self, drops: Sequence[float]) -> float:
         """Accuracy after several changes, in [0, 1]."""

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from edgefl.codec.memory import memory_bytes
-from edgefl.codec.weights import PRECISIONS, weights_length
+from edgefl.codec.precision import ROUNDS
+from edgefl.codec.weights import weights_length
 from edgefl.device.defer import Conditions, Policy
 from edgefl.device.power import battery_percent
 from edgefl.device.state import Session
@@ -45,10 +46,11 @@ def conditions(
 def working_bytes(manifest: Manifest) -> int:
     """What training a version takes on disk beside its files: weights of two rounds, and the memory of updates.
 
-    Weights of a round are as long as those of the push, or up to the bound of their precision, the least that holds these.
+    Weights of a round are as long as those of the push, or up to the bound of their precision: the least of those that rounds are
+    sent in that holds these.
     """
     layout, pushed = manifest.layout, manifest.file("weights").length
-    bounds = (weights_length(layout, precision) for precision in PRECISIONS)
+    bounds = (weights_length(layout, precision) for precision in ROUNDS)
     return 2 * min((bound for bound in bounds if bound >= pushed), default=pushed) + memory_bytes(layout)
 
 

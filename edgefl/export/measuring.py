@@ -7,6 +7,7 @@ parameters themselves.
 import math
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -24,23 +25,34 @@ FEW = 8
 """Examples of a gradient whose square is taken."""
 MEASURED = 4
 """Rows of the step whose activations are counted; BatchNorm takes several."""
+Right = npt.NDArray[np.float64]
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def accuracy_in_torch(module: nn.Module, examples: Examples, recipe: Recipe) -> float:
     """Share of right answers in [0, 1]; examples are shaped for the model, whose recipe classifies."""
-    right = 0.0
+    return float(right_in_torch(module, examples, recipe).mean()) if len(examples) else 0.0
+
+
+def right_in_torch(module: nn.Module, examples: Examples, recipe: Recipe) -> Right:
+    """How right each answer is: 1 or 0; where an example has several yes and no, the share of right ones. float64 `(n,)`."""
+    right = [np.empty(0)]
     set_training(module, on=False)
     with torch.no_grad():
         for start in range(0, len(examples), ROWS):
             outputs = outputs_of(module, torch.from_numpy(examples.x[start : start + ROWS])).numpy()
             y = examples.y[start : start + ROWS]
-            if recipe.labels:
-                right += int((outputs.argmax(axis=1) == y).sum())
-            else:
-                right += float(((outputs > 0.0) == (y > 0.5)).mean(axis=1).sum())
+            found = outputs.argmax(axis=1) == y if recipe.labels else ((outputs > 0.0) == (y > 0.5)).mean(axis=1)
+            right.append(found.astype(np.float64))
     set_training(module, on=True)
-    return right / max(len(examples), 1)
+    return np.concatenate(right)
+
+
+def right_of(source: ModelSource, width: float, vector: Float32, examples: Examples) -> Right:
+    """How right each answer of a model with these weights is, as above."""
+    module = source.build(width)
+    load_vector(module, vector)
+    return right_in_torch(module, examples, source.recipe)
 
 
 def accuracy_of(source: ModelSource, width: float, vector: Float32, examples: Examples) -> float:

@@ -52,15 +52,18 @@ def compressed(
     examples: Examples | None,
     compression: Compression,
     *,
+    original: nn.Module | None = None,
     seed: int = 0,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> Float32:
     """The flat vector of a smaller model that does the same.
 
     Args:
-        module: trained; it is not changed, and its outputs are what objectives without labels go towards.
+        module: trained; it is not changed.
         examples: to retrain on, in the module's input shape; labels only if the objective needs them. None: no retraining.
         compression: how.
+        original: whose outputs objectives without labels go towards, with the same inputs and outputs as the module; it is not
+            changed. None: the module as it is given.
         seed: of everything random.
         on_progress: told what is being done, a line at a time.
 
@@ -71,7 +74,7 @@ def compressed(
         DataError: the examples have no labels and need them.
         ModelError: the retrained weights are not finite.
     """
-    original = set_training(copy.deepcopy(module), on=False)
+    teacher = set_training(copy.deepcopy(original or module), on=False)
     flat = FlatModule(copy.deepcopy(module))
 
     def stage(name: str, constraint: Constraint, schedule: Schedule) -> None:
@@ -84,7 +87,7 @@ def compressed(
             compression.objective,
             schedule,
             constraint=constraint,
-            original=original,
+            original=teacher,
             augmentation=compression.augmentation,
             seed=seed,
             on_progress=lambda done: on_progress(f"{name}: {done:.0%}"),

@@ -1,6 +1,6 @@
 """Why each profile got its variant: the frontier of what there was, as values and as a table. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgefl.compress.budget import Candidate
@@ -13,7 +13,9 @@ class Considered:
 
     Attributes:
         variant: name.
-        storage, memory: bytes, the memory estimated; step: milliseconds, estimated.
+        storage, memory: bytes; step: milliseconds, on the board where the profile says how much slower it is, otherwise where
+            the push runs.
+        run: whether memory and step were measured by running it; otherwise they are estimates, corrected by what was run.
         predicted: accuracy in [0, 1]; None without held-out examples that tell something.
         measured: of the decoded weights in the exported graph; None for what was not made.
         exceeds: by how much it is over each bound of the profile; empty if it fits.
@@ -28,6 +30,7 @@ class Considered:
     measured: float | None
     exceeds: Mapping[str, float]
     chosen: bool
+    run: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,7 @@ class Explanation:
         basis: what predictions rest on.
         reason: why this one.
         frontier: what nothing else beats at no more cost, the best first.
+        refused: what was run for this profile and took too much, in that order.
     """
 
     profile: str
@@ -50,14 +54,22 @@ class Explanation:
     basis: str
     reason: str
     frontier: tuple[Considered, ...]
+    refused: tuple[Considered, ...] = ()
 
 
 def explain(
-    profile: str, engine: str, budget: Budget, planned: Planned[Candidate], measured: Mapping[str, float], basis: str
+    profile: str,
+    engine: str,
+    budget: Budget,
+    planned: Planned[Candidate],
+    measured: Mapping[str, float],
+    basis: str,
+    refused: Sequence[Candidate] = (),
 ) -> Explanation:
     """The explanation of a plan; `measured` holds accuracies of what was made, by name."""
-    rows = tuple(
-        Considered(
+
+    def considered(one: Candidate) -> Considered:
+        return Considered(
             one.name,
             one.cost.storage,
             one.cost.memory,
@@ -66,29 +78,38 @@ def explain(
             measured.get(one.name),
             {str(r): value for r, value in budget.excess(one.cost).items()},
             one == planned.winner,
+            one.demand is not None and one.demand.measured,
         )
-        for one in planned.frontier
-    )
-    return Explanation(profile, engine, budget.storage, budget.memory, budget.step, basis, planned.reason, rows)
+
+    rows, out = tuple(map(considered, planned.frontier)), tuple(map(considered, refused))
+    return Explanation(profile, engine, budget.storage, budget.memory, budget.step, basis, planned.reason, rows, out)
 
 
 COLUMNS = ("", "variant", "storage", "memory", "step", "predicted", "measured", "exceeds")
 
 
 def table(explanation: Explanation) -> tuple[tuple[str, ...], ...]:
-    """The frontier as rows of text in the order of `COLUMNS`; `*` marks the choice, what is not known is `-`."""
-    return tuple(
-        (
-            "*" if row.chosen else "",
-            row.variant,
-            f"{row.storage:,.0f}",
-            f"{row.memory / 2**20:.0f} MiB",
-            f"{row.step:.2f} ms",
-            _percent(row.predicted),
-            _percent(row.measured),
-            ", ".join(f"{resource} by {_amount(resource, value)}" for resource, value in row.exceeds.items()) or "-",
-        )
-        for row in explanation.frontier
+    """The frontier as rows of text in the order of `COLUMNS`, then what was run and refused.
+
+    `*` marks the choice, `x` what was refused; figures with `~` are estimates, what is not known is `-`.
+    """
+    marked = [("*" if row.chosen else "", row) for row in explanation.frontier]
+    shown = {row.variant for _, row in marked}
+    marked = [(mark or ("x" if row.run and row.exceeds else ""), row) for mark, row in marked]
+    return tuple(_cells(mark, row) for mark, row in (*marked, *(("x", r) for r in explanation.refused if r.variant not in shown)))
+
+
+def _cells(mark: str, row: Considered) -> tuple[str, ...]:
+    about = "" if row.run else "~"
+    return (
+        mark,
+        row.variant,
+        f"{row.storage:,.0f}",
+        f"{about}{row.memory / 2**20:.0f} MiB",
+        f"{about}{row.step:.2f} ms",
+        _percent(row.predicted),
+        _percent(row.measured),
+        ", ".join(f"{resource} by {_amount(resource, value)}" for resource, value in row.exceeds.items()) or "-",
     )
 
 

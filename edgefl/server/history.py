@@ -21,7 +21,7 @@ from typing import TypeVar
 from edgefl.codec.history import History
 from edgefl.codec.sparsify import Sparse
 from edgefl.codec.update import decode, needs_history
-from edgefl.codec.weights import decode_weights, weights_length
+from edgefl.codec.weights import PRECISIONS, decode_weights, weights_length
 from edgefl.errors import UpdateError
 from edgefl.layout import Float32
 from edgefl.server.variants import Variant
@@ -120,7 +120,8 @@ class Histories:
     def _read(self, view: Variant, sha256: bytes, number: int) -> Float32:
         if not self._blobs.has(sha256):
             raise _gone(number)
-        data = self._blobs.read_range(sha256, 0, weights_length(view.layout, view.precision))
+        longest = max(weights_length(view.layout, precision) for precision in PRECISIONS)  # the push may be coarser than rounds
+        data = self._blobs.read_range(sha256, 0, longest)
         if hashlib.sha256(data).digest() != sha256:
             raise _gone(number)
         vector, shared = decode_weights(data, view.layout), view.layout.shared()

@@ -17,12 +17,13 @@ from edgefl.export.weights import load_weights
 from edgefl.layout import Float32
 from edgefl.profile import Profile
 from edgefl.server.explained import Explanation, explain
+from edgefl.server.fitting import budget_of
 from edgefl.server.push_request import PushRequest, check_request
 from edgefl.server.pushed import PushedVariant
 from edgefl.server.recording import NewVersion, record
 from edgefl.server.variants import store_parent
 from edgefl.server.version_differences import version_differences
-from edgefl.server.workshop import Made, Workshop, budget_of
+from edgefl.server.workshop import Made, Workshop
 from edgefl.store.blobs import BlobStore
 from edgefl.store.database import open_database
 from edgefl.store.fleet import Fleet
@@ -113,12 +114,13 @@ def _workshop(
         known=fleet.profiles().values(),
         on_progress=on_progress,
         freezable=request.freezable,
+        retraining=request.retraining,
     )
 
 
 def _explained(one: Made, workshop: Workshop) -> Explanation:
     budget = budget_of(one.profile)
-    return explain(one.profile.name, one.engine, budget, one.planned, workshop.measured(one.engine), workshop.basis)
+    return explain(one.profile.name, one.engine, budget, one.planned, workshop.measured(one.engine), workshop.basis, one.refused)
 
 
 def _outcome(model: str, version: int, one: Made) -> PushedVariant:

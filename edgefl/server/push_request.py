@@ -10,6 +10,7 @@ from edgefl.names import check_id
 from edgefl.profile import Profile
 from edgefl.recipe import PLAIN, Recipe
 from edgefl.server.quantising import DROP
+from edgefl.server.retraining import Retraining, check_apart
 from edgefl.wire.messages import Health
 from edgefl.wire.sources import check_sources
 
@@ -39,6 +40,7 @@ class PushRequest:
         health: when the version may stay on a device.
         sources: where else the files may be had, see `Manifest.sources`.
         keys: directories with release keys beside the fleet's own.
+        retraining: on what structures that only just do not fit may be retrained; None retrains nothing.
         freezable: whether a small board's variant may keep first layers frozen, where that lets a more accurate one fit.
     """
 
@@ -59,6 +61,7 @@ class PushRequest:
     calibrate: Examples | None = None
     int8_drop: float = DROP
     freezable: bool = False
+    retraining: Retraining | None = None
 
 
 def check_request(request: PushRequest, profiles: Sequence[Profile]) -> None:
@@ -79,6 +82,7 @@ def check_request(request: PushRequest, profiles: Sequence[Profile]) -> None:
             found="no hold-out" if request.holdout is None else request.recipe.loss,
             remedy="Give --holdout, or leave --calibrate out",
         )
+    check_apart(request.retraining, request.holdout)
     check_sources(request.sources)
     names = [profile.name for profile in profiles]
     if not names or len(set(names)) < len(names):

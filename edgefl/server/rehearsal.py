@@ -6,10 +6,11 @@ steps at the push's batch, the update compressed with history and momentum, upda
 be sent, examples are random. Measured are the peak of the process's resident memory, as the kernel has kept it (VmHWM), and the
 fastest step.
 
-What is enforced is resident memory, by the same code and in the same way as on the board: a process that is seen above the limit
-is ended, and one whose recorded peak was above it has failed even if nobody looked at that moment. Not enforced are RLIMIT_AS and
-RLIMIT_DATA, which count what is reserved and mapped (ONNX Runtime reserves several times what it uses), and no control group,
-which few machines that push let their users write. See ADR 0019.
+What counts is resident memory, by the same code and in the same way as on the board: a variant whose recorded peak is above the
+limit does not fit, even if nobody looked at that moment. The process itself may go further, up to a ceiling at which it is ended:
+by how much a variant is too large says how much smaller the next one has to be. What counts is neither RLIMIT_AS nor RLIMIT_DATA,
+which are about what is reserved and mapped (ONNX Runtime reserves several times what it uses), nor a control group, which few
+machines that push let their users write. See ADR 0019.
 
 Rules: the profile's threads, but no more than this machine has processors; profiles with the same variant, engine and threads
 share one rehearsal. The times are of this machine: only a profile with a measured `slowdown` turns them into the board's.
@@ -31,7 +32,7 @@ import numpy as np
 from edgefl.device.job import Answer, Done, Held, Job, Side, TrialJob, graphs_of
 from edgefl.device.training import TrainerProcess
 from edgefl.engine.runtime import onnxruntime
-from edgefl.errors import EngineError, FitError, StoreError
+from edgefl.errors import EngineError, StoreError
 from edgefl.examples import Examples
 from edgefl.layout import Layout
 from edgefl.plan import Plan
@@ -49,6 +50,8 @@ EVALUATED = 64
 SECONDS = 600.0
 LOOK = 0.02
 """Seconds between two looks at the process."""
+HEADROOM, MOST_HEADROOM = 4, 1024
+"""A rehearsal may take so many times what the profile allows, but beyond that no more than so many MiB."""
 RATE = 1e-4
 PROXIMAL = 0.1
 CORRECTION = 0.9
@@ -78,10 +81,17 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Peak resident bytes of the trainer, and seconds of its fastest step."""
+    """What the trainer took.
+
+    Attributes:
+        peak_bytes: resident bytes at most.
+        step_seconds: of its fastest step; 0 if it was ended before one.
+        ended: whether it was ended for its memory: then it takes more than this.
+    """
 
     peak_bytes: int
     step_seconds: float
+    ended: bool = False
 
 
 def rows_for(batch: int) -> int:
@@ -90,7 +100,7 @@ def rows_for(batch: int) -> int:
 
 
 class Rehearsals:
-    """Proves the fit of one push's variants, each once.
+    """Runs the variants of one push, each once.
 
     Args:
         blobs: where their files are.
@@ -100,53 +110,39 @@ class Rehearsals:
         self._blobs = blobs
         self._measured: dict[tuple[str, str, int], Measured] = {}
 
-    def prove(self, subject: Subject, profile: Profile) -> Fit:
-        """What the variant takes on boards of this profile, as far as this machine can tell.
+    def run(self, subject: Subject, profile: Profile) -> Measured:
+        """What the variant takes with the profile's threads; more than the profile allows is an answer, not an error.
 
         Raises:
-            FitError: more memory than the profile allows, or longer steps than it allows.
             EngineError: the trainer fails with it.
             StoreError: no room for the rehearsal.
         """
-        threads = min(profile.threads, len(os.sched_getaffinity(0)))
+        threads = threads_of(profile)
         key = (subject.engine, subject.name, threads)
-        if key not in self._measured:
-            self._measured[key] = rehearse(subject, self._blobs, threads=threads, memory_mb=profile.memory_mb, who=profile.name)
-        found = self._measured[key]
-        check_memory(subject.name, profile.name, found.peak_bytes, profile.memory_mb)
-        check_step(subject.name, profile, found.step_seconds)
-        return Fit(found.peak_bytes, round(1000.0 * found.step_seconds, 3), profile.memory_mb, threads, this_machine())
+        known = self._measured.get(key)
+        if known is None or (known.ended and known.peak_bytes <= profile.memory_mb * MIB):
+            known = rehearse(subject, self._blobs, threads=threads, memory_mb=ceiling(profile.memory_mb))
+            self._measured[key] = known
+        return known
 
 
-def check_memory(variant: str, profile: str, peak_bytes: int, memory_mb: int) -> None:
-    """Raise FitError if this peak is above the limit."""
-    if peak_bytes > memory_mb * MIB:
-        raise over_memory(variant, profile, peak_bytes, memory_mb)
+def fit_of(found: Measured, profile: Profile) -> Fit:
+    """What was measured, as it stands in a manifest."""
+    step_ms = round(1000.0 * found.step_seconds, 3)
+    return Fit(found.peak_bytes, step_ms, profile.memory_mb, threads_of(profile), this_machine())
 
 
-def over_memory(variant: str, profile: str, peak_bytes: int, memory_mb: int) -> FitError:
-    """The error of a variant whose trainer took so much, or was ended when it did."""
-    return FitError(
-        f"variant {variant} fits the storage of profile {profile} but not its memory",
-        expected=f"a trainer of at most {memory_mb} MiB",
-        found=f"{peak_bytes / MIB:.0f} MiB or more",
-        remedy="Push with a smaller --batch or a smaller model, or give these devices a profile with more memory",
-    )
+def threads_of(profile: Profile) -> int:
+    """The profile's threads, but no more than this machine has processors."""
+    return min(profile.threads, len(os.sched_getaffinity(0)))
 
 
-def check_step(variant: str, profile: Profile, seconds: float) -> None:
-    """Raise FitError if a step of so many seconds on this machine is too long for the board."""
-    there = 1000.0 * seconds * profile.slowdown
-    if profile.step_ms and there > profile.step_ms:
-        raise FitError(
-            f"variant {variant} trains too slowly for profile {profile.name}",
-            expected=f"steps of at most {profile.step_ms:g} ms",
-            found=f"{there:.3g} ms ({1000.0 * seconds:.3g} ms here, {profile.slowdown:g} times slower there)",
-            remedy="Push with a smaller --batch or a smaller model, or raise step_ms in the profile",
-        )
+def ceiling(memory_mb: int) -> int:
+    """MiB at which a rehearsal for a profile that allows so many is ended."""
+    return max(memory_mb, min(HEADROOM * memory_mb, MOST_HEADROOM))
 
 
-def rehearse(subject: Subject, blobs: BlobStore, *, threads: int, memory_mb: int, who: str) -> Measured:
+def rehearse(subject: Subject, blobs: BlobStore, *, threads: int, memory_mb: int) -> Measured:
     """Let the trainer try and train a variant.
 
     Args:
@@ -154,10 +150,8 @@ def rehearse(subject: Subject, blobs: BlobStore, *, threads: int, memory_mb: int
         blobs: where its files are.
         threads: of the trainer.
         memory_mb: MiB of resident memory at which it is ended.
-        who: the profile's name, for the error.
 
     Raises:
-        FitError: it was ended.
         EngineError: it failed, in whatever way.
         StoreError: the files that it needs cannot be written.
     """
@@ -176,7 +170,7 @@ def rehearse(subject: Subject, blobs: BlobStore, *, threads: int, memory_mb: int
     if isinstance(last, Done):
         return Measured(max(first.peak_rss, last.peak_rss), last.step_seconds)
     if last.code in ("memory", "trial-memory"):
-        raise over_memory(subject.name, who, last.peak_rss, memory_mb)
+        return Measured(last.peak_rss, 0.0, ended=True)
     raise EngineError(
         f"variant {subject.name} fails in the board's trainer",
         found=last.reason,

@@ -18,7 +18,7 @@ from edgefl.compress.groups import Shares, shrunk
 from edgefl.compress.sensitivity import FINE, LEVELS, Baseline, Sensitivity, searched, thinned
 from edgefl.errors import ModelError
 from edgefl.examples import Examples
-from edgefl.export.measuring import accuracy_of
+from edgefl.export.measuring import Right, right_of
 from edgefl.export.models import ModelSource
 from edgefl.layout import Float32
 from edgefl.server.cuts import Cut, Pruner, frozen_cuts, nested_cuts, pruned_cuts
@@ -26,8 +26,28 @@ from edgefl.server.cuts import Cut, Pruner, frozen_cuts, nested_cuts, pruned_cut
 SAMPLE = 1000
 MANY, FEW_LEVELS = 8, (0.5, 0.25)
 """With more groups than this each is measured at these levels only."""
-SHORTLIST = 16
+SHORTLIST = 32
 """Searched structures that are measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """What a change of the model costs, by held-out examples.
+
+    Attributes:
+        sample: the examples.
+        whole: how right each answer of the whole model is.
+        baseline: the whole model's accuracy on them.
+    """
+
+    sample: Examples
+    whole: Right
+    baseline: Baseline
+
+    def lost(self, source: ModelSource, width: float, vector: Float32) -> float:
+        """Accuracy that a model with these weights costs against the whole one, with its risk; 0 if it answers the same."""
+        right = right_of(source, width, vector, self.sample)
+        return self.baseline.cost(float(right.mean()), float(np.abs(right - self.whole).mean()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,23 +56,25 @@ class Offered:
 
     Attributes:
         cuts: by name, the full model first.
-        accuracies: by name, in float32; empty if nothing was measured.
+        drops: what each costs by name, in float32; empty if nothing was measured.
         losses: what each precision costs at the full model; precisions that cannot hold its weights are missing.
         baseline: of the full model; None if nothing was measured.
         basis: in words, what the choice rests on.
+        judge: what measured; None if nothing was measured.
     """
 
     cuts: Mapping[str, Cut]
-    accuracies: Mapping[str, float]
+    drops: Mapping[str, float]
     losses: Mapping[Precision, float]
     baseline: Baseline | None
     basis: str
+    judge: Judge | None = None
 
     def predicted(self, structure: Structure, precision: Precision) -> float | None:
         """Accuracy of a structure at a precision; None if it cannot be had."""
         if self.baseline is None or precision not in self.losses:
             return None
-        return self.baseline.predicted([self.baseline.drop(self.accuracies[structure.name]), self.losses[precision]])
+        return self.baseline.predicted([self.drops[structure.name], self.losses[precision]])
 
 
 def offer(
@@ -76,22 +98,24 @@ def offer(
     if not source.recipe.classifies:
         return _unmeasured(source, parent, nested, f"the loss {source.recipe.loss} has no right answers", say)
     sample = holdout.take(np.linspace(0, len(holdout) - 1, min(SAMPLE, len(holdout))).astype(np.int64))
-    baseline = Baseline(_accuracy(nested[0], parent, sample), _chance(sample), len(sample))
+    whole = right_of(source, 1.0, parent, sample)
+    judge = Judge(sample, whole, Baseline(float(whole.mean()), _chance(sample), len(sample)))
+    baseline = judge.baseline
     if not baseline.tells:
         basis = f"the full model's accuracy on held-out examples, {100 * baseline.accuracy:.1f} %, is hardly better than chance"
         return _unmeasured(source, parent, nested, basis, say)
     say(f"measuring what pruning costs on {len(sample)} examples")
     pruner = Pruner(source, parent, sample)
-    pruner.decide(lambda pruned: accuracy_of(pruned.source, 1.0, parent[pruned.index], sample))
-    wanted = [*pruner.uniform(), *_searched(pruner, baseline, parent, sample, nested[0])]
+    pruner.decide(lambda pruned: -judge.lost(pruned.source, 1.0, parent[pruned.index]))
+    wanted = [*pruner.uniform(), *_searched(pruner, judge, parent, nested[0])]
     cuts = {cut.structure.name: cut for cut in (*nested, *pruned_cuts(pruner, wanted, say))}
-    accuracies = {name: _accuracy(cut, parent, sample) for name, cut in cuts.items()}
+    drops = {name: judge.lost(cut.source, cut.structure.width, cut.slice(parent)) for name, cut in cuts.items()}
     for name, cut in list(cuts.items()) if freezable else ():
         for frozen in frozen_cuts(cut):
             cuts[frozen.structure.name] = frozen
-            accuracies[frozen.structure.name] = accuracies[name]
+            drops[frozen.structure.name] = drops[name]
     basis = f"accuracy on {len(sample)} held-out examples"
-    return Offered(cuts, accuracies, _losses(nested[0], baseline, parent, sample), baseline, basis)
+    return Offered(cuts, drops, _losses(nested[0], judge, parent), baseline, basis, judge)
 
 
 def _unmeasured(source: ModelSource, parent: Float32, nested: tuple[Cut, ...], basis: str, say: Callable[[str], None]) -> Offered:
@@ -102,7 +126,7 @@ def _unmeasured(source: ModelSource, parent: Float32, nested: tuple[Cut, ...], b
     return Offered({cut.structure.name: cut for cut in cuts}, {}, {}, None, basis)
 
 
-def _searched(pruner: Pruner, baseline: Baseline, parent: Float32, sample: Examples, full: Cut) -> list[Shares]:
+def _searched(pruner: Pruner, judge: Judge, parent: Float32, full: Cut) -> list[Shares]:
     """Cuts that are worth measuring: small for what they lose, in parameters or in multiplications."""
     drops: dict[str, dict[float, float]] = {}
     looked = LEVELS if len(pruner.groups) <= MANY else FEW_LEVELS
@@ -110,12 +134,16 @@ def _searched(pruner: Pruner, baseline: Baseline, parent: Float32, sample: Examp
         levels = {group.count(level): level for level in reversed(looked) if group.count(level) < group.channels}
         drops[group.name] = {}
         for level in levels.values():
-            pruned = pruner.pruned({group.name: level})
-            drops[group.name][level] = baseline.drop(accuracy_of(pruned.source, 1.0, parent[pruned.index], sample))
+            try:
+                pruned = pruner.pruned({group.name: level})
+            except ModelError:  # it could be halved, but not be cut to this share: the search is to keep away from it
+                drops[group.name][level] = judge.baseline.accuracy
+                continue
+            drops[group.name][level] = judge.lost(pruned.source, 1.0, parent[pruned.index])
     if not drops:
         return []
     layout, work = full.structure.layout, full.structure.work
-    sensitivity = Sensitivity(drops).refined(FINE, baseline.accuracy)
+    sensitivity = Sensitivity(drops).refined(FINE, judge.baseline.accuracy)
 
     def parameters(shares: Shares) -> float:
         return shrunk(layout, pruner.groups, shares).size
@@ -127,11 +155,7 @@ def _searched(pruner: Pruner, baseline: Baseline, parent: Float32, sample: Examp
     return [cut for size, most in kinds for cut in thinned(searched(sensitivity, size), size, most)]
 
 
-def _accuracy(cut: Cut, parent: Float32, sample: Examples) -> float:
-    return accuracy_of(cut.source, cut.structure.width, cut.slice(parent), sample)
-
-
-def _losses(full: Cut, baseline: Baseline, parent: Float32, sample: Examples) -> Mapping[Precision, float]:
+def _losses(full: Cut, judge: Judge, parent: Float32) -> Mapping[Precision, float]:
     layout = full.structure.layout
     losses: dict[Precision, float] = {}
     for precision in MEASURED:
@@ -139,7 +163,7 @@ def _losses(full: Cut, baseline: Baseline, parent: Float32, sample: Examples) ->
             as_sent = decode_weights(encode_weights(parent, layout, precision), layout)
         except ModelError:
             continue  # too large for fp16
-        losses[precision] = baseline.drop(_accuracy(full, as_sent, sample))
+        losses[precision] = judge.lost(full.source, full.structure.width, as_sent)
     return losses
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgefl.codec.precision import in_rounds
 from edgefl.codec.weights import Precision, decode_weights, encode_weights
 from edgefl.compress.axes import index_from_axes
 from edgefl.engine.contract import VariantFiles
@@ -29,7 +30,7 @@ class Variant:
     Attributes:
         name: for example `w0.5-int8`.
         manifest: of one of the profiles that have it; layout and evaluation graphs are those of all.
-        precision: of its weight files.
+        precision: of the weight files of its rounds.
         index: int64, the parent coordinate of each of its coordinates.
     """
 
@@ -50,7 +51,7 @@ class Variant:
         return self.index if shared is None else self.index[shared]
 
     def weights(self, parent: Float32) -> bytes:
-        """The weight file that its devices get of a parent vector."""
+        """The weight file that its devices get of a parent vector in a round."""
         return encode_weights(parent[self.index], self.layout, self.precision)
 
     def as_received(self, parent: Float32) -> Float32:
@@ -81,8 +82,8 @@ def load_variants(database: sqlite3.Connection, version: VersionRecord) -> Mappi
 
 def variant_of(version: VersionRecord, record: VariantRecord) -> Variant:
     """What a version has for one profile."""
-    manifest = record.manifest
-    return Variant(manifest.variant, manifest, Precision(record.precision), _index(version.layout, manifest.layout, record.axes))
+    manifest, precision = record.manifest, in_rounds(Precision(record.precision))
+    return Variant(manifest.variant, manifest, precision, _index(version.layout, manifest.layout, record.axes))
 
 
 def _index(parent: Layout, child: Layout, axes: bytes | None) -> Index:

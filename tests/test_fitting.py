@@ -1,0 +1,241 @@
+"""What a profile gets is proved to fit: the search learns from what was run, and one structure's failure is its own."""
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("torch")
+
+from edgefl.codec.weights import Precision
+from edgefl.compress.budget import Candidate, Resting, Structure
+from edgefl.compress.cost import BASE, Work
+from edgefl.compress.sensitivity import Baseline
+from edgefl.errors import EngineError, FitError, ModelError
+from edgefl.layout import Layout, Tensor
+from edgefl.profile import NATIVE, PORTABLE, Profile
+from edgefl.recipe import PLAIN
+from edgefl.server.cuts import Cut
+from edgefl.server.fitting import MOST, TRIES, Fitting
+from edgefl.server.rehearsal import Measured
+from edgefl.server.sensing import Offered
+
+MIB = 1 << 20
+
+
+def board(memory_mb=4000, kib=1 << 20, **changes):
+    """A profile."""
+    fields = {
+        "name": "pi", "title": "a board", "soc": "a chip", "architecture": "x86_64", "cores": 4, "ram_mb": 8192,
+        "storage_kib": kib, "memory_mb": memory_mb, "threads": 1, "link_kbps": 1000, "engine": "portable",
+        "sources": ("a data sheet; slowdown measured",),
+    }  # fmt: skip
+    return Profile(**fields | changes)
+
+
+def structure(rows):
+    """A dense layer of so many rows, which keeps a MiB of activations for each of them."""
+    return Structure(f"s{rows}", 1.0, Layout((Tensor("a", (rows, 100)),)), Work(rows * MIB // 4, (("a", 1000),)))
+
+
+@dataclass
+class Model:
+    """The source, as far as the search looks at it."""
+
+    name: str = "toy"
+    recipe: object = PLAIN
+
+
+@dataclass
+class Bench:
+    """Makes nothing; remembers what it was asked for."""
+
+    failing: dict = field(default_factory=dict)
+    source: Model = field(default_factory=Model)
+    batch: int = 1
+    done: list = field(default_factory=list)
+
+    def exported(self, engine, name):
+        """Whether its graphs are there."""
+        return (engine, name) in self.done
+
+    def any_exported(self, engine):
+        """Whether any are."""
+        return any(kind == engine for kind, _ in self.done)
+
+    def graph_bytes(self, engine, names):  # noqa: ARG002  as the real one
+        """None takes any."""
+        return dict.fromkeys(names, 0)
+
+    def export(self, engine, cut):
+        """Fails where it is told to."""
+        if error := self.failing.get((engine, cut.structure.name)):
+            raise error
+        self.done.append((engine, cut.structure.name))
+
+    def rests(self, structure, weights):
+        """A codebook came."""
+        self.rested = (structure, weights)
+
+    def made(self, engine, candidate, cut):  # noqa: ARG002  as the real one
+        """No files."""
+        return ()
+
+    def subject(self, engine, candidate, files):  # noqa: ARG002  as the real one
+        """Engine and name."""
+        return engine, candidate.name
+
+
+@dataclass
+class Rehearsals:
+    """Takes what `took` says of a candidate, by its structure: Measured, or an error."""
+
+    took: object
+    ran: list = field(default_factory=list)
+
+    def run(self, subject, profile):  # noqa: ARG002  as the real one
+        """What a candidate took."""
+        if subject not in self.ran:
+            self.ran.append(subject)
+        found = self.took(*subject)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+def search(sizes, took, accuracies=None, failing=None, precisions=(Precision.FP32,)):
+    """A search among structures; without accuracies in their order."""
+    cuts = {one.name: Cut(one, None, None) for one in map(structure, sizes)}
+    baseline = Baseline(1.0, 0.1, 10**9) if accuracies else None
+    drops = {name: 1.0 - accuracy for name, accuracy in zip(cuts, accuracies or [0.0] * len(cuts), strict=True)}
+    offered = Offered(cuts, drops, dict.fromkeys(precisions, 0.0), baseline, "a look")
+    bench, rehearsals, said = Bench(failing or {}), Rehearsals(took), []
+    return Fitting(bench, rehearsals, offered, (), said.append), bench, rehearsals, said
+
+
+def rows_of(name):
+    """The number in a structure's name."""
+    return int(name.split("-")[0][1:])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=6, unique=True),
+    st.data(),
+    st.floats(0.2, 5.0),
+    st.integers(70, 300),
+)
+def test_what_is_taken_fits_and_is_the_best_that_does(sizes, data, factor, memory_mb):
+    """Where estimates are wrong by one factor: the most accurate structure whose real memory is within the profile's."""
+    accuracies = data.draw(st.lists(st.integers(1, 90).map(lambda n: n / 100), min_size=len(sizes), max_size=len(sizes)))
+
+    def real(name):
+        estimated = Candidate(structure(rows_of(name)), Precision.FP32, 0).estimate.memory
+        return int(BASE + factor * (estimated - BASE))
+
+    fitting, _, rehearsals, _ = search(sizes, lambda _, name: Measured(real(name), 0.001), accuracies)
+    fitting_ones = [a for size, a in zip(sizes, accuracies, strict=True) if real(f"s{size}") <= memory_mb * MIB]
+    if not fitting_ones:
+        with pytest.raises(FitError, match="cannot be trained"):
+            fitting.fitted(board(memory_mb), PORTABLE)
+        assert rehearsals.ran
+        return
+    found = fitting.fitted(board(memory_mb), PORTABLE)
+    assert found.measured.peak_bytes <= memory_mb * MIB
+    assert found.candidate.accuracy == pytest.approx(max(fitting_ones))
+    assert found.candidate.demand.measured
+    assert len(rehearsals.ran) <= MOST
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), st.integers(70, 300))
+def test_however_wrong_the_estimates_what_is_taken_fits_and_the_search_ends(data, memory_mb):
+    """Memories that have nothing to do with the estimates, some known as bounds only: at most `MOST` runs, no wrong choice."""
+    sizes = list(range(1, 25))
+    took = {f"s{n}-fp32": data.draw(st.integers(60, 400)) for n in sizes}
+
+    def measured(_, name):
+        return Measured(took[name] * MIB, 0.0 if took[name] > 350 else 0.001, ended=took[name] > 350)
+
+    fitting, _, rehearsals, _ = search(sizes, measured, [n / 25 for n in sizes])
+    found, said = None, ""
+    try:
+        found = fitting.fitted(board(memory_mb), PORTABLE)
+    except FitError as error:
+        said = error.found
+    ran = {name: took[name] for _, name in rehearsals.ran}
+    assert len(ran) <= MOST
+    if found is None:
+        assert all(memory > memory_mb and f"{name} took {memory} MiB" in said for name, memory in ran.items())
+    else:
+        assert took[found.candidate.name] <= memory_mb
+        assert {one.name for one in found.refused} == {name for name, memory in ran.items() if memory > memory_mb}
+
+
+def test_a_long_step_is_a_budget_and_one_run_calibrates_it():
+    """The largest is run first; what it took says which one is quick enough on the board, and that one is proved."""
+    fitting, _, rehearsals, _ = search([8, 4, 2, 1], lambda _, name: Measured(70 * MIB, 0.001 * rows_of(name)))
+    found = fitting.fitted(board(step_ms=50.0, slowdown=20.0), PORTABLE)
+    assert found.candidate.name == "s2-fp32"
+    assert found.candidate.cost.step == pytest.approx(40.0)
+    assert [name for _, name in rehearsals.ran] == ["s8-fp32", "s2-fp32"]
+    assert "step binds: s4-fp32" in found.planned.reason
+    assert [one.name for one in found.refused] == ["s8-fp32"]
+    with pytest.raises(FitError, match=r"step at most 10 ms") as caught:
+        fitting.fitted(board(step_ms=10.0, slowdown=20.0), PORTABLE)
+    assert "s1-fp32 took 70 MiB, 20 ms a step" in caught.value.found
+
+
+def test_profiles_share_what_was_run():
+    """A second profile of the same threads starts with what the first has shown."""
+    fitting, _, rehearsals, said = search([40, 20, 10], lambda _, name: Measured(BASE + 5 * rows_of(name) * MIB, 0.001))
+    assert fitting.fitted(board(130), PORTABLE).candidate.name == "s10-fp32"
+    assert [name for _, name in rehearsals.ran] == ["s40-fp32", "s10-fp32"]
+    assert any("s40-fp32 is too much for pi (memory): 264 MiB" in line for line in said)
+    assert fitting.fitted(board(170, name="other"), PORTABLE).candidate.name == "s20-fp32"
+    assert [name for _, name in rehearsals.ran] == ["s40-fp32", "s10-fp32", "s20-fp32"]
+
+
+@pytest.mark.parametrize("error", [ModelError("no gradient"), EngineError("no kernel")])
+def test_a_structure_that_the_native_engine_cannot_export_is_out_for_it_alone(error):
+    """The next one is taken, natively; the portable engine can still have it."""
+    fitting, bench, _, _ = search([4, 2], lambda *_: Measured(70 * MIB, 0.001), failing={(NATIVE, "s4"): error})
+    assert fitting.fitted(board(), NATIVE).candidate.name == "s2-fp32"
+    assert fitting.lost(NATIVE)
+    assert fitting.fitted(board(), PORTABLE).candidate.name == "s4-fp32"
+    assert bench.done == [(NATIVE, "s2"), (PORTABLE, "s4")]
+
+
+def test_a_structure_that_fails_in_the_trainer_is_out_for_a_native_engine():
+    """As one that cannot be exported; behind the portable engine there is nobody, and the error is the push's."""
+    took = {"s4-fp32": EngineError("it fails"), "s2-fp32": Measured(70 * MIB, 0.001)}
+    fitting, _, _, _ = search([4, 2], lambda _, name: took[name])
+    assert fitting.fitted(board(), NATIVE).candidate.name == "s2-fp32"
+    with pytest.raises(EngineError, match="it fails"):
+        fitting.fitted(board(), PORTABLE)
+
+
+def test_an_engine_that_manages_nothing_is_given_up():
+    """After a few structures, with the last error, and for the next profile at once."""
+    sizes = range(10, 0, -1)
+    failing = {(NATIVE, f"s{n}"): ModelError(f"not {n}") for n in sizes}
+    fitting, _, _, said = search(sizes, lambda *_: Measured(70 * MIB, 0.001), failing=failing)
+    for _ in range(2):
+        with pytest.raises(ModelError, match=f"not {10 - TRIES + 1}"):
+            fitting.fitted(board(), NATIVE)
+    assert len(said) == TRIES
+
+
+def test_a_codebook_is_offered_once_it_is_there():
+    """With the length of its file, the room of int4 rounds, and the accuracy that it was measured to have."""
+    precisions = (Precision.FP32, Precision.INT4)
+    fitting, bench, _, _ = search([40, 20], lambda *_: Measured(70 * MIB, 0.001), [0.9, 0.5], precisions=precisions)
+    coarse = Candidate(structure(40), Precision.INT4, 0)
+    tight = board(kib=(coarse.footprint - 500) // 1024)
+    assert fitting.fitted(tight, PORTABLE).candidate.name == "s20-int4"
+    fitting.rests("s40", b"file", Resting(400, 0.89))
+    found = fitting.fitted(tight, PORTABLE).candidate
+    assert (found.name, found.file_bytes, found.accuracy) == ("s40-codebook", 400, 0.89)
+    assert found.footprint == 400 + 2 * coarse.weight_bytes + 8 * 4000 <= tight.storage_bytes
+    assert bench.rested == ("s40", b"file")

@@ -1,0 +1,283 @@
+"""Retrained codebooks in a push: what they are offered for, what is installed, what rounds are sent in, and what is refused."""
+
+import hashlib
+import importlib.util
+import os
+import random
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from edgefl.cli.push import push as command
+from edgefl.codec.weights import Precision, decode_weights, encode_weights, weights_length
+from edgefl.compress.budget import Candidate, Structure, candidates
+from edgefl.compress.planner import Budget, Planned
+from edgefl.compress.planner import plan as plan_offers
+from edgefl.compress.sensitivity import Baseline
+from edgefl.device import hands
+from edgefl.device.agent import Agent
+from edgefl.device.conditions import working_bytes
+from edgefl.device.config import Bundle, DeviceConfig
+from edgefl.device.voice import death
+from edgefl.errors import DataError, ModelError
+from edgefl.examples import Examples, unlabelled
+from edgefl.layout import Layout, Tensor
+from edgefl.link.memory import MemoryBroker
+from edgefl.plan import Plan
+from edgefl.profile import Profile
+from edgefl.server.founding import create_fleet
+from edgefl.server.history import Histories
+from edgefl.server.keys import online_signer
+from edgefl.server.service import Service
+from edgefl.server.variants import load_parent, load_variants
+from edgefl.store.blobs import BlobStore
+from edgefl.store.database import open_database, transaction
+from edgefl.store.documents import documents
+from edgefl.store.fleet import Fleet
+from edgefl.store.ledger import start_training
+from edgefl.store.registry import Device, add_devices
+from edgefl.store.versions import get_version, variants
+from edgefl.wire import topics
+
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402  needs torch
+
+from edgefl.export.models import ModelSource, load_factory  # noqa: E402  needs torch
+from edgefl.export.tensors import layout_of, vector_of  # noqa: E402  needs torch
+from edgefl.server import fitting  # noqa: E402  needs torch
+from edgefl.server.cuts import Cut  # noqa: E402  needs torch
+from edgefl.server.push import PushRequest, push  # noqa: E402  needs torch
+from edgefl.server.retraining import Retrainer, Retraining, check_apart  # noqa: E402  needs torch
+from edgefl.server.sensing import Judge, Offered  # noqa: E402  needs torch
+
+MODEL = """
+from torch import nn
+
+class Window(nn.Sequential):
+    input_shape = (3000,)
+
+def plain():
+    return Window(nn.Linear(3000, 4))
+"""
+
+
+def examples(count: int, seed: int) -> Examples:
+    """Four classes around points that differ in the first tenth of their coordinates."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(0).standard_normal((4, 3000)).astype(np.float32)
+    centres[:, 300:] = 0.0
+    y = rng.integers(0, 4, count)
+    return Examples(0.25 * centres[y] + rng.standard_normal((count, 3000)).astype(np.float32), y)
+
+
+def board(name: str, kib: int) -> Profile:
+    """A profile with this much room."""
+    return Profile(
+        name=name, title="a board", soc="a chip", architecture="x86_64", cores=4, ram_mb=4096, storage_kib=kib, memory_mb=2048,
+        threads=1, link_kbps=1000, engine="portable", sources=("a data sheet",), reason="",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fleet:
+    """A new fleet, and the model in the current directory."""
+    (tmp_path / "retrained.py").write_text(MODEL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "retrained", raising=False)
+    return create_fleet(tmp_path / "fleet", name="test")
+
+
+def trained(source: ModelSource) -> nn.Module:
+    """A module that knows the classes. It has no channels to prune, so that it fits as it is or not at all."""
+    module, known = source.build(seed=1), examples(2000, 1)
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
+    for _ in range(40):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(module(torch.from_numpy(known.x)), torch.from_numpy(known.y)).backward()
+        optimizer.step()
+    return module
+
+
+@pytest.mark.slow
+def test_what_only_just_does_not_fit_arrives_as_a_codebook(fleet: Fleet, tmp_path: Path) -> None:
+    """A model too large in int4 is retrained and fits; rounds are int4, and the board asks for the room that was planned."""
+    from safetensors.numpy import save_file
+
+    module = trained(load_factory("retrained:plain"))
+    layout = layout_of(module)
+    views = layout.views(vector_of(module))
+    save_file({name: value.copy() for name, value in views.items()}, tmp_path / "w.safetensors")
+    request = PushRequest(
+        "windows", "retrained:plain", tmp_path / "w.safetensors", batch=4, holdout=examples(600, 2),
+        retraining=Retraining(examples(1500, 3), steps=300),
+    )  # fmt: skip
+    said: list[str] = []
+    (whole,) = push(fleet, request, (board("big", 9999),), now=1.0, on_progress=said.append)
+    assert not any("retraining" in line for line in said)
+    graphs = whole.footprint - Candidate(Structure("w1", 1.0, layout), Precision.FP32, 0).footprint
+    coarse = Candidate(Structure("w1", 1.0, layout), Precision.INT4, graphs)
+    (part,) = push(fleet, request, (board("small", coarse.footprint // 1024),), now=1.0, on_progress=said.append)
+    assert any(line.startswith("w1 costs") for line in said)
+    assert part.variant == "w1-codebook"
+    assert part.precision == "codebook"
+    assert part.footprint <= part.budget < coarse.footprint
+    assert part.accuracy is not None
+    assert whole.accuracy is not None
+    assert part.accuracy > whole.accuracy - 0.06
+    blobs = BlobStore(fleet.blobs)
+    with closing(open_database(fleet.database)) as database:
+        version = get_version(database, "windows", 2)
+        (record,) = variants(database, "windows", 2)
+        (view,) = load_variants(database, version).values()
+        parent = load_parent(blobs, version.weights)
+        file = blobs.get(record.manifest.file("weights").sha256)
+        record_of = type("Record", (), {"model": "windows", "version": 2, "plan": None})
+        histories = Histories(database, blobs, record_of, {view.name: view})  # type: ignore[arg-type]  # it only looks at these
+        start = histories._vector(view.name, 0)
+    assert len(file) < 0.6 * weights_length(layout, Precision.INT4)
+    assert encode_weights(decode_weights(file, layout), layout, Precision.CODEBOOK) == file
+    np.testing.assert_array_equal(start, decode_weights(file, layout))
+    assert view.precision == Precision.INT4
+    assert view.weights(parent) == encode_weights(parent, layout, Precision.INT4)
+    assert part.footprint == part.bytes + working_bytes(record.manifest)
+
+
+@pytest.mark.slow
+def test_a_codebook_is_trained_in_rounds(fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A board installs it, fetches int4 weights for two rounds, and what it learns arrives in the parent."""
+    toyboard = loaded("toyboard")
+    monkeypatch.setattr(hands, "TrainerProcess", toyboard.InlineTrainer)
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # processes die here, not the power
+    module, profile, now = trained(load_factory("retrained:plain")), board("small", 9999), time.time()
+    weights = tmp_path / "w.pt"
+    torch.save(module.state_dict(), weights)
+    # What would not fit is offered by the planner alone; here it is chosen whatever fits.
+    monkeypatch.setattr(fitting, "choose", lambda *given: chosen(given[2]))
+    monkeypatch.setattr(Retrainer, "wanted", lambda self, *_: tuple(self._offered.cuts[n] for n in {"w1"} - self._done))
+    retraining = Retraining(examples(500, 3), steps=50)
+    request = PushRequest("windows", "retrained:plain", weights, batch=8, holdout=examples(200, 2), retraining=retraining)
+    with closing(open_database(fleet.database)) as database, transaction(database):
+        add_devices(database, [Device("a", "small", "01", now)])
+    (pushed,) = push(fleet, request, (profile,), now=now)
+    assert pushed.variant == "w1-codebook"
+    blobs = BlobStore(fleet.blobs)
+    with closing(open_database(fleet.database)) as database:
+        version = get_version(database, "windows", 1)
+        plan = Plan(rounds=2, cohort=1, quorum=1, deadline=60.0, sparsity=0.5, bits=4)
+        start_training(database, version, plan, "", now)
+        root = documents(database)["1.root"]
+        (view,) = load_variants(database, version).values()
+    state = tmp_path / "board"
+    (state / "state").mkdir(parents=True)
+    (state / "root.json").write_bytes(root)
+    data = examples(64, 5)
+    np.savez(state / "data.npz", x=data.x, y=data.y)
+    config = DeviceConfig(
+        id="a", profile="small", engine="portable", threads=1, memory_mb=512, storage_kib=9999, host="localhost", port=1,
+        fleet=hashlib.sha256(root).hexdigest(), data=f"npz:{state / 'data.npz'}",
+    )  # fmt: skip
+    broker, passed = MemoryBroker(), 0.0
+    voice, link = broker.link("a", will=death("a", 1)), broker.link("server", clean_session=False)
+    clock, wall = lambda: passed, lambda: now + passed
+    agent = Agent(Bundle(state, config), voice, 1, clock=clock, wall=wall, rng=random.Random(1))
+    link.subscribe(topics.ALL_UP)
+    with closing(open_database(fleet.database, busy=0.1)) as database:
+        service = Service(database, blobs, link, online_signer(fleet), wall=wall, clock=clock)
+        agent._begin()
+        try:
+            for _ in range(2000):
+                service._turn()
+                agent._turn()
+                passed += 0.1
+                if database.execute("SELECT state FROM trainings").fetchone()[0] == "finished":
+                    break
+        finally:
+            agent._hands.close()
+        results = [row[0] for row in database.execute("SELECT result FROM rounds ORDER BY round")]
+        updates = [row[0] for row in database.execute("SELECT data FROM updates ORDER BY round")]
+    assert len(results) == len(updates) == 2
+    before, after = load_parent(blobs, version.weights), load_parent(blobs, results[-1])
+    assert np.count_nonzero(after != before) > 0.3 * len(before)
+    assert blobs.has(hashlib.sha256(view.weights(after)).digest())
+
+
+def chosen(offers: Sequence[Candidate]) -> tuple[Candidate, Planned[Candidate]]:
+    """The codebook if there is one, otherwise the first."""
+    return next((one for one in offers if one.precision == Precision.CODEBOOK), offers[0]), plan_offers(offers, Budget(10**9))
+
+
+def loaded(name: str) -> ModuleType:
+    """A module beside the tests, which are no package."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+LAYOUTS = {name: Layout((Tensor("a", (rows, 1000)),)) for name, rows in (("whole", 90), ("cut", 60), ("least", 20))}
+DROPS = {"whole": 0.0, "cut": 0.05, "least": 0.4}
+
+
+def retrainer(source: ModelSource, retraining: Retraining) -> Retrainer:
+    """With three structures, of which nothing is built."""
+    baseline = Baseline(0.9, 0.1, 1000)
+    cuts = {name: Cut(Structure(name, 1.0, layout), source, np.arange(layout.size)) for name, layout in LAYOUTS.items()}
+    sample = examples(10, 1)
+    losses = dict.fromkeys((Precision.FP32, Precision.INT4), 0.0)
+    offered = Offered(cuts, DROPS, losses, baseline, "a look", Judge(sample, np.ones(10), baseline))
+    return Retrainer(source, vector_of(source.build()), offered, retraining, lambda _: None)
+
+
+def test_retrained_is_what_the_profile_cannot_have_otherwise(fleet: Fleet) -> None:  # noqa: ARG001  its directory
+    """What would fit as a codebook and is cut no further than the profile's own; nothing for who has the best; each once."""
+    one = retrainer(load_factory("retrained:plain"), Retraining(examples(50, 3)))
+    structures = [Structure(name, 1.0, layout) for name, layout in LAYOUTS.items()]
+
+    def predicted(structure: Structure, precision: Precision) -> float | None:
+        return 0.9 - DROPS[structure.name] if precision in (Precision.FP32, Precision.INT4) else None
+
+    offers = candidates(structures, {}, predicted=predicted)
+    by_name = {offer.name: offer for offer in offers}
+    tight = Budget(by_name["whole-int4"].footprint - 5000)
+    assert [cut.structure.name for cut in one.wanted(offers, by_name["cut-int4"], tight)] == ["whole", "cut"]
+    assert one.wanted(offers, by_name["whole-fp32"], Budget(10**9)) == ()
+    tiny = Budget(by_name["cut-int4"].footprint - 3000)
+    assert [cut.structure.name for cut in one.wanted(offers, by_name["least-int4"], tiny)] == ["cut", "least"]
+    assert [cut.structure.name for cut in one.wanted(offers, None, tiny)] == ["cut", "least"]
+    assert one.wanted(offers, None, Budget(1000)) == ()
+
+
+def test_what_cannot_be_retrained_is_said(fleet: Fleet) -> None:
+    """Without a hold-out, on the hold-out itself, on data of another shape, or without labels where they are asked for."""
+    known, others, source = examples(100, 1), examples(100, 2), load_factory("retrained:plain")
+    check_apart(None, None)
+    check_apart(Retraining(others), known)
+    with pytest.raises(DataError, match="cannot be judged"):
+        check_apart(Retraining(others), None)
+    with pytest.raises(DataError, match="100 of 100 held-out examples in both"):
+        check_apart(Retraining(known), known)
+    with pytest.raises(DataError, match="steps from 1"):
+        Retraining(known, steps=0)
+    with pytest.raises(DataError, match="does not fit the model"):
+        retrainer(source, Retraining(unlabelled(np.zeros((5, 2999), dtype=np.float32))))
+    retrainer(source, Retraining(unlabelled(others.x)))
+    with pytest.raises(DataError, match="no class labels"):
+        retrainer(source, Retraining(unlabelled(others.x), labels=True))
+    done = CliRunner().invoke(
+        command, ["retrained:plain", "--retrain", "digits:", "--profile", "rpi-zero-2w", "--fleet", str(fleet.path)]
+    )
+    assert isinstance(done.exception, DataError)
+    assert "Give --holdout" in str(done.exception)
+    blind = Offered({}, {}, {}, None, "nobody looked")
+    with pytest.raises(ModelError, match="nobody looked"):
+        Retrainer(source, np.zeros(1, dtype=np.float32), blind, Retraining(others), lambda _: None)
