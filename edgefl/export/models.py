@@ -112,9 +112,9 @@ def load_factory(name: str, recipe: Recipe = PLAIN, freeze: tuple[str, ...] = ()
     _check_marks(source)
     for depth in range(1, exits):
         shallow = source.shallower(depth)
-        found_exits = _outputs(name, shallow.build(), shape, recipe, exits=True)[0]
-        if found_exits != depth:
-            raise ModelError(f"model {name!r} was asked for {depth} exits", expected=f"{depth}", found=f"{found_exits}")
+        asked, given = (depth, classes), _outputs(name, shallow.build(), shape, recipe, exits=True)
+        if given != asked:
+            raise ModelError(f"model {name!r} gives other exits than asked for", expected=f"{asked}", found=f"{given}")
         check_beginning(name, depth, source.build(), shallow.build(), shape)
     for depth in range(1, max(exits, 1) + 1) if found.scalable else ():
         _check_nesting(source.shallower(depth) if exits else source)
