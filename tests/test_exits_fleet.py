@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import os
 import random
+import shutil
 import sys
 import time
 from contextlib import closing
@@ -27,6 +28,7 @@ from edgefl.server.variants import load_parent, load_variants
 from edgefl.store.blobs import BlobStore
 from edgefl.store.database import open_database, transaction
 from edgefl.store.documents import documents
+from edgefl.store.fleet import Fleet
 from edgefl.store.ledger import start_training
 from edgefl.store.registry import Device, add_devices
 from edgefl.store.versions import get_version
@@ -90,71 +92,83 @@ def profile(name):
     )  # fmt: skip
 
 
-class Stage:
-    """A fleet of one board of each kind, and a model of two exits pushed to it."""
+def created(path, clock):
+    """A fleet of one board of each kind, to which the model has been pushed; and the variant of each."""
+    fleet = create_fleet(path, name="test")
+    with closing(open_database(fleet.database)) as database, transaction(database):
+        add_devices(database, [Device(name, name, f"{place:02d}", clock.wall()) for place, name in enumerate(ROOM, 1)])
+    request = PushRequest("stairs", "stairs:Stairs", batch=8, recipe=Recipe("self-distillation"))
+    return fleet, {one.profile: one.variant for one in push(fleet, request, [profile(n) for n in ROOM], now=clock.wall())}
 
-    def __init__(self, path):
-        self.path, self.clock = path, Clock()
-        self.fleet = create_fleet(path / "fleet", name="test")
-        self.blobs = BlobStore(self.fleet.blobs)
-        with closing(open_database(self.fleet.database)) as database, transaction(database):
-            add_devices(database, [Device(name, name, f"{place:02d}", self.clock.wall()) for place, name in enumerate(ROOM, 1)])
-        request = PushRequest("stairs", "stairs:Stairs", batch=8, recipe=Recipe("self-distillation"))
-        self.pushed = push(self.fleet, request, [profile(name) for name in ROOM], now=self.clock.wall())
 
-    def trained(self, boards):
-        """The parent's change by name of tensor after a round in which these boards take part, from the version as pushed."""
-        with closing(open_database(self.fleet.database, busy=0.1)) as database:
-            plan = Plan(rounds=1, cohort=len(boards), quorum=len(boards), deadline=60.0, sparsity=1.0, bits=8)
-            version = get_version(database, "stairs", 1)
-            start_training(database, version, plan, "", self.clock.wall())
-            database.execute("UPDATE trainings SET first=1") if False else None
-            result = self._run(database, boards)
-            before, after = load_parent(self.blobs, version.weights), load_parent(self.blobs, result)
-            return version.layout.views(after - before)
+def agent(name, directory, root, broker, times):
+    """A board with data of its own."""
+    (directory / "state").mkdir(parents=True)
+    (directory / "root.json").write_bytes(root)
+    rng = np.random.default_rng(ord(name[0]))
+    x, y = rng.standard_normal((64, 6)).astype(np.float32), rng.integers(0, 3, 64)
+    np.savez(directory / "data.npz", x=x, y=y)
+    config = DeviceConfig(
+        id=name, profile=name, engine="portable", threads=1, memory_mb=512, storage_kib=ROOM[name], host="localhost", port=1,
+        fleet=hashlib.sha256(root).hexdigest(), data=f"npz:{directory / 'data.npz'}",
+    )  # fmt: skip
+    made = Agent(Bundle(directory, config), broker.link(name, will=death(name, 1)), 1, rng=random.Random(1), **times)
+    made._begin()
+    return made
 
-    def _run(self, database, boards):
-        root, broker = documents(database)["1.root"], MemoryBroker()
+
+def change(fleet, boards, clock):
+    """By how much the parent is another after a round in which these boards take part, flat."""
+    blobs, broker, times = BlobStore(fleet.blobs), MemoryBroker(), {"wall": clock.wall, "clock": clock.monotonic}
+    with closing(open_database(fleet.database, busy=0.1)) as database:
+        plan = Plan(rounds=1, cohort=len(boards), quorum=len(boards), deadline=600.0, sparsity=1.0, bits=8, learning_rate=0.5)
+        start_training(database, get_version(database, "stairs", 1), plan, "", clock.wall())
         link = broker.link("server", clean_session=False)
         link.subscribe(topics.ALL_UP)
-        times = {"wall": self.clock.wall, "clock": self.clock.monotonic}
-        service = Service(database, self.blobs, link, online_signer(self.fleet), **times)
-        agents = [self._agent(name, root, broker, times) for name in boards]
+        service = Service(database, blobs, link, online_signer(fleet), **times)
+        root = documents(database)["1.root"]
+        agents = [agent(name, fleet.path / "boards" / name, root, broker, times) for name in boards]
         try:
             for _ in range(3000):
                 service._turn()
-                for agent in agents:
-                    agent._turn()
-                self.clock.now += 0.1
+                for one in agents:
+                    one._turn()
+                clock.now += 0.1
                 if database.execute("SELECT state FROM trainings").fetchone()[0] == "finished":
                     break
         finally:
-            for agent in agents:
-                agent._hands.close()
-        return database.execute("SELECT result FROM rounds").fetchone()[0]
-
-    def _agent(self, name, root, broker, times):
-        state = self.path / name
-        (state / "state").mkdir(parents=True)
-        (state / "root.json").write_bytes(root)
-        rng = np.random.default_rng(len(name) + ord(name[0]))
-        x, y = rng.standard_normal((64, 6)).astype(np.float32), rng.integers(0, 3, 64)
-        np.savez(state / "data.npz", x=x, y=y)
-        config = DeviceConfig(
-            id=name, profile=name, engine="portable", threads=1, memory_mb=512, storage_kib=ROOM[name], host="localhost", port=1,
-            fleet=hashlib.sha256(root).hexdigest(), data=f"npz:{state / 'data.npz'}",
-        )  # fmt: skip
-        agent = Agent(Bundle(state, config), broker.link(name, will=death(name, 1)), 1, rng=random.Random(1), **times)
-        agent._begin()
-        return agent
+            for one in agents:
+                one._hands.close()
+        (result,) = database.execute("SELECT result FROM rounds").fetchone()
+        return load_parent(blobs, result) - load_parent(blobs, get_version(database, "stairs", 1).weights)
 
 
 @pytest.mark.slow
 def test_shared_layers_learn_from_both_depths_and_the_last_from_the_deep_board_alone(tmp_path, monkeypatch):
-    """One round with both boards, and the same with each alone: the mean where both have a tensor, the deep one's elsewhere."""
+    """A round with both boards, one with each alone: where both have a coordinate its change is the mean, else the deep one's."""
     (tmp_path / "stairs.py").write_text(MODEL)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "stairs", raising=False)
     monkeypatch.setattr(hands, "TrainerProcess", inline_trainer())
     monkeypatch.setattr(os, "fsync", lambda _: None)  # processes die here, not the power
-    Stage(tmp_path / "x")
+    clock = Clock()
+    fleet, variants = created(tmp_path / "fleet", clock)
+    assert variants["deep"].startswith("w1-")
+    assert variants["flat"].startswith("d1w1-")
+    with closing(open_database(fleet.database)) as database:
+        version = get_version(database, "stairs", 1)
+        views = load_variants(database, version)
+    shared = np.zeros(version.layout.size, dtype=bool)
+    shared[views[variants["flat"]].index] = True
+    shallow = {t.name for t, place in version.layout.slices() if shared[place].all()}
+    assert shallow == {"stages.0.weight", "stages.0.bias", "exits.0.weight", "exits.0.bias"}
+    changes = {}
+    for boards in (("deep",), ("flat",), ("deep", "flat")):
+        copy = shutil.copytree(fleet.path, tmp_path / "-".join(boards))
+        changes[boards] = change(Fleet.open(copy), boards, clock)
+    deep, flat, both = changes.values()
+    assert not flat[~shared].any()
+    assert all(np.count_nonzero(one[shared]) > 0.3 * shared.sum() for one in (deep, flat))
+    np.testing.assert_array_equal(both[~shared], deep[~shared])
+    assert both[~shared].any()
+    np.testing.assert_allclose(both[shared], (deep[shared] + flat[shared]) / 2, atol=1e-6)

@@ -30,6 +30,8 @@ from edgefl.layout import Float32, Index, Layout, nested_index
 
 SHARES = (0.75, 0.5, 0.375, 0.25, 0.125)
 """Of the channels of every group, in uniform cuts."""
+GUESS = 15 / 16
+"""Of the smallest graphs of the same depth exported so far: what others take at least, until they are exported."""
 FREEZES = 3
 """Ways to freeze the first layers of a structure."""
 
@@ -77,6 +79,26 @@ def nested_cuts(source: ModelSource) -> tuple[Cut, ...]:
 def nested_name(source: ModelSource, exits: int, width: float) -> str:
     """For example `w0.5`, or `d2w0.5` with the first two of more exits."""
     return f"w{width:g}" if exits == source.exits else f"d{exits}w{width:g}"
+
+
+def sizes_of_graphs(cuts: Mapping[str, Cut], known: Mapping[str, int]) -> Mapping[str, int]:
+    """Bytes of all graphs by structure: what is known, for the others what they take at least. Weights are not in them.
+
+    Args:
+        cuts: by name.
+        known: of those that have been exported.
+    """
+    least: dict[int, int] = {}
+    for name, size in known.items():
+        depth = max(1, cuts[name].source.exits)
+        least[depth] = min(size, least.get(depth, size))
+
+    def guess(cut: Cut) -> int:
+        # Fewer exits have fewer layers, but not fewer than their share; more exits do not have fewer.
+        exits = max(1, cut.source.exits)
+        return int(GUESS * max((size * min(1.0, exits / depth) for depth, size in least.items()), default=0))
+
+    return {name: known.get(name, guess(cut)) for name, cut in cuts.items()}
 
 
 class Pruner:

@@ -27,16 +27,13 @@ from edgefl.export.models import ModelSource
 from edgefl.export.verify import random_examples, verify_graphs
 from edgefl.layout import Float32
 from edgefl.profile import NATIVE, PORTABLE, Profile
-from edgefl.server.cuts import Cut
+from edgefl.server.cuts import Cut, sizes_of_graphs
 from edgefl.server.quantising import DROP, Int8, Quantiser
 from edgefl.server.rehearsal import Rehearsals, Subject, rows_for
 from edgefl.server.sensing import offer
 from edgefl.store.blobs import BlobStore
 from edgefl.wire.blocks import file_ref
 from edgefl.wire.messages import SERVE, FileRef, Fit
-
-GUESS = 15 / 16
-"""Of the smallest graphs exported so far: what others take at least, until they are exported. Weights are not in them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,10 +188,9 @@ class Workshop:
         golden = golden_length(source.input_shape, source.classes)
         while True:
             sizes = {name: _total(found) + golden for (kind, name), found in self._exports.items() if kind == engine}
-            guess = int(GUESS * min(sizes.values(), default=0))
             offered = candidates(
                 (cut.structure for cut in cuts.values()),
-                {name: sizes.get(name, guess) for name in cuts},
+                sizes_of_graphs(cuts, sizes),
                 predicted=self._offered.predicted if self._offered.baseline else None,
                 batch=self._batch,
                 recipe=source.recipe,
