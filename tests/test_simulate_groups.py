@@ -4,9 +4,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from edgefl.errors import ConfigError
+from edgefl.errors import ConfigError, ModelError
 from edgefl.plan import Plan
-from edgefl.simulate.experiment import Attack, Dirichlet, Ensemble, Experiment, Group, Speeds
+from edgefl.simulate.experiment import Attack, Dirichlet, Ensemble, Experiment, Group, Iid, Speeds
 from edgefl.simulate.processes import LocalWorkers
 from edgefl.simulate.result import Result
 
@@ -53,6 +53,43 @@ def test_widths_are_views_of_one_parent_and_families_are_not() -> None:
     assert wide is None
     assert len(narrow) < families[0].layout.size
     assert len(np.unique(narrow)) == len(narrow)
+
+
+def test_depths_are_views_of_one_parent_at_any_width() -> None:
+    """The parent is the group with most exits and width, wherever it stands; without such a group nobody holds the model."""
+    groups = (Group(model="mnist-exits", width=0.5, exits=2), Group(model="mnist-exits"), Group(model="mnist-exits", exits=1))
+    deep = msgspec.structs.replace(MIXED, groups=groups, loss="self-distillation")
+    (family,) = set_scene(deep).families
+    assert list(family.views) == [1, 0, 2]
+    assert family.widest == 1
+    assert family.views[1] is None
+    assert set(family.views[2]) - set(family.views[0])
+    assert len(set(family.views[0])) == len(family.views[0]) < len(family.views[2]) * 2
+    with pytest.raises(ConfigError, match=r"no group holds.*whole"):
+        set_scene(msgspec.structs.replace(deep, groups=(Group(model="mnist-exits", exits=1), groups[0])))
+
+
+def test_depths_of_one_model_are_different_groups() -> None:
+    """Two groups with the same width are refused only if they have the same exits; more exits than there are say so."""
+    groups = (Group(model="mnist-exits"), Group(model="mnist-exits", exits=2))
+    check(msgspec.structs.replace(MIXED, groups=groups))
+    with pytest.raises(ConfigError, match="same structure"):
+        check(msgspec.structs.replace(MIXED, groups=(*groups, groups[1])))
+    with pytest.raises(ModelError, match="has no 5 exits"):
+        set_scene(msgspec.structs.replace(MIXED, groups=(groups[0], Group(model="mnist-exits", exits=5))))
+
+
+@pytest.mark.slow
+def test_every_depth_learns(workers) -> None:
+    """A few rounds in which devices of three depths teach themselves and each other."""
+    groups = tuple(Group(model="mnist-exits", width=0.5, exits=exits) for exits in (4, 2, 1))
+    plan = msgspec.structs.replace(PLAN, rounds=4, sparsity=1.0, bits=8, learning_rate=0.5)
+    deep = msgspec.structs.replace(MIXED, groups=groups, loss="self-distillation", plan=plan, evaluate_every=4, split=Iid())
+    result = simulate(deep, workers=workers)
+    names = [quality.name for quality in result.rows[-1].structures]
+    assert names == [f"mnist-exits 0.5, {exits} exits" for exits in (4, 2, 1)]
+    assert min(quality.accuracy for quality in result.rows[-1].structures) > 0.6
+    assert not result.trouble
 
 
 @pytest.mark.slow
