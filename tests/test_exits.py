@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
+from edgefl.codec.weights import Precision  # noqa: E402
 from edgefl.engine.contract import batches  # noqa: E402
 from edgefl.engine.open import open_engine  # noqa: E402
 from edgefl.errors import ModelError  # noqa: E402
@@ -20,7 +21,8 @@ from edgefl.export.models import load_factory  # noqa: E402
 from edgefl.export.tensors import layout_of, load_vector, outputs_of, vector_of  # noqa: E402
 from edgefl.export.verify import Reference, verify_graphs  # noqa: E402
 from edgefl.recipe import LABELLED, Recipe  # noqa: E402
-from edgefl.server.cuts import nested_cuts  # noqa: E402
+from edgefl.server.cuts import nested_cuts, sizes_of_graphs  # noqa: E402
+from edgefl.server.sensing import offer  # noqa: E402
 
 MODELS = '''
 import torch
@@ -231,3 +233,35 @@ def test_every_depth_is_offered_at_every_width_as_a_view_of_the_parent() -> None
             torch.testing.assert_close(module(x), whole(x)[:, :exits])
             assert outputs_of(module, x).shape == (5, 4)
     assert len(np.unique(cuts["d2w0.5"].index)) == cuts["d2w0.5"].structure.layout.size
+
+
+@pytest.mark.slow
+def test_depths_are_offered_beside_pruned_structures_by_what_each_is_measured_to_answer() -> None:
+    """A trained model's accuracy at each depth is that of the exits which are left; frozen first layers go with any of them."""
+    source, data, test = load_factory("stairs:Fixed", Recipe("self-distillation")), examples(800), examples(400, seed=1)
+    reference = Reference(source, source.build(seed=2), learning_rate=0.3)
+    for _, rows in batches(len(data), 16, 8, np.random.default_rng(0)):
+        reference.step(data.take(rows))
+    found = offer(source, vector_of(reference.module), test, lambda _: None, freezable=True)
+    with torch.no_grad():
+        logits = reference.module(torch.from_numpy(test.x))
+    for exits, name in ((3, "w1"), (2, "d2w1"), (1, "d1w1")):
+        expected = float((logits[:, :exits].mean(1).argmax(1).numpy() == test.y).mean())
+        assert found.accuracies[name] == pytest.approx(expected)
+        assert found.predicted(found.cuts[name].structure, Precision.FP32) > 0.6
+    assert any(name.startswith("p") for name in found.cuts)
+    frozen = found.cuts["d2w1f1"]
+    assert [t.name for t in frozen.structure.layout.tensors if t.role == "frozen"] == ["stages.0.weight", "stages.0.bias"]
+    assert frozen.source.exits == 2
+
+
+def test_graphs_that_are_not_exported_yet_are_guessed_no_larger_than_they_are() -> None:
+    """Otherwise a shallower structure that fits would never be tried; what is known stays."""
+    source = load_factory("stairs:Stairs")
+    cuts = {cut.structure.name: cut for cut in nested_cuts(source) if cut.structure.width == 1.0}
+    real = {name: sum(map(len, export_graphs(cut.source, 1.0, "portable", 4).graphs.values())) for name, cut in cuts.items()}
+    assert set(sizes_of_graphs(cuts, {}).values()) == {0}
+    for known, size in real.items():
+        guessed = sizes_of_graphs(cuts, {known: size})
+        assert guessed[known] == size
+        assert all(0 < guessed[name] <= real[name] for name in real)
