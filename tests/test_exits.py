@@ -235,6 +235,13 @@ def test_every_depth_is_offered_at_every_width_as_a_view_of_the_parent() -> None
     assert len(np.unique(cuts["d2w0.5"].index)) == cuts["d2w0.5"].structure.layout.size
 
 
+@pytest.mark.parametrize("marks", [{"freeze": ("*.0.*",)}, {"personal": ("*.0.*",)}])
+def test_depths_with_nothing_to_train_or_to_share_are_not_offered(marks) -> None:
+    """Where the first layers and the first exit are frozen or personal, a board needs the second exit as well."""
+    offered = {cut.source.exits for cut in nested_cuts(load_factory("stairs:Stairs", **marks))}
+    assert offered == {3, 2}
+
+
 @pytest.mark.slow
 def test_depths_are_offered_beside_pruned_structures_by_what_each_is_measured_to_answer() -> None:
     """A trained model's accuracy at each depth is that of the exits which are left; frozen first layers go with any of them."""

@@ -60,6 +60,8 @@ class Cut:
 def nested_cuts(source: ModelSource) -> tuple[Cut, ...]:
     """The full model, then each narrower width; then the same with fewer exits. Of several with the same layout the first.
 
+    Depths of which nothing is left to train or to share are left out.
+
     Raises:
         ModelError: a narrower model is no part of the full one.
     """
@@ -70,7 +72,7 @@ def nested_cuts(source: ModelSource) -> tuple[Cut, ...]:
         for width in WIDTHS if source.scalable else (1.0,):
             module = shallow.build(width)
             layout = layout_of(module)
-            if layout not in cuts:
+            if layout not in cuts and layout.trained and any(tensor.shared for tensor in layout.tensors):
                 structure = Structure(nested_name(source, exits, width), width, layout, work_of(module, source.input_shape))
                 cuts[layout] = Cut(structure, shallow, nested_index(parent, layout))
     return tuple(cuts.values())
