@@ -202,13 +202,14 @@ def depthfl() -> Sequence[Case]:
         plan=plan,
         evaluate_every=20,
     )
-    # A loss is the mean over the exits, so that each of them learns as from a smaller rate.
     deep = msgspec.structs.replace(base, model="benchmarks.families:Stairs", plan=with_plan(base, learning_rate=0.3))
+    # Without lessons the loss is the mean of cross-entropies, each of which moves its exit as at a quarter of the rate.
+    fast = with_plan(base, learning_rate=0.6)
     depths = tuple(Group(model=deep.model, exits=exits) for exits in DEPTHS)
     widths = tuple(Group(model=base.model, width=width) for width in AS_DEEP)
     smallest = (Group(model=deep.model, exits=1),)
     cases = [
-        case("four depths", deep, groups=depths),
+        case("four depths", deep, groups=depths, plan=fast),
         case("four depths, self-distillation", deep, groups=depths, loss="self-distillation"),
         case("four widths", base, groups=widths),
         case("equal mean cost", base, width=AS_MEAN),

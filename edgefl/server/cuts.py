@@ -73,12 +73,12 @@ def nested_cuts(source: ModelSource) -> tuple[Cut, ...]:
             module = shallow.build(width)
             layout = layout_of(module)
             if layout not in cuts and layout.trained and any(tensor.shared for tensor in layout.tensors):
-                structure = Structure(nested_name(source, exits, width), width, layout, work_of(module, source.input_shape))
+                structure = Structure(_name(source, exits, width), width, layout, work_of(module, source.input_shape))
                 cuts[layout] = Cut(structure, shallow, nested_index(parent, layout))
     return tuple(cuts.values())
 
 
-def nested_name(source: ModelSource, exits: int, width: float) -> str:
+def _name(source: ModelSource, exits: int, width: float) -> str:
     """For example `w0.5`, or `d2w0.5` with the first two of more exits."""
     return f"w{width:g}" if exits == source.exits else f"d{exits}w{width:g}"
 
