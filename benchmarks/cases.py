@@ -183,7 +183,7 @@ def heterofl() -> Sequence[Case]:
 
 DEPTHS = (4, 3, 2, 1)
 AS_DEEP = (1.0, 0.66, 0.35, 0.15)
-"""Widths with about as many parameters as each of these depths, or more."""
+"""Widths with about as many parameters as each of these depths."""
 AS_MEAN = 0.57
 """Width of the uniform model with their mean number of parameters."""
 

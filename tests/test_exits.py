@@ -262,6 +262,7 @@ def test_depths_are_offered_beside_pruned_structures_by_what_each_is_measured_to
     assert frozen.source.exits == 2
 
 
+@pytest.mark.slow
 def test_graphs_that_are_not_exported_yet_are_guessed_no_larger_than_they_are() -> None:
     """Otherwise a shallower structure that fits would never be tried; what is known stays."""
     source = load_factory("stairs:Stairs")
