@@ -190,6 +190,44 @@ def _levels(name: str, base: Experiment, groups: tuple[Group, ...]) -> Sequence[
     ]
 
 
+DEPTHS = (4, 3, 2, 1)
+AS_DEEP = (1.0, 0.66, 0.35, 0.15)
+"""Widths with about as many parameters as each of these depths."""
+AS_MEAN = 0.57
+"""Width of the uniform model with their mean number of parameters."""
+
+
+def depthfl() -> Sequence[Case]:
+    """Four depths of one model on equally many devices, against widths of equal cost; classes dealt unevenly, and IID."""
+    plan = Plan(rounds=20, learning_rate=0.1, fraction=0.25, sparsity=0.2, bits=4, context=False)
+    base = Experiment(
+        model="benchmarks.families:Straight",
+        data="idx:$EDGEFL_DATA/mnist?split=train",
+        holdout="idx:$EDGEFL_DATA/mnist?split=test",
+        devices=40,
+        examples=600,
+        batch=50,
+        split=Dirichlet(alpha=0.5),
+        plan=plan,
+        evaluate_every=20,
+    )
+    deep = msgspec.structs.replace(base, model="benchmarks.families:Stairs", plan=with_plan(base, learning_rate=0.3))
+    # Without lessons the loss is the mean of cross-entropies, each of which moves its exit as at a quarter of the rate.
+    fast = with_plan(base, learning_rate=0.6)
+    depths = tuple(Group(model=deep.model, exits=exits) for exits in DEPTHS)
+    widths = tuple(Group(model=base.model, width=width) for width in AS_DEEP)
+    smallest = (Group(model=deep.model, exits=1),)
+    cases = [
+        case("four depths", deep, groups=depths, plan=fast),
+        case("four depths, self-distillation", deep, groups=depths, loss="self-distillation"),
+        case("four widths", base, groups=widths),
+        case("equal mean cost", base, width=AS_MEAN),
+        case("all use the smallest", deep, groups=smallest),
+        case("only those that hold all exits", deep, devices=10),
+    ]
+    return [*cases, *(case(f"{one.label}, IID", one.experiment, split=Iid()) for one in cases)]
+
+
 def ensemble() -> Sequence[Case]:
     """Six profiles of three families, two digits on each of 60 devices."""
     plan = Plan(rounds=60, epochs=2, learning_rate=0.1, fraction=0.5, sparsity=0.1, bits=4, context=False)
@@ -257,6 +295,9 @@ STUDIES: Mapping[str, Study] = {
     "fedbuff": Study("time to target at least 3 times better than synchronous at equal bytes", fedbuff),
     "byzantine": Study("within 0.01 of the clean run for the recommended aggregator", byzantine),
     "heterofl": Study("at least 0.989 non-IID, above the smallest for all and the uniform model of equal mean cost", heterofl),
+    "depthfl": Study(
+        "above widths of equal cost, the smallest for all, and the devices that hold the whole model alone", depthfl
+    ),
     "ensemble": Study(
         "one served model above the best family alone, and each structure better than without the others", ensemble
     ),

@@ -4,9 +4,15 @@ Each is scaled by its width, so that a family has a structure for every board. `
 what an experiment names.
 """
 
+import torch
 from torch import Tensor, nn
 
 from edgefl.export.architectures import GROUP, scaled
+
+NARROW_GROUP = 4
+"""Channels per normalisation group of the deeper networks: few, so that they can be narrow."""
+GRID = 4
+"""Parts of the image on a side that an exit tells apart."""
 
 
 class Perceptron(nn.Module):
@@ -69,6 +75,58 @@ class Nested(nn.Module):
         x = self.norm2(self.conv2(self.norm1(self.conv1(x)).relu())).relu()
         logits: Tensor = self.head(self.norm3(self.conv3(x)).relu().flatten(1))
         return logits
+
+
+class Stairs(nn.Module):
+    """Four 3 x 3 convolutions with group normalisation, and an exit behind each: 1,506, 5,260, 12,614 and 24,720 parameters."""
+
+    input_shape = (1, 28, 28)
+    channels = (8, 16, 24, 32)
+
+    def __init__(self, width: float = 1.0, exits: int = 4) -> None:
+        super().__init__()
+        counts = [scaled(count, width, GROUP) for count in self.channels]
+        self.stages = _stages(counts)[:exits]
+        self.exits = nn.ModuleList(nn.Linear(count * GRID * GRID, 10) for count in counts[:exits])
+        self.pool = nn.AdaptiveAvgPool2d(GRID)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits `(n, exits, 10)` of `(n, 1, 28, 28)`."""
+        logits = []
+        for stage, last in zip(self.stages, self.exits, strict=True):
+            x = stage(x)
+            logits.append(last(self.pool(x).flatten(1)))
+        return torch.stack(logits, 1)
+
+
+class Straight(nn.Module):
+    """The same with one exit behind the last, and more channels, so that it has about as many parameters in all: 25,530."""
+
+    input_shape = (1, 28, 28)
+    channels = (8, 20, 32, 40)
+
+    def __init__(self, width: float = 1.0) -> None:
+        super().__init__()
+        counts = [scaled(count, width, GROUP) for count in self.channels]
+        self.stages = _stages(counts)
+        self.head = nn.Linear(counts[-1] * GRID * GRID, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of `(n, 1, 28, 28)`."""
+        for stage in self.stages:
+            x = stage(x)
+        logits: Tensor = self.head(x.flatten(1))
+        return logits
+
+
+def _stages(counts: list[int]) -> nn.ModuleList:
+    """28 x 28 becomes 16 x 16, 8 x 8, 8 x 8 and 4 x 4."""
+    stages = nn.ModuleList()
+    for inputs, outputs, kernel, stride in zip([1, *counts[:-1]], counts, (5, 3, 3, 3), (2, 2, 1, 2), strict=True):
+        padding = 4 if kernel == 5 else 1
+        convolution = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding, bias=False)
+        stages.append(nn.Sequential(convolution, nn.GroupNorm(outputs // GROUP, outputs), nn.ReLU()))
+    return stages
 
 
 class Sequence(nn.Module):

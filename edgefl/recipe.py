@@ -14,11 +14,13 @@ from typing import Literal, get_args
 
 import msgspec
 
-Loss = Literal["cross-entropy", "bce", "mse", "masked-cross-entropy"]
+Loss = Literal["cross-entropy", "bce", "mse", "masked-cross-entropy", "self-distillation"]
 Optimizer = Literal["sgd", "momentum", "adamw"]
 LOSSES: tuple[str, ...] = get_args(Loss)
-LABELLED: tuple[Loss, ...] = ("cross-entropy", "masked-cross-entropy")
+LABELLED: tuple[Loss, ...] = ("cross-entropy", "masked-cross-entropy", "self-distillation")
 """Losses whose targets are class labels."""
+LESSONS: tuple[Loss, ...] = ("cross-entropy", "self-distillation")
+"""Losses that can teach soft labels, by a row of the example for each class, weighted by its probability."""
 OPTIMIZERS: tuple[str, ...] = get_args(Optimizer)
 
 MOMENTUM = 0.9
@@ -39,7 +41,10 @@ class Recipe(msgspec.Struct, frozen=True, array_like=True):
             outputs; `mse`, the mean squared error to targets, or to the input itself where there are none (autoencoder);
             `masked-cross-entropy`, which leaves the classes that no row of a step's batch has out of the softmax, so that a
             device with few classes does not unlearn the others (HeteroFL, Diao et al., ICLR 2021,
-            https://arxiv.org/abs/2010.01264, masks by device); it is evaluated as cross-entropy.
+            https://arxiv.org/abs/2010.01264, masks by device); it is evaluated as cross-entropy; `self-distillation`, for models
+            with several exits: cross-entropy plus the Kullback-Leibler divergence from what the other exits believe, mean over
+            the exits (DepthFL, Kim et al., ICLR 2023, https://openreview.net/forum?id=pf8RIZTMU58). The other losses of labels
+            are means over the exits, too. A model with exits is evaluated by the cross-entropy of its one answer.
         optimizer: `sgd`; `momentum`, SGD with momentum 0.9; `adamw` with torch's default constants.
         proximal: whether the step can add FedProx's term `mu/2 * |w - w_round|^2` (Li et al., MLSys 2020,
             https://arxiv.org/abs/1812.06127); it costs the portable step three more passes over the parameters.

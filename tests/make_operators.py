@@ -35,8 +35,9 @@ NOTES = """
 * Dropout and other layers that draw random numbers are refused; a dropout of probability 0 is none.
 * Convolutions may have at most 121 taps (a kernel of 11 x 11). Adaptive pooling needs output sizes that divide the input's,
   upsampling whole factors.
-* Losses: `cross-entropy`, `bce` (with logits), `mse`, and, with the portable engine only, `masked-cross-entropy`. Optimisers:
-  `sgd`, `momentum` (0.9), `adamw` (torch's defaults).
+* Losses: `cross-entropy`, `bce` (with logits), `mse`, and, with the portable engine only, `masked-cross-entropy` and
+  `self-distillation`. Optimisers: `sgd`, `momentum` (0.9), `adamw` (torch's defaults).
+* Models with several exits train with the portable engine only, with any loss of labels ([compression.md](compression.md)).
 """
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from edgefl.export.architectures import MnistCNN
+from edgefl.export.architectures import MnistCNN, MnistExits
 from edgefl.recipe import Loss
 
 BOTH = ("portable", "ort-training")
@@ -27,6 +27,7 @@ class Case:
         outputs: how many.
         loss: of its recipe.
         engines: that can train it.
+        exits: of the module; 0 for none.
     """
 
     build: Callable[[], nn.Module]
@@ -34,6 +35,7 @@ class Case:
     outputs: int
     loss: Loss = "cross-entropy"
     engines: tuple[str, ...] = BOTH
+    exits: int = 0
 
 
 def dense() -> nn.Module:
@@ -141,6 +143,7 @@ CASES: dict[str, Case] = {
     "autoencoder": Case(autoencoder, (6, 20), 120, "mse"),
     "yes-or-no outputs": Case(alarms, (20,), 3, "bce"),
     "masked classes": Case(dense, (64,), 10, "masked-cross-entropy", engines=("portable",)),
+    "CNN with exits": Case(lambda: MnistExits(0.5), (1, 28, 28), 10, "self-distillation", engines=("portable",), exits=4),
     "CNN with BatchNorm": Case(batch_normalised, (1, 12, 12), 5, engines=("portable",)),
 }
 

@@ -19,6 +19,7 @@ from edgefl.errors import EngineError, FleetError
 from edgefl.examples import Examples
 from edgefl.layout import Layout, Tensor, index_map, nested_index
 from edgefl.plan import Plan
+from edgefl.recipe import Recipe
 from edgefl.server.distil import Teaching, distil
 from edgefl.server.founding import create_fleet
 from edgefl.server.members import members_of
@@ -160,6 +161,16 @@ def test_a_pruned_pupil_lies_where_the_push_has_cut_it(fleet):
     enter(fleet, "other", START)
     pupil = members_of(fleet.database, fleet.blobs, ["pruned", "other"])[0].pupils[0]
     assert np.array_equal(pupil.index, index_map(WHOLE, GOLDEN.layout, KEPT))
+
+
+def test_a_shallower_pupil_lies_where_its_tensors_are(fleet):
+    """A variant that holds some of its parent's tensors, and is trained by self-distillation, is taught like any other."""
+    whole = Layout((Tensor("deeper", (5,)), *GOLDEN.layout.tensors))
+    recipe = Recipe("self-distillation")
+    enter(fleet, "shallow", np.zeros(whole.size, dtype=np.float32), whole, recipe=recipe)
+    enter(fleet, "other", START)
+    pupil = members_of(fleet.database, fleet.blobs, ["shallow", "other"])[0].pupils[0]
+    assert np.array_equal(pupil.index, np.arange(5, whole.size))
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from edgefl.engine.open import open_engine  # noqa: E402
 from edgefl.engine.runtime import available_engines  # noqa: E402
 from edgefl.errors import EngineError, ModelError  # noqa: E402
 from edgefl.examples import Examples, unlabelled  # noqa: E402
+from edgefl.export.exits import with_exits  # noqa: E402
 from edgefl.export.forward import forward_graph  # noqa: E402
 from edgefl.export.graphs import export_graphs, variant_files  # noqa: E402
 from edgefl.export.models import ModelSource  # noqa: E402
@@ -38,7 +39,8 @@ def source_of(name, optimizer="sgd", proximal=False, freeze=(), personal=()):
     """A case of `parity_cases` as a model source."""
     case = CASES[name]
     recipe = Recipe(case.loss, optimizer, proximal)
-    return ModelSource(name, lambda _: case.build(), case.shape, case.outputs, False, recipe, freeze, personal)
+    factory = with_exits(lambda _, **__: case.build(), case.exits) if case.exits else lambda _: case.build()
+    return ModelSource(name, factory, case.shape, case.outputs, False, recipe, freeze, personal, case.exits)
 
 
 def examples_for(source, count=COUNT):

@@ -1,12 +1,14 @@
 """Fleets of several structures in one simulation: widths of one parent, families, and what they learn from each other."""
 
+import sys
+
 import msgspec
 import numpy as np
 import pytest
 
-from edgefl.errors import ConfigError
+from edgefl.errors import ConfigError, ModelError
 from edgefl.plan import Plan
-from edgefl.simulate.experiment import Attack, Dirichlet, Ensemble, Experiment, Group, Speeds
+from edgefl.simulate.experiment import Attack, Dirichlet, Ensemble, Experiment, Group, Iid, Speeds
 from edgefl.simulate.processes import LocalWorkers
 from edgefl.simulate.result import Result
 
@@ -17,6 +19,26 @@ from edgefl.simulate.checks import check
 from edgefl.simulate.run import simulate
 from edgefl.simulate.setting import assigned, set_scene
 
+TOWER = """
+import torch
+from torch import nn
+
+class Tower(nn.Module):
+    input_shape = (784,)
+
+    def __init__(self, width=1.0, exits=3):
+        super().__init__()
+        n = round(32 * width)
+        self.stages = nn.ModuleList(nn.Linear(784 if i == 0 else n, n) for i in range(exits))
+        self.exits = nn.ModuleList(nn.Linear(n, 10) for _ in range(exits))
+
+    def forward(self, x):
+        logits = []
+        for stage, last in zip(self.stages, self.exits):
+            x = stage(x).relu()
+            logits.append(last(x))
+        return torch.stack(logits, 1)
+"""
 PLAN = Plan(rounds=3, epochs=2, learning_rate=0.1, sparsity=0.05, bits=2)
 WIDTHS = (Group(width=0.1), Group(width=0.05, share=2.0))
 FAMILIES = (*WIDTHS, Group(model="mnist-cnn", width=0.05))
@@ -53,6 +75,63 @@ def test_widths_are_views_of_one_parent_and_families_are_not() -> None:
     assert wide is None
     assert len(narrow) < families[0].layout.size
     assert len(np.unique(narrow)) == len(narrow)
+
+
+@pytest.fixture
+def tower(tmp_path, monkeypatch):
+    """A model of three exits where experiments find it."""
+    (tmp_path / "towers.py").write_text(TOWER)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "towers", raising=False)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("tower")
+def test_depths_are_views_of_one_parent_at_any_width() -> None:
+    """The parent is the group with most exits and width, wherever it stands; without such a group nobody holds the model."""
+    groups = (Group(model="towers:Tower", width=0.5, exits=2), Group(model="towers:Tower"), Group(model="towers:Tower", exits=1))
+    deep = msgspec.structs.replace(MIXED, groups=groups, loss="self-distillation")
+    (family,) = set_scene(deep).families
+    assert list(family.views) == [1, 0, 2]
+    assert family.widest == 1
+    assert family.views[1] is None
+    assert set(family.views[2]) - set(family.views[0])  # it is wider
+    assert set(family.views[0]) - set(family.views[2])  # it is deeper
+    assert [len(set(view)) for view in (family.views[0], family.views[2])] == [13_172, 25_450]
+    with pytest.raises(ConfigError, match=r"no group holds.*whole"):
+        set_scene(msgspec.structs.replace(deep, groups=(Group(model="towers:Tower", exits=1), groups[0])))
+
+
+@pytest.mark.usefixtures("tower")
+def test_depths_of_one_model_are_different_groups() -> None:
+    """Two groups with the same width are refused only if they have the same exits; more exits than there are say so."""
+    groups = (Group(model="towers:Tower"), Group(model="towers:Tower", exits=2))
+    check(msgspec.structs.replace(MIXED, groups=groups))
+    with pytest.raises(ConfigError, match="same structure"):
+        check(msgspec.structs.replace(MIXED, groups=(*groups, groups[1])))
+    with pytest.raises(ModelError, match="has no 5 exits"):
+        set_scene(msgspec.structs.replace(MIXED, groups=(groups[0], Group(model="towers:Tower", exits=5))))
+
+
+def test_lessons_need_a_loss_that_can_take_soft_labels() -> None:
+    """Self-distillation can, a masked softmax cannot."""
+    check(msgspec.structs.replace(TAUGHT, loss="self-distillation"))
+    with pytest.raises(ConfigError, match="expected cross-entropy or self-distillation"):
+        check(msgspec.structs.replace(TAUGHT, loss="masked-cross-entropy"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("tower")
+def test_every_depth_learns(workers) -> None:
+    """A few rounds in which devices of three depths teach themselves and each other."""
+    groups = tuple(Group(model="towers:Tower", width=0.5, exits=exits) for exits in (3, 2, 1))
+    plan = msgspec.structs.replace(PLAN, rounds=6, sparsity=1.0, bits=8)
+    deep = msgspec.structs.replace(MIXED, groups=groups, loss="self-distillation", plan=plan, evaluate_every=6, split=Iid())
+    result = simulate(deep, workers=workers)
+    names = [quality.name for quality in result.rows[-1].structures]
+    assert names == [f"towers:Tower 0.5, {exits} exits" for exits in (3, 2, 1)]
+    assert min(quality.accuracy for quality in result.rows[-1].structures) > 0.6
+    assert not result.trouble
 
 
 @pytest.mark.slow

@@ -83,7 +83,7 @@ def push(
 ) -> None:
     """Compress MODEL for every profile of the fleet, export, prove, sign and announce it.
 
-    MODEL is a built-in model (mnist-2nn, mnist-cnn, har-cnn1d) or package.module:factory.
+    MODEL is a built-in model (mnist-2nn, mnist-cnn, har-cnn1d, mnist-exits) or package.module:factory.
     """
     from edgefl.server.explained import Explanation
     from edgefl.server.push import profiles_in_use

@@ -53,7 +53,7 @@ class Structure:
     """A model's shape, at any precision.
 
     Attributes:
-        name: unique for the model, for example `w0.5`.
+        name: unique for the model, for example `w0.5`; `d2w0.5` with the first two of more exits.
         width: of the hidden layers, in (0, 1]; 1 for a pruned model.
         layout: of its parameters.
         work: what training one example takes.

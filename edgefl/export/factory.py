@@ -1,5 +1,8 @@
 """Finding the factory that a name means: `package.module:factory`, looked up with the current directory on the path.
 
+Model: what a factory heeds is read from its signature. It is called with the width alone, or with nothing; one that has a
+parameter `exits`, with a default that means all of them, is also called with their number.
+
 Rule: what goes wrong while somebody else's module is imported is said in one sentence, never shown as a traceback.
 """
 
@@ -8,6 +11,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -18,16 +22,34 @@ from edgefl.export.architectures import BUILT_IN
 
 REMEDY_FACTORY = "Name a built-in model ({}) or package.module:factory".format(", ".join(BUILT_IN))
 
-Factory = Callable[[float], nn.Module]
+Factory = Callable[..., nn.Module]
+"""Takes the width in (0, 1]; and, if it has exits, their number as the keyword `exits`, without which it builds all."""
+EXITS = "exits"
 
 
-def named_factory(name: str) -> tuple[Factory, bool]:
-    """The factory of this name as a function of the width, and whether it heeds it.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A factory as it was found.
+
+    Attributes:
+        factory: as a function of the width and, if it heeds them, the number of exits.
+        scalable: whether it heeds the width.
+        exits: whether it heeds the number of exits.
+    """
+
+    factory: Factory
+    scalable: bool
+    exits: bool
+
+
+def named_factory(name: str) -> Found:
+    """The built-in factory of this name, or the one that it points to.
 
     Raises:
-        ModelError: no such module or attribute, the module cannot be imported, or what it names is not callable.
+        ModelError: no such module or attribute, the module cannot be imported, what it names is not callable, or its `exits`
+            have no default.
     """
-    return _adapted(name, _find(name))
+    return _adapted(name, BUILT_IN[name] if name in BUILT_IN else _find(name))
 
 
 def _find(name: str) -> object:
@@ -63,8 +85,7 @@ def _current_directory_importable() -> Iterator[None]:
             sys.path.remove(here)
 
 
-def _adapted(name: str, found: object) -> tuple[Factory, bool]:
-    """The factory as a function of the width, and whether it heeds it."""
+def _adapted(name: str, found: object) -> Found:
     if isinstance(found, nn.Module) or not callable(found):
         raise ModelError(
             f"{name!r} is no model factory",
@@ -74,18 +95,33 @@ def _adapted(name: str, found: object) -> tuple[Factory, bool]:
     call = cast("Callable[..., nn.Module]", found)
     # A signature tells less than a call: classes, partials and builtins hide theirs. `inspect` is asked first all the same,
     # because a TypeError from inside the factory must not be mistaken for a missing argument.
-    if _takes_width(call):
-        return call, True
+    exits = _has_exits(name, call)
+    if _takes(call, 1.0, exits=exits):
+        return Found(call, scalable=True, exits=exits)
 
-    def fixed(width: float) -> nn.Module:  # noqa: ARG001  the width is 1, checked by `build`
-        return call()
+    def fixed(width: float, **exits: int) -> nn.Module:  # noqa: ARG001  the width is 1, checked by `build`
+        return call(**exits)
 
-    return fixed, False
+    return Found(fixed, scalable=False, exits=exits)
 
 
-def _takes_width(call: Callable[..., object]) -> bool:
+def _has_exits(name: str, call: Callable[..., object]) -> bool:
     try:
-        inspect.signature(call).bind(1.0)
+        parameter = inspect.signature(call).parameters.get(EXITS)
+    except ValueError:  # a builtin without a signature
+        return False
+    if parameter is not None and parameter.default is inspect.Parameter.empty:
+        raise ModelError(
+            f"the factory of model {name!r} does not say how many exits the whole model has",
+            expected=f"a default for its parameter {EXITS!r}",
+            remedy=f"Write for example `{EXITS}: int = 4`",
+        )
+    return parameter is not None
+
+
+def _takes(call: Callable[..., object], width: float, *, exits: bool) -> bool:
+    try:
+        inspect.signature(call).bind(width, **({EXITS: 1} if exits else {}))
     except TypeError:
         return False
     except ValueError:  # a builtin without a signature

@@ -10,7 +10,7 @@ from pathlib import Path
 from edgefl.engine.contract import VariantFiles
 from edgefl.errors import ModelError
 from edgefl.export import batchnorm, recurrent
-from edgefl.export.artifacts import export_artifacts
+from edgefl.export.artifacts import REMEDY_PORTABLE, export_artifacts
 from edgefl.export.forward import forward_graph, trace_forward
 from edgefl.export.losses import evaluation_graph
 from edgefl.export.models import ModelSource
@@ -18,8 +18,9 @@ from edgefl.export.slim import slim
 from edgefl.export.step import export_step
 from edgefl.export.tensors import layout_of
 from edgefl.layout import Layout
+from edgefl.profile import NATIVE, PORTABLE
 
-ENGINES = ("portable", "ort-training")
+ENGINES = (PORTABLE, NATIVE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,8 @@ def export_graphs(source: ModelSource, width: float, engine: str, batch: int) ->
         raise ModelError(f"no engine is called {engine!r}", expected=" or ".join(ENGINES))
     if batch < 1:
         raise ModelError("a batch needs rows", expected="at least 1", found=f"{batch}")
+    if source.exits and engine == NATIVE:
+        raise ModelError(f"onnxruntime-training cannot train the exits of model {source.name!r}", remedy=REMEDY_PORTABLE)
     module = source.build(width)
     layout = layout_of(module)
     recurrent.attach(module)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from edgefl.compress.cost import Work
 from edgefl.examples import Examples
-from edgefl.export.losses import IN_TORCH
+from edgefl.export.losses import loss_in_torch
 from edgefl.export.models import ModelSource
-from edgefl.export.tensors import load_vector, outputs_of, set_training
+from edgefl.export.tensors import load_vector, outputs_of, set_training, trained_outputs_of
 from edgefl.layout import Float32
 from edgefl.recipe import Recipe
 
@@ -73,7 +73,8 @@ def gradients_in_torch(module: nn.Module, examples: Examples, recipe: Recipe) ->
     for start in range(0, len(rows), FEW):
         chosen = examples.take(rows[start : start + FEW])
         module.zero_grad()
-        loss = IN_TORCH[recipe.loss](outputs_of(module, torch.from_numpy(chosen.x)), torch.from_numpy(chosen.y))
+        outputs = trained_outputs_of(module, torch.from_numpy(chosen.x))
+        loss = loss_in_torch(recipe.loss, outputs, torch.from_numpy(chosen.y))
         loss.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
         for name, value in module.named_parameters():
             if value.grad is not None:

@@ -4,6 +4,9 @@ Model: a *factory* is a callable `factory(width) -> nn.Module`; `width` in (0, 1
 output. The module, or its class, carries `input_shape`. The parameters of a narrower model are the leading corner of the full
 model's (HeteroFL, https://arxiv.org/abs/2010.01264), so that one fleet can train several widths of one model.
 
+Exits: a factory with a parameter `exits`, as `factory(width, exits)`, builds the layers up to that exit; by default all layers.
+Its module gives the logits of each exit, shape `(n, exits, classes)`; see `edgefl.export.exits`.
+
 Buffers: BatchNorm's running statistics become tensors of the layout that are state; other floating-point buffers that a state
 dict holds become frozen tensors; the rest (integers, buffers that are not persistent) are constants of the graphs.
 
@@ -13,7 +16,8 @@ say how their values on different boards are to be averaged.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import cast
 
 import torch
@@ -21,10 +25,10 @@ from torch import nn
 
 from edgefl.engine.signature import RESERVED
 from edgefl.errors import ModelError
-from edgefl.export.architectures import BUILT_IN
+from edgefl.export.exits import check_beginning, counted_exits, with_exits
 from edgefl.export.factory import Factory, named_factory, said
 from edgefl.export.tensors import NORM_BUFFERS, batch_norms, layout_of, matches, set_training, tensors_of
-from edgefl.layout import Layout, nested_index
+from edgefl.layout import nested_index
 from edgefl.recipe import PLAIN, Recipe
 
 
@@ -41,6 +45,7 @@ class ModelSource:
         recipe: loss and optimiser that it is trained with.
         freeze, personal: patterns (`fnmatch`) of the names of tensors that are not trained, and of those that stay on the device.
             BatchNorm layers whose running statistics are frozen compute as in evaluation.
+        exits: how many it has; 0 for a model with one output and no exits.
     """
 
     name: str
@@ -51,6 +56,17 @@ class ModelSource:
     recipe: Recipe = PLAIN
     freeze: tuple[str, ...] = ()
     personal: tuple[str, ...] = ()
+    exits: int = 0
+
+    def shallower(self, exits: int) -> "ModelSource":
+        """The model with its first exits only.
+
+        Raises:
+            ModelError: it does not have so many.
+        """
+        if not 1 <= exits <= self.exits:
+            raise ModelError(f"model {self.name!r} has no {exits} exits", expected=f"1 to {self.exits}" if self.exits else "none")
+        return self if exits == self.exits else replace(self, factory=partial(self.factory, exits=exits), exits=exits)
 
     def build(self, width: float = 1.0, *, seed: int = 0) -> nn.Module:
         """A freshly initialised module in training mode; equal seeds give equal weights.
@@ -86,18 +102,22 @@ def load_factory(name: str, recipe: Recipe = PLAIN, freeze: tuple[str, ...] = ()
             parameters; does not give what the loss takes; changes buffers; its narrower form is no part of the full one; a
             pattern that no tensor matches; or nothing left to train or to send.
     """
-    if name in BUILT_IN:
-        factory, scalable = BUILT_IN[name], True
-    else:
-        factory, scalable = named_factory(name)
-    module = _built(name, factory, 1.0, seed=0)
+    found = named_factory(name)
+    module = _built(name, found.factory, 1.0, seed=0)
     shape = _input_shape(name, module)
-    classes = _classes(name, module, shape, recipe)
+    exits, classes = _outputs(name, module, shape, recipe, exits=found.exits)
     _check_buffers(name, module, shape)
-    source = ModelSource(name, factory, shape, classes, scalable, recipe, freeze, personal)
+    factory = with_exits(found.factory, exits) if exits else found.factory
+    source = ModelSource(name, factory, shape, classes, found.scalable, recipe, freeze, personal, exits)
     _check_marks(source)
-    if scalable:
-        _check_nesting(source, layout_of(module))
+    for depth in range(1, exits):
+        shallow = source.shallower(depth)
+        asked, given = (depth, classes), _outputs(name, shallow.build(), shape, recipe, exits=True)
+        if given != asked:
+            raise ModelError(f"model {name!r} gives other exits than asked for", expected=f"{asked}", found=f"{given}")
+        check_beginning(name, depth, source.build(), shallow.build(), shape)
+    for depth in range(1, max(exits, 1) + 1) if found.scalable else ():
+        _check_nesting(source.shallower(depth) if exits else source)
     return source
 
 
@@ -191,7 +211,8 @@ def _check_buffers(name: str, module: nn.Module, shape: tuple[int, ...]) -> None
             )
 
 
-def _classes(name: str, module: nn.Module, shape: tuple[int, ...], recipe: Recipe) -> int:
+def _outputs(name: str, module: nn.Module, shape: tuple[int, ...], recipe: Recipe, *, exits: bool) -> tuple[int, int]:
+    """How many exits, 0 if it is no model with exits, and outputs a module has."""
     rows = 2
     module.eval()  # one row per channel is enough then, and no running statistics change
     try:
@@ -203,6 +224,13 @@ def _classes(name: str, module: nn.Module, shape: tuple[int, ...], recipe: Recip
     found = f"shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__
     if not isinstance(logits, torch.Tensor) or logits.ndim < 1 or len(logits) != rows:
         raise ModelError(f"model {name!r} gives no outputs", expected="one tensor with a row per example", found=found)
+    if exits:
+        return counted_exits(name, logits, recipe)
+    if recipe.loss == "self-distillation":
+        raise ModelError(
+            f"model {name!r} has no exits that could teach each other",
+            remedy="Give its factory a parameter `exits`, or choose the loss cross-entropy",
+        )
     if recipe.labels and (logits.ndim != 2 or logits.shape[1] < 2):
         raise ModelError(
             f"model {name!r} does not classify",
@@ -210,13 +238,13 @@ def _classes(name: str, module: nn.Module, shape: tuple[int, ...], recipe: Recip
             found=found,
             remedy="Choose the loss bce or mse for other outputs",
         )
-    return math.prod(logits.shape[1:])
+    return 0, math.prod(logits.shape[1:])
 
 
-def _check_nesting(source: ModelSource, parent: Layout) -> None:
-    half = source.build(0.5)
-    classes, shape = _classes(source.name, half, source.input_shape, source.recipe), _input_shape(source.name, half)
-    if (classes, shape) != (source.classes, source.input_shape):
+def _check_nesting(source: ModelSource) -> None:
+    parent, half = layout_of(source.build()), source.build(0.5)
+    outputs = _outputs(source.name, half, source.input_shape, source.recipe, exits=source.exits > 0)
+    if (outputs, _input_shape(source.name, half)) != ((source.exits, source.classes), source.input_shape):
         raise ModelError(f"the width of model {source.name!r} changes its input or output", remedy="Scale the hidden layers only")
     child = layout_of(half)
     if len(child.tensors) != len(parent.tensors):

@@ -21,11 +21,11 @@ from edgefl.engine.signature import SCALARS, SUFFIX_NEW, SUFFIX_START, start_lay
 from edgefl.errors import ModelError
 from edgefl.export.batchnorm import Statistics
 from edgefl.export.gradients import REWRITTEN
-from edgefl.export.losses import WITH_GRADIENT
+from edgefl.export.losses import loss_and_gradient
 from edgefl.export.lowering import mask_before_unpooling, table
 from edgefl.export.models import ModelSource
 from edgefl.export.slim import slim
-from edgefl.export.tensors import layout_of, outputs_of, tensors_of
+from edgefl.export.tensors import layout_of, tensors_of, trained_outputs_of
 from edgefl.export.tracing import Traced, primitive_attention, quiet, refuse_random, to_onnx, untranslatable
 from edgefl.layout import Layout
 from edgefl.recipe import BETAS, EPSILON, MOMENTUM, WEIGHT_DECAY, Recipe
@@ -98,13 +98,13 @@ def _step(
         def forward(values: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
             statistics.updated = {}
             named = {**dict(zip(trained, values, strict=True)), **fixed}
-            return outputs_of(module, given["x"], named), dict(statistics.updated)
+            return trained_outputs_of(module, given["x"], named), dict(statistics.updated)
 
         result, pull, updated = cast(
             "tuple[Tensor, Callable[[Tensor], tuple[Sequence[Tensor]]], dict[str, Tensor]]",
             torch.func.vjp(forward, [given[name] for name in trained], has_aux=True),
         )
-        loss, by_outputs = WITH_GRADIENT[recipe.loss](result, given["y"], given["w"])
+        loss, by_outputs = loss_and_gradient(recipe.loss, result, given["y"], given["w"])
         with torch.no_grad():  # gradients that are not differentiated again have shorter forms
             (gradients,) = pull(by_outputs)
         found = {"loss": loss, **{name + SUFFIX_NEW: value for name, value in {**fixed, **updated}.items()}}

@@ -3,7 +3,7 @@
 Model: the layout holds the module's parameters in the order in which torch lists them, then its floating-point buffers that a
 state dict holds. A parameter is trained if it requires a gradient. Of the buffers, BatchNorm's running statistics are state; all
 others are frozen. The attributes `edgefl_frozen` and `edgefl_personal`, patterns of names, are written by `models` on the modules
-that it builds, so that they go where the module goes.
+that it builds, so that they go where the module goes; so is `edgefl_exits`, the number of its exits.
 """
 
 import fnmatch
@@ -79,6 +79,25 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def outputs_of(module: nn.Module, x: torch.Tensor, tensors: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
-    """The module's outputs as `(n, k)`, however many axes they have; computed with these tensors in place of its own."""
+    """What the module answers, `(n, k)`, however many axes its outputs have; of several exits the mean of their logits.
+
+    Args:
+        module: a model.
+        x: `(n, *input_shape)`.
+        tensors: to compute with in place of its own.
+    """
+    outputs = trained_outputs_of(module, x, tensors)
+    return outputs.mean(1) if outputs.dim() == 3 else outputs
+
+
+def trained_outputs_of(module: nn.Module, x: torch.Tensor, tensors: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
+    """What its loss takes: the same, but of a model with exits the logits of all of them, `(n, exits, classes)`."""
     outputs: torch.Tensor = module(x) if tensors is None else torch.func.functional_call(module, dict(tensors), (x,))
+    if exits_of(module):
+        return outputs
     return outputs[:, None] if outputs.dim() == 1 else outputs.flatten(1)
+
+
+def exits_of(module: nn.Module) -> int:
+    """How many exits it has; 0: it has one output and no exits."""
+    return int(getattr(module, "edgefl_exits", 0))

@@ -20,9 +20,9 @@ from edgefl.engine.probe import STEPS, Result, probe
 from edgefl.errors import ModelError
 from edgefl.examples import Examples
 from edgefl.export.graphs import ExportedGraphs, variant_files
-from edgefl.export.losses import EVALUATED, IN_TORCH
+from edgefl.export.losses import EVALUATED, loss_in_torch
 from edgefl.export.models import ModelSource
-from edgefl.export.tensors import layout_of, load_vector, outputs_of, set_training, vector_of
+from edgefl.export.tensors import layout_of, load_vector, outputs_of, set_training, trained_outputs_of, vector_of
 from edgefl.layout import Float32
 from edgefl.recipe import BETAS, EPSILON, MOMENTUM, WEIGHT_DECAY, Recipe
 
@@ -106,7 +106,7 @@ class Reference:
 
     def __init__(self, source: ModelSource, module: nn.Module, *, learning_rate: float, proximal: float = 0.0) -> None:
         self.module = module
-        self._loss, self._judge = IN_TORCH[source.recipe.loss], EVALUATED[source.recipe.loss]
+        self._loss, self._judge = source.recipe.loss, EVALUATED[source.recipe.loss]
         self._proximal = proximal
         self._trained = [value for value in module.parameters() if value.requires_grad]
         self._start = [value.detach().clone() for value in self._trained]
@@ -116,7 +116,8 @@ class Reference:
     def step(self, examples: Examples) -> float:
         """One step on examples that are shaped for the model; the loss before it."""
         self._optimizer.zero_grad()
-        loss = self._loss(outputs_of(self.module, torch.from_numpy(examples.x)), torch.from_numpy(examples.y))
+        outputs = trained_outputs_of(self.module, torch.from_numpy(examples.x))
+        loss = loss_in_torch(self._loss, outputs, torch.from_numpy(examples.y))
         value = loss.item()
         if self._proximal:
             off = sum((p - start).square().sum() for p, start in zip(self._trained, self._start, strict=True))

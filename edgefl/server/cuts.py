@@ -1,7 +1,8 @@
-"""The structures that a model is offered in: nested widths, and channels taken out where they matter least.
+"""The structures that a model is offered in: fewer exits, nested widths, and channels taken out where they matter least.
 
 Model: a *cut* is a structure with what is needed to make it: a source that builds it, and its place in the parent. Nested widths
-are the leading corner of every tensor; they need a factory that takes a width, and no examples. Pruned structures exist for any
+are the leading corner of every tensor; they need a factory that takes a width, and no examples. A model with exits is offered
+with each number of its first ones, at each width: some of its tensors, and corners of them. Pruned structures exist for any
 model whose channels the dependency graph can take apart. Uniform ones take the same share of every group; where held-out
 examples tell how much each group matters (`edgefl.server.sensing`), searched ones take more where it costs less.
 
@@ -29,6 +30,8 @@ from edgefl.layout import Float32, Index, Layout, nested_index
 
 SHARES = (0.75, 0.5, 0.375, 0.25, 0.125)
 """Of the channels of every group, in uniform cuts."""
+GUESS = 15 / 16
+"""Of the smallest graphs of the same depth exported so far: what others take at least, until they are exported."""
 FREEZES = 3
 """Ways to freeze the first layers of a structure."""
 
@@ -55,20 +58,49 @@ class Cut:
 
 
 def nested_cuts(source: ModelSource) -> tuple[Cut, ...]:
-    """The full model, then each narrower width; widths that come to the layout of a wider one are left out.
+    """The full model, then each narrower width; then the same with fewer exits. Of several with the same layout the first.
+
+    Depths of which nothing is left to train or to share are left out.
 
     Raises:
         ModelError: a narrower model is no part of the full one.
     """
     parent = layout_of(source.build())
     cuts: dict[Layout, Cut] = {}
-    for width in WIDTHS if source.scalable else (1.0,):
-        module = source.build(width)
-        layout = layout_of(module)
-        if layout not in cuts:
-            structure = Structure(f"w{width:g}", width, layout, work_of(module, source.input_shape))
-            cuts[layout] = Cut(structure, source, nested_index(parent, layout))
+    for exits in range(source.exits, 0, -1) or (0,):
+        shallow = source.shallower(exits) if exits else source
+        for width in WIDTHS if source.scalable else (1.0,):
+            module = shallow.build(width)
+            layout = layout_of(module)
+            if layout not in cuts and layout.trained and any(tensor.shared for tensor in layout.tensors):
+                structure = Structure(_name(source, exits, width), width, layout, work_of(module, source.input_shape))
+                cuts[layout] = Cut(structure, shallow, nested_index(parent, layout))
     return tuple(cuts.values())
+
+
+def _name(source: ModelSource, exits: int, width: float) -> str:
+    """For example `w0.5`, or `d2w0.5` with the first two of more exits."""
+    return f"w{width:g}" if exits == source.exits else f"d{exits}w{width:g}"
+
+
+def sizes_of_graphs(cuts: Mapping[str, Cut], known: Mapping[str, int]) -> Mapping[str, int]:
+    """Bytes of all graphs by structure: what is known, for the others what they take at least. Weights are not in them.
+
+    Args:
+        cuts: by name.
+        known: of those that have been exported.
+    """
+    least: dict[int, int] = {}
+    for name, size in known.items():
+        depth = max(1, cuts[name].source.exits)
+        least[depth] = min(size, least.get(depth, size))
+
+    def guess(cut: Cut) -> int:
+        # Fewer exits have fewer layers, but not fewer than their share; more exits do not have fewer.
+        exits = max(1, cut.source.exits)
+        return int(GUESS * max((size * min(1.0, exits / depth) for depth, size in least.items()), default=0))
+
+    return {name: known.get(name, guess(cut)) for name, cut in cuts.items()}
 
 
 class Pruner:

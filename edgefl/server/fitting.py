@@ -129,7 +129,7 @@ class Fitting:
 
         return candidates(
             able,
-            self._bench.graph_bytes(engine, list(cuts)),
+            self._bench.graph_bytes(engine, cuts),
             predicted=self._offered.predicted if self._offered.baseline else None,
             batch=self._bench.batch,
             recipe=recipe,

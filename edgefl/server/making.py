@@ -22,14 +22,11 @@ from edgefl.export.graphs import ExportedGraphs, export_graphs
 from edgefl.export.models import ModelSource
 from edgefl.export.verify import random_examples, verify_graphs
 from edgefl.layout import Float32
-from edgefl.server.cuts import Cut
+from edgefl.server.cuts import Cut, sizes_of_graphs
 from edgefl.server.rehearsal import Subject, rows_for
 from edgefl.store.blobs import BlobStore
 from edgefl.wire.blocks import file_ref
 from edgefl.wire.messages import FileRef
-
-GUESS = 15 / 16
-"""Of the smallest graphs exported so far: what others take at least, until they are exported. Weights are not in them."""
 
 
 class Bench:
@@ -73,12 +70,11 @@ class Bench:
         """Whether the engine is known to be able to train one structure."""
         return any(kind == engine for kind, _ in self._exports)
 
-    def graph_bytes(self, engine: str, structures: Sequence[str]) -> Mapping[str, int]:
+    def graph_bytes(self, engine: str, cuts: Mapping[str, Cut]) -> Mapping[str, int]:
         """Bytes of graphs and golden file by structure; of those that are not exported yet, what they take at least."""
         golden = golden_length(self.source.input_shape, self.source.classes)
-        sizes = {name: _total(found) + golden for (kind, name), found in self._exports.items() if kind == engine}
-        guess = int(GUESS * min(sizes.values(), default=0))
-        return {name: sizes.get(name, guess) for name in structures}
+        known = {name: _total(found) + golden for (kind, name), found in self._exports.items() if kind == engine}
+        return sizes_of_graphs(cuts, known)
 
     def export(self, engine: str, cut: Cut) -> None:
         """Export a structure and compare it with torch. Raises ModelError, EngineError."""

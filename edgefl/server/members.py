@@ -19,6 +19,7 @@ from edgefl.engine.open import open_engine
 from edgefl.errors import ConfigError, DataError, FleetError
 from edgefl.examples import Examples
 from edgefl.layout import Float32, Index
+from edgefl.recipe import LESSONS
 from edgefl.server.teaching import Pupil
 from edgefl.server.variants import Variant, load_parent, load_variants, variant_of
 from edgefl.store.blobs import BlobStore
@@ -27,7 +28,6 @@ from edgefl.store.registry import list_devices
 from edgefl.store.versions import VersionRecord, released_version, variants
 
 ENGINE = "portable"
-LOSS = "cross-entropy"
 THREADS = 1
 
 
@@ -138,7 +138,7 @@ def _member(database: sqlite3.Connection, blobs: BlobStore, model: str) -> Membe
     if not teachable:
         raise FleetError(
             f"{model}@{version.version} cannot be taught",
-            expected=f"a variant of the engine {ENGINE} with the loss {LOSS}",
+            expected=f"a variant of the engine {ENGINE} with the loss {' or '.join(LESSONS)}",
             remedy="Push it so for one of the profiles",
         )
     known = newest_weights(database, version)[1]
@@ -157,7 +157,7 @@ def _teachable(database: sqlite3.Connection, version: VersionRecord) -> Sequence
     found: dict[str, Variant] = {}
     for record in variants(database, version.model, version.version):
         manifest = record.manifest
-        if manifest.engine == ENGINE and manifest.recipe.loss == LOSS and manifest.variant not in found:
+        if manifest.engine == ENGINE and manifest.recipe.loss in LESSONS and manifest.variant not in found:
             found[manifest.variant] = variant_of(version, record)
     return sorted(found.values(), key=lambda variant: -variant.layout.size)
 

@@ -1,6 +1,7 @@
 """What can be seen of an experiment to be impossible, before any data is read."""
 
 from edgefl.errors import ConfigError
+from edgefl.recipe import LESSONS
 from edgefl.simulate.experiment import Experiment
 
 
@@ -13,7 +14,7 @@ def check(experiment: Experiment) -> None:
     several = len(experiment.structures) > 1
     if several and experiment.attack and experiment.attack.kind == "alie":
         raise ConfigError("conspirators need to train the same structure", expected="one group with the attack `alie`")
-    if len({(group.model, group.width) for group in experiment.structures}) < len(experiment.structures):
+    if len({(group.model, group.width, group.exits) for group in experiment.structures}) < len(experiment.structures):
         raise ConfigError("two groups with the same structure", remedy="Join them, with the sum of their shares")
     check_ensemble(experiment)
     if experiment.plan.aggregator == "root-set" and not experiment.root:
@@ -29,8 +30,8 @@ def check_ensemble(experiment: Experiment) -> None:
         raise ConfigError("an ensemble needs families", expected="groups with two models or more")
     if not experiment.recipe.labels:
         raise ConfigError("only families that classify make an ensemble", expected="cross-entropy", found=experiment.loss)
-    if ensemble.every and experiment.loss != "cross-entropy":
+    if ensemble.every and experiment.loss not in LESSONS:
         # A lesson's soft label would be masked by what else is in its batch.
-        raise ConfigError("lessons need the loss cross-entropy", found=experiment.loss)
+        raise ConfigError("lessons need another loss", expected=" or ".join(LESSONS), found=experiment.loss)
     if ensemble.every and not ensemble.labelled + ensemble.unlabelled:
         raise ConfigError("a distillation needs examples on the server", remedy="Set `ensemble.unlabelled`")

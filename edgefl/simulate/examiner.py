@@ -52,7 +52,8 @@ class Examiner:
                 self._engines[kind].set_vector(server.weights(kind))
                 outcome = self._engines[kind].evaluate(self._setting.holdout)
                 group = self._experiment.structures[kind]
-                found[kind] = _quality(f"{group.model} {group.width:g}", outcome.accuracy, outcome.loss)
+                exits = f", {group.exits} exits" if group.exits else ""
+                found[kind] = _quality(f"{group.model} {group.width:g}{exits}", outcome.accuracy, outcome.loss)
         return tuple(found[kind] for kind in sorted(found))
 
     def ensembles(self, servers: Sequence[Server]) -> tuple[Quality, ...]:

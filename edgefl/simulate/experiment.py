@@ -82,12 +82,19 @@ class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     Attributes:
         model, width: what they train.
+        exits: how many of its first exits they hold; 0 is all, or a model that has none.
         share: of all devices, in proportion to the shares of the other groups.
     """
 
     model: Name = "mnist-2nn"
     width: Share = 1.0
+    exits: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
     share: Positive = 1.0
+
+    @property
+    def name(self) -> str:
+        """The structure's name, for example `w0.5` or `d2w0.5`."""
+        return (f"d{self.exits}" if self.exits else "") + f"w{self.width:g}"
 
 
 class Ensemble(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -116,8 +123,8 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         about: a sentence for the list of presets.
         model: built-in name or `package.module:factory`.
         width: of the model, in (0, 1].
-        groups: what parts of the fleet hold instead of `model` and `width`. Groups of one model are widths of one parent; models
-            are families, each averaged by itself. The first group is the one whose accuracy a row gives.
+        groups: what parts of the fleet hold instead of `model` and `width`. Groups of one model are views of one parent, which
+            one of them holds whole; models are families, each averaged by itself. A row's accuracy is that of the first group.
         loss, optimizer: of the devices' training step.
         data, holdout: sources of the devices' examples, and of those that the server evaluates on.
         split: how the examples come to the devices.

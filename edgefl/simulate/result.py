@@ -10,7 +10,7 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
     """How good one structure or ensemble is on the hold-out examples.
 
     Attributes:
-        name: `MODEL WIDTH`; of an ensemble `uniform` or `weighted`.
+        name: `MODEL WIDTH`, or `MODEL WIDTH, N exits`; of an ensemble `uniform` or `weighted`.
         accuracy: in [0, 1]; None with the loss `mse`.
         loss: mean; None if it is not finite.
     """

@@ -71,7 +71,7 @@ class Simulation:
         self._experiment = experiment
         self._setting = setting
         self._workers = workers
-        names = [Named(_id(group.model), f"w{group.width:g}-{experiment.precision}") for group in experiment.structures]
+        names = [Named(_id(group.model), f"{group.name}-{experiment.precision}") for group in experiment.structures]
         layouts = [structure.head.layout for structure in scene.structures]
         self._fleet = Fleet(experiment, [names[kind].model for kind in scene.kinds])
         self._servers = [Server(experiment, family, layouts) for family in setting.families]

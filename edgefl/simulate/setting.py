@@ -23,13 +23,13 @@ from edgefl.sources.split import dirichlet_split, iid_split, natural_split, shar
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One model and its widths.
+    """One model, its widths and its depths.
 
     Attributes:
         model: as in the experiment.
-        layout: of the parent, which is the widest of its structures.
+        layout: of the parent, which is the widest and deepest of its structures.
         weights: the parent's first ones, float32, in the layout's order.
-        views: by structure, the widest first: the parent coordinates that it has, int64; None for all of them.
+        views: by structure, the whole one first: the parent coordinates that it has, int64; None for all of them.
     """
 
     model: str
@@ -72,12 +72,12 @@ def set_scene(experiment: Experiment) -> Setting:
         ModelError: a model cannot be exported.
     """
     groups = experiment.structures
-    sources = [_source(group.model, experiment.recipe) for group in groups]
+    sources = [_source(group.model, group.exits, experiment.recipe) for group in groups]
     if len({source.classes for source in sources}) > 1:
         found = ", ".join(f"{source.name}: {source.classes}" for source in sources)
         raise ConfigError("models with different outputs in one experiment", found=found)
     holdout, examples = _shaped(experiment.holdout, sources), _shaped(experiment.data, sources)
-    exports = [_exported(group.model, group.width, experiment.batch, experiment.recipe) for group in groups]
+    exports = [_exported(group.model, group.exits, group.width, experiment.batch, experiment.recipe) for group in groups]
     rng = np.random.default_rng([experiment.seed, 1])
     root, labelled, unlabelled = _kept_back(experiment, len(examples), rng)
     dealt = np.setdiff1d(np.arange(len(examples)), np.concatenate([root, labelled, unlabelled]))
@@ -120,11 +120,13 @@ def _families(experiment: Experiment, sources: Sequence[ModelSource]) -> tuple[F
         members.setdefault(group.model, []).append(kind)
     found = []
     for model, kinds in members.items():
-        ordered = sorted(kinds, key=lambda kind: (-groups[kind].width, kind))
-        source, widest = sources[ordered[0]], groups[ordered[0]].width
-        module = source.build(widest, seed=experiment.seed)
+        ordered = sorted(kinds, key=lambda kind: (-sources[kind].exits, -groups[kind].width, kind))
+        source, whole = sources[ordered[0]], groups[ordered[0]]
+        module = source.build(whole.width, seed=experiment.seed)
         parent = layout_of(module)
-        views = {kind: _view(source, groups[kind], parent) for kind in ordered}
+        if any(groups[kind].width > whole.width for kind in ordered):
+            raise ConfigError(f"no group holds model {model!r} whole", expected="one with the largest width and the most exits")
+        views = {kind: _view(sources[kind], groups[kind], parent) for kind in ordered}
         found.append(Family(model, parent, vector_of(module), views))
     return tuple(found)
 
@@ -135,14 +137,14 @@ def _view(source: ModelSource, group: Group, parent: Layout) -> Index | None:
 
 
 @lru_cache(maxsize=32)
-def _source(model: str, recipe: Recipe) -> ModelSource:
-    return load_factory(model, recipe)
+def _source(model: str, exits: int, recipe: Recipe) -> ModelSource:
+    return load_factory(model, recipe).shallower(exits) if exits else load_factory(model, recipe)
 
 
 @lru_cache(maxsize=32)
-def _exported(model: str, width: float, batch: int, recipe: Recipe) -> ExportedGraphs:
+def _exported(model: str, exits: int, width: float, batch: int, recipe: Recipe) -> ExportedGraphs:
     """A model's graphs; exporting takes seconds, and experiments of one series share them."""
-    return export_graphs(_source(model, recipe), width, ENGINE, batch)
+    return export_graphs(_source(model, exits, recipe), width, ENGINE, batch)
 
 
 def _shaped(text: str, sources: Sequence[ModelSource]) -> Examples:

@@ -1,0 +1,174 @@
+"""Two boards that hold different depths of one model: pushed, fetched, trained, aggregated where each lies in the parent."""
+
+import hashlib
+import importlib.util
+import os
+import random
+import shutil
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgefl.device import hands
+from edgefl.device.agent import Agent
+from edgefl.device.config import Bundle, DeviceConfig
+from edgefl.device.voice import death
+from edgefl.link.memory import MemoryBroker
+from edgefl.plan import Plan
+from edgefl.profile import Profile
+from edgefl.recipe import Recipe
+from edgefl.server.founding import create_fleet
+from edgefl.server.keys import online_signer
+from edgefl.server.service import Service
+from edgefl.server.variants import load_parent, load_variants
+from edgefl.store.blobs import BlobStore
+from edgefl.store.database import open_database, transaction
+from edgefl.store.documents import documents
+from edgefl.store.fleet import Fleet
+from edgefl.store.ledger import start_training
+from edgefl.store.registry import Device, add_devices
+from edgefl.store.versions import get_version
+from edgefl.wire import topics
+
+pytest.importorskip("torch")
+
+from edgefl.server.push import PushRequest, push
+
+MODEL = """
+import torch
+from torch import nn
+
+class Stairs(nn.Module):
+    input_shape = (6,)
+
+    def __init__(self, *, exits=2):
+        super().__init__()
+        self.stages = nn.ModuleList([nn.Linear(6, 48), nn.Linear(48, 8)][:exits])
+        self.exits = nn.ModuleList([nn.Linear(48, 3), nn.Linear(8, 3)][:exits])
+
+    def forward(self, x):
+        logits = []
+        for stage, last in zip(self.stages, self.exits):
+            x = stage(x).relu()
+            logits.append(last(x))
+        return torch.stack(logits, 1)
+"""
+ROOM = {"deep": 60, "flat": 12}
+"""KiB of each kind of board."""
+
+
+def inline_trainer():
+    """A trainer in this process."""
+    spec = importlib.util.spec_from_file_location("toyboard", Path(__file__).with_name("toyboard.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.InlineTrainer
+
+
+class Clock:
+    """Today, and time that passes when the test says so."""
+
+    def __init__(self):
+        self.now, self.begin = 0.0, time.time()
+
+    def wall(self):
+        """Seconds since 1970."""
+        return self.begin + self.now
+
+    def monotonic(self):
+        """Seconds since the test began."""
+        return self.now
+
+
+def profile(name):
+    """A profile with this much room."""
+    return Profile(
+        name=name, title="a board", soc="a chip", architecture="x86_64", cores=4, ram_mb=4096, storage_kib=ROOM[name],
+        memory_mb=2048, threads=1, link_kbps=1000, engine="portable", sources=("a data sheet",), reason="",
+    )  # fmt: skip
+
+
+def created(path, clock):
+    """A fleet of one board of each kind, to which the model has been pushed; and the variant of each."""
+    fleet = create_fleet(path, name="test")
+    with closing(open_database(fleet.database)) as database, transaction(database):
+        add_devices(database, [Device(name, name, f"{place:02d}", clock.wall()) for place, name in enumerate(ROOM, 1)])
+    request = PushRequest("stairs", "stairs:Stairs", batch=8, recipe=Recipe("self-distillation"))
+    return fleet, {one.profile: one.variant for one in push(fleet, request, [profile(n) for n in ROOM], now=clock.wall())}
+
+
+def agent(name, directory, root, broker, times):
+    """A board with data of its own."""
+    (directory / "state").mkdir(parents=True)
+    (directory / "root.json").write_bytes(root)
+    rng = np.random.default_rng(ord(name[0]))
+    x, y = rng.standard_normal((64, 6)).astype(np.float32), rng.integers(0, 3, 64)
+    np.savez(directory / "data.npz", x=x, y=y)
+    config = DeviceConfig(
+        id=name, profile=name, engine="portable", threads=1, memory_mb=512, storage_kib=ROOM[name], host="localhost", port=1,
+        fleet=hashlib.sha256(root).hexdigest(), data=f"npz:{directory / 'data.npz'}",
+    )  # fmt: skip
+    made = Agent(Bundle(directory, config), broker.link(name, will=death(name, 1)), 1, rng=random.Random(1), **times)
+    made._begin()
+    return made
+
+
+def change(fleet, boards, clock):
+    """By how much the parent is another after a round in which these boards take part, flat."""
+    blobs, broker, times = BlobStore(fleet.blobs), MemoryBroker(), {"wall": clock.wall, "clock": clock.monotonic}
+    with closing(open_database(fleet.database, busy=0.1)) as database:
+        plan = Plan(rounds=1, cohort=len(boards), quorum=len(boards), deadline=600.0, sparsity=1.0, bits=8, learning_rate=0.5)
+        start_training(database, get_version(database, "stairs", 1), plan, "", clock.wall())
+        link = broker.link("server", clean_session=False)
+        link.subscribe(topics.ALL_UP)
+        service = Service(database, blobs, link, online_signer(fleet), **times)
+        root = documents(database)["1.root"]
+        agents = [agent(name, fleet.path / "boards" / name, root, broker, times) for name in boards]
+        try:
+            for _ in range(3000):
+                service._turn()
+                for one in agents:
+                    one._turn()
+                clock.now += 0.1
+                if database.execute("SELECT state FROM trainings").fetchone()[0] == "finished":
+                    break
+        finally:
+            for one in agents:
+                one._hands.close()
+        (result,) = database.execute("SELECT result FROM rounds").fetchone()
+        return load_parent(blobs, result) - load_parent(blobs, get_version(database, "stairs", 1).weights)
+
+
+@pytest.mark.slow
+def test_shared_layers_learn_from_both_depths_and_the_last_from_the_deep_board_alone(tmp_path, monkeypatch):
+    """A round with both boards, one with each alone: where both have a coordinate its change is the mean, else the deep one's."""
+    (tmp_path / "stairs.py").write_text(MODEL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "stairs", raising=False)
+    monkeypatch.setattr(hands, "TrainerProcess", inline_trainer())
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # processes die here, not the power
+    clock = Clock()
+    fleet, variants = created(tmp_path / "fleet", clock)
+    assert variants["deep"].startswith("w1-")
+    assert variants["flat"].startswith("d1w1-")
+    with closing(open_database(fleet.database)) as database:
+        version = get_version(database, "stairs", 1)
+        views = load_variants(database, version)
+    shared = np.zeros(version.layout.size, dtype=bool)
+    shared[views[variants["flat"]].index] = True
+    shallow = {t.name for t, place in version.layout.slices() if shared[place].all()}
+    assert shallow == {"stages.0.weight", "stages.0.bias", "exits.0.weight", "exits.0.bias"}
+    changes = {}
+    for boards in (("deep",), ("flat",), ("deep", "flat")):
+        copy = shutil.copytree(fleet.path, tmp_path / "-".join(boards))
+        changes[boards] = change(Fleet.open(copy), boards, clock)
+    deep, flat, both = changes.values()
+    assert not flat[~shared].any()
+    assert all(np.count_nonzero(one[shared]) > 0.3 * shared.sum() for one in (deep, flat))
+    np.testing.assert_array_equal(both[~shared], deep[~shared])
+    assert both[~shared].any()
+    np.testing.assert_allclose(both[shared], (deep[shared] + flat[shared]) / 2, atol=1e-6)
