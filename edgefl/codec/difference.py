@@ -15,8 +15,8 @@ Rules:
   does not end there (fp16, int8's scales, large weights) is corrected by a number of units in the last place.
 * Only IEEE operations that round exactly are used (a multiplication by a power of two, an addition, a rounding): every machine
   gets the same bits.
-* Files without the weights that are gone (`edgefl.codec.masked`) are taken in their dense form, and what is made of them is written
-  in its shortest: a weight that goes is a change like any other.
+* Files without the weights that are gone (`edgefl.codec.masked`) are taken in their dense form, and what is made of them is
+  written in its shortest: a weight that goes is a change like any other.
 * A difference is shorter than the file that it makes; its reader refuses any other, and checks each length before it allocates.
 * Weights at rest (int4, ternary, codebook) have no differences: they are not for rounds, and between versions that were retrained
   apart nothing stays the same.
@@ -30,6 +30,7 @@ import numpy.typing as npt
 
 from edgefl.codec.bits import BitReader, pack
 from edgefl.codec.integers import Integers, read_integers, read_places, write_integers, write_places
+from edgefl.codec.marks import has_mark, marked
 from edgefl.codec.masked import GONE_CODE
 from edgefl.codec.sparsify import count_sent, top_k
 from edgefl.codec.weights import (
@@ -65,7 +66,7 @@ def advance(held: Float32, parent: Float32, sparsity: float, *, last: bool = Fal
     Args:
         held: float32, shape `(n,)`, what devices hold now; not changed.
         parent: float32, shape `(n,)`, where they should be.
-        sparsity: fraction of the coordinates that may change, in (0, 1].
+        sparsity: fraction of the coordinates that may change, in (0, 1]; those that are gone from the parent go beside them.
         last: nothing follows: every coordinate moves that is half a step or more away.
 
     Raises:
@@ -73,6 +74,7 @@ def advance(held: Float32, parent: Float32, sparsity: float, *, last: bool = Fal
     """
     if held.shape != parent.shape or not (np.isfinite(parent).all() and np.isfinite(held).all()):
         raise ModelError("these weights cannot be sent", expected=f"{held.shape} finite values", found=f"shape {parent.shape}")
+    held = marked(held, has_mark(parent))
     missing = parent - held
     chosen = top_k(missing, count_sent(len(held), sparsity))
     mean = float(np.abs(missing[chosen]).mean(dtype=np.float64))

@@ -45,7 +45,8 @@ def mask_body(body: bytes, layout: Layout, precision: Precision) -> tuple[int, b
     if not removed.any():
         return None
     matrices = [
-        (shape, (~removed[place]).astype(np.uint8).reshape(shape.rows, shape.columns)) for shape, place in _places(layout, precision)
+        (shape, (~removed[place]).astype(np.uint8).reshape(shape.rows, shape.columns))
+        for shape, place in _places(layout, precision)
     ]
     form, symbols = write_symbols(matrices)
     made = b"".join([_LENGTH.pack(len(symbols)), symbols, floats.tobytes(), values[~removed].tobytes()])
@@ -116,9 +117,7 @@ def _removed(values: npt.NDArray[np.integer], layout: Layout, precision: Precisi
     return removed
 
 
-def _present(
-    places: "list[tuple[Shape, slice]]", matrices: "list[Symbols]", layout: Layout, precision: Precision
-) -> Flags:
+def _present(places: "list[tuple[Shape, slice]]", matrices: "list[Symbols]", layout: Layout, precision: Precision) -> Flags:
     count = sum(t.size for t in layout.tensors if precision != Precision.INT8 or is_quantised(t))
     present = np.ones(count, dtype=np.bool_)
     for (_, place), symbols in zip(places, matrices, strict=True):

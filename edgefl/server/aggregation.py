@@ -14,6 +14,7 @@ from edgefl.aggregate.contract import Aggregator
 from edgefl.aggregate.robust import make
 from edgefl.aggregate.server import ServerState, advance, begin, read_state
 from edgefl.codec.sparsify import Sparse
+from edgefl.compress.magnitude import Moment, after_round
 from edgefl.layout import Float32, Index, Layout
 from edgefl.plan import Plan
 from edgefl.store.blobs import BlobStore
@@ -45,6 +46,7 @@ class Aggregation:
         size = layout.size
         self._make = partial(make, plan, size, tuple(place for _, place in layout.slices()))
         self._plan = plan
+        self._layout = layout
         self._blobs = blobs
         empty = begin(plan.optimizer, size)
         self._state = empty if state is None else read_state(blobs.get(state), plan.optimizer, size)
@@ -54,12 +56,16 @@ class Aggregation:
         """Fold an update into the open round. Raises UpdateError when it does not fit."""
         self._aggregator.add(update, index, weight, key=variant, device=device)
 
-    def step(self, parent: Float32) -> Step:
-        """What the round comes to, from these weights. What is not finite is for the caller to notice."""
+    def step(self, parent: Float32, when: Moment) -> Step:
+        """What the round comes to, from these weights, without what is pruned now.
+
+        What is not finite is for the caller to notice.
+        """
         with np.errstate(over="ignore", invalid="ignore"):
             aggregate = self._aggregator.result()
             covered = self._aggregator.covered() if self._state.vectors else None
             moved, state = advance(parent, aggregate, self._state, self._plan.server_rate, covered)
+        moved = after_round(parent, moved, self._layout, self._plan.pruning, when)
         return Step(moved, state, dict(self._aggregator.scores()))
 
     def store(self, step: Step) -> bytes | None:

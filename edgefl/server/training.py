@@ -21,8 +21,10 @@ import numpy as np
 
 from edgefl.aggregate.mean import polynomial_staleness
 from edgefl.codec.difference import advance
+from edgefl.codec.marks import gone
 from edgefl.codec.sparsify import Sparse
 from edgefl.codec.update import max_length
+from edgefl.compress.magnitude import Moment
 from edgefl.engine.contract import Evaluation
 from edgefl.errors import EdgeflError, ModelError, StoreError, UpdateError
 from edgefl.layout import Float32
@@ -37,7 +39,7 @@ from edgefl.store.blobs import BlobStore
 from edgefl.store.ledger import Outcome, TrainingRecord, close_round, newest_round
 from edgefl.store.offers import recent_offers
 from edgefl.store.standings import excluded
-from edgefl.store.updates import is_stored, known_updates, losses, store_update, waiting_updates
+from edgefl.store.updates import is_stored, known_updates, losses, store_update, waiting_losses, waiting_updates
 from edgefl.store.versions import get_version
 from edgefl.wire.messages import PART_SIZE, FileRef, Receipt, UpdatePart
 
@@ -104,7 +106,9 @@ class Training:
         # A server whose clock was ahead when the round was opened must not wait for that time.
         opened, finished = min(newest.opened, wall()), newest.closed is not None or record.state != "running"
         self.state = Rounds(record.plan, newest.round, record.last, opened, finished=finished)
+        self._layout = version.layout
         self.histories = Histories(database, blobs, record, self._variants)
+        self.histories.pruned = bool(gone(self.parent, self._layout).any())
         if not finished:
             self.histories.opens(newest.round, self.offer.files)
         self.loss = self._mean_loss(newest.round - 1)
@@ -231,6 +235,7 @@ class Training:
         count, self._buffer = len(self._buffer), []
         self.earlier, self.offer, self.held = tuple(self.offer.all_files()), offer, held
         self.parent, self.state = parent, following
+        self.histories.pruned = bool(gone(parent, self._layout).any())
         self._aggregation.closed(step.state)
         self.loss = self._mean_loss(number)
         return Closed(number, count, evaluation)
@@ -245,7 +250,9 @@ class Training:
 
     def _step(self) -> tuple[Step, Float32, Offer]:
         """The weights after this round, what devices get of them, and its files; the old ones if these cannot be written."""
-        step = self._aggregation.step(self.parent)
+        record, before = self.record, self.record.first - 1
+        loss = mean_loss(waiting_losses(self._database, record.id)) if record.plan.pruning else 0.0
+        step = self._aggregation.step(self.parent, Moment(self.state.number - before, record.last - before, loss))
         try:
             held = self._next_held(step.parent)
             return step, held, self._write_files(held)

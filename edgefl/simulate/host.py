@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from edgefl.codec.compress import Memory, compress
+from edgefl.codec.marks import factors
 from edgefl.codec.scheme import Scheme
 from edgefl.codec.update import needs_history
 from edgefl.device.coding import carried
@@ -127,7 +128,10 @@ class Bench:
         try:
             rate = self._rate(player, number, task, base, examples)
             self._engine.set_vector(base)
-            trained = self._engine.train(examples, epochs=task.epochs, learning_rate=rate, rng=rng, proximal=task.proximal)
+            left = factors(base, self._head.layout)
+            trained = self._engine.train(
+                examples, epochs=task.epochs, learning_rate=rate, rng=rng, proximal=task.proximal, kept=left
+            )
         except EngineError as error:
             return Played(player.number, len(examples), failure=str(error))
         vector = self._engine.vector()
@@ -154,7 +158,13 @@ class Bench:
         history = self._histories.of(weights, player.before, number) if task.context else None
         try:
             done = compress(
-                learned.delta, self._memory(kept, scheme), scheme, parts=self._parts, history=history, rng=learned.rng
+                learned.delta,
+                self._memory(kept, scheme),
+                scheme,
+                parts=self._parts,
+                history=history,
+                alive=self._histories.alive(weights, number),
+                rng=learned.rng,
             )
         except UpdateError as error:
             return Played(player.number, learned.samples, failure=str(error)), kept

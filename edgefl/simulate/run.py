@@ -134,7 +134,7 @@ class Simulation:
         fleet.loss[device], fleet.before[device] = played.loss_after, arrival.number
         key, kind = (fleet.names[device], arrival.number), self._setting.scene.kind(device)
         match judge(self._rounds, key):
-            case Accept(late=late) if self._server_of[kind].receive(kind, played, late, self._history(kind, arrival)):
+            case Accept(late=late) if self._receive(kind, arrival, late):
                 self._rounds = stored(self._rounds, key)
                 fleet.counts[device] += 1
                 ledger.updates += 1
@@ -144,6 +144,12 @@ class Simulation:
             case refusal:
                 ledger.refused += 1
                 self._trouble = self._trouble or refusal.reason
+
+    def _receive(self, kind: int, arrival: Arrival, late: int) -> bool:
+        """Let the server read an update; whether it counts."""
+        weights, server = partial(self._past.weights, kind), self._server_of[kind]
+        left = self._histories[kind].alive(weights, arrival.number)
+        return server.receive(kind, arrival.played, late, self._history(kind, arrival), left)
 
     def _history(self, kind: int, arrival: Arrival) -> History | None:
         """What the update was coded against."""

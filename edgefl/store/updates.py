@@ -74,6 +74,12 @@ def waiting_updates(database: sqlite3.Connection, training: int) -> Iterator[Upd
     return (UpdateRecord(r["device"], r["round"], r["variant"], r["samples"], r["data"], r["before"]) for r in rows)
 
 
+def waiting_losses(database: sqlite3.Connection, training: int) -> list[float]:
+    """The training losses that came with the updates of a training that wait."""
+    rows = database.execute("SELECT loss FROM updates WHERE training=? AND counted IS NULL", (training,))
+    return [row["loss"] for row in rows]
+
+
 def losses(database: sqlite3.Connection, model: str, version: int, number: int) -> list[float]:
     """The training losses that came with the updates that were counted in a round of a version."""
     rows = database.execute(
