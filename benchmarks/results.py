@@ -1,7 +1,8 @@
 """Results that anybody can repeat: `python -m benchmarks.results NAME --json FILE`.
 
 Model: NAME is a study, something that yields rows (`benchmarks.rows`): federated runs (`benchmarks.simulated`, cases in
-`benchmarks.cases`), or the compression of weights at rest (`benchmarks.compress_lenet`). Every study is run with several seeds.
+`benchmarks.cases`), the compression of weights at rest (`benchmarks.compress_lenet`), or a model that is pruned while a fleet
+trains it (`benchmarks.fedltn`). Every study is run with several seeds.
 The table shows means over the seeds; the JSON holds every row and the settings.
 
 Data sets are read from the directory that EDGEFL_DATA names; `smoke` needs none.
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from benchmarks.cases import STUDIES
 from benchmarks.compress_lenet import CompressLenet
+from benchmarks.fedltn import FedLtn
 from benchmarks.rows import Asked, Measured, Row
 from benchmarks.simulated import Simulated
 from edgefl import __version__
@@ -23,6 +25,7 @@ from edgefl.errors import EdgeflError
 RESULTS: Mapping[str, Measured] = {
     **{name: Simulated(study) for name, study in STUDIES.items()},
     "compress-lenet": CompressLenet(),
+    "fedltn": FedLtn(),
 }
 
 

@@ -100,6 +100,8 @@ class Bench:
         """See `Host.play`."""
         players = list(zip(job.players, memories, strict=True))
         task = job.task
+        if task is not None and job.test:
+            return [(self._test(player, job.round, task, weights, kept), kept) for player, kept in players]
         if task is None:
             return [(self._measure(player, weights(job.round), kept), kept) for player, kept in players]
         if not _conspire(job):
@@ -179,9 +181,18 @@ class Bench:
         found = self._engine.evaluate(examples)
         return Played(player.number, len(examples), b"", found.loss, found.loss, accuracy=found.accuracy)
 
+    def _test(self, player: Player, number: int, task: Task, weights: Weights, kept: bytes) -> Played:
+        """Train as ever, then measure on the examples that were kept from that; nothing is sent."""
+        learned = self._learn(player, number, task, weights, kept)
+        if isinstance(learned, Played):
+            return learned
+        rows = self._scene.tested_on(player.number)
+        found = self._engine.evaluate(Examples(self._scene.x[rows], self._scene.y[rows]))
+        return Played(player.number, len(rows), b"", found.loss, found.loss, accuracy=found.accuracy)
+
     def _examples(self, player: Player) -> Examples:
         scene = self._scene
-        rows = scene.rows[scene.bounds[player.number] : scene.bounds[player.number + 1]]
+        rows = scene.trained_on(player.number)
         return Examples(scene.x[rows], poisoned(scene.y[rows], self._head.classes, player.attack))
 
     def _base(self, weights: Float32, kept: bytes) -> Float32:

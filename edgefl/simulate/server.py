@@ -21,7 +21,7 @@ from edgefl.codec.history import History
 from edgefl.codec.marks import gone, marked
 from edgefl.codec.sparsify import Sparse
 from edgefl.codec.update import decode
-from edgefl.compress.magnitude import Moment, after_round
+from edgefl.compress.magnitude import Moment, after_round, share_gone
 from edgefl.errors import ModelError, UpdateError
 from edgefl.layout import Float32, Index, Layout
 from edgefl.participation import mean_loss
@@ -96,6 +96,15 @@ class Server:
     def weights(self, kind: int) -> Float32:
         """The newest weights as the devices of a structure decode them, float32."""
         return self._views[kind].downlink.weights
+
+    def file_length(self, kind: int) -> int:
+        """Bytes of the file of these weights."""
+        return self._views[kind].downlink.file_length
+
+    @property
+    def pruned(self) -> float:
+        """Part of the prunable weights that is gone."""
+        return share_gone(self.parent, self._layout)
 
     def receive(self, kind: int, played: Played, late: int, history: History | None = None, alive: Index | None = None) -> bool:
         """Fold an update into the round; whether it counts.
