@@ -3,7 +3,7 @@
      0   3  magic "EFW"
      3   1  version: 1 for fp32, fp16 and int8, 2 for the others, 3 for fp32, fp16 and int8 without the weights that are gone
      4   1  precision: 0 fp32, 1 fp16, 2 int8, 3 int4, 4 ternary, 5 codebook
-     5   1  versions 2 and 3: form of the symbols (`edgefl.codec.symbols`); version 1: zero
+     5   1  version 2: form of the symbols (`edgefl.codec.symbols`); otherwise zero
      6   2  zero
      8   8  digest of the layout that the weights belong to
     16      fp32, fp16: the flat vector, little-endian
@@ -120,7 +120,7 @@ def shortest_form(dense: bytes, layout: Layout) -> bytes:
     """A dense file of this layout without the weights that are gone in it, if any are and that makes it shorter."""
     precision = PRECISIONS[dense[4]]
     made = mask_body(dense[HEADER_LENGTH:], layout, precision)
-    return dense if made is None else _header(VERSION_MASKED, precision, made[0], layout) + made[1]
+    return dense if made is None else _header(VERSION_MASKED, precision, 0, layout) + made
 
 
 def dense_form(file: bytes, layout: Layout) -> bytes:
@@ -129,11 +129,11 @@ def dense_form(file: bytes, layout: Layout) -> bytes:
     Raises:
         MessageError: it is no weights file of this layout; one of another precision comes back as it is.
     """
-    precision, form = _checked_header(file, layout)
+    precision, _ = _checked_header(file, layout)
     if file[3] != VERSION_MASKED:
         return file
-    dense = unmask_body(form, memoryview(file)[HEADER_LENGTH:], layout, precision)
-    return _header(VERSION, precision, 0, layout) + dense
+    body = unmask_body(memoryview(file)[HEADER_LENGTH:], layout, precision)
+    return _header(VERSION, precision, 0, layout) + body
 
 
 def decode_weights(data: bytes, layout: Layout) -> Float32:
@@ -168,7 +168,7 @@ def _checked_header(data: bytes, layout: Layout) -> tuple[Precision, int]:
     magic, version, code, form, digest = _HEADER.unpack_from(data)
     dense = version == VERSION
     known = magic == MAGIC and code < len(PRECISIONS) and version in (_TRAINED if code < len(TRAINABLE) else _AT_REST)
-    if not known or data[6:8] != bytes(2) or (dense and form):
+    if not known or data[6:8] != bytes(2) or (version != VERSION_CODED and form):
         expected = f"{MAGIC!r} version {VERSION} to {VERSION_MASKED}"
         raise MessageError("not a weights file of a known format", expected=expected, found=f"{data[:8]!r}")
     if digest.hex() != layout.digest():
