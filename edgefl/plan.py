@@ -34,6 +34,18 @@ class FleetPruning(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     below: Annotated[float, msgspec.Meta(ge=0.0)] = 0.0
 
 
+class JumpStart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The first round of a training is a race for the best weights to begin with (FedLTN, see `edgefl.jumpstart`).
+
+    Attributes:
+        devices: the first so many answers are waited for.
+        epochs: passes over the local data in this round.
+    """
+
+    devices: Count = 3
+    epochs: Count = 20
+
+
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One training run of one model. The defaults are a good start for small image models.
 
@@ -69,6 +81,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         optimizer: of the server, that takes the aggregate as its gradient: `sgd` with `server_rate` 1 is federated averaging;
             `momentum` (FedAvgM), `adam`, `yogi`.
         downlink_sparsity: fraction of the coordinates that change from one round's weights to the next; with 1 all may.
+        jump_start: what the first round is instead; None for a round as any other.
         pruning: of the model during the training; None leaves it as it is.
     """
 
@@ -101,4 +114,5 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     exclude: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.0
     optimizer: ServerOptimizer = "sgd"
     downlink_sparsity: Share = 1.0
+    jump_start: JumpStart | None = None
     pruning: FleetPruning | None = None

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from edgefl.store.versions import VariantRecord, VersionRecord
 
 LOOK_EVERY = 0.5
-PRUNING = "pruning_"
-"""What the names of options begin with that are the plan's `pruning`."""
 
 
 class PlanFile(Plan, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -73,6 +71,8 @@ What each key means: python -m pydoc edgefl.plan
 @click.option("--pruning-every", type=int, help="Rounds from one pruning to the next.")
 @click.option("--pruning-scope", type=click.Choice(get_args(Scope)), help="What small means.")
 @click.option("--pruning-below", type=float, help="Prune only when the devices' mean loss is at most this.")
+@click.option("--jump-start", "jump_devices", type=int, help="Begin with the best of so many quick devices; 0 begins plainly.")
+@click.option("--jump-epochs", type=int, help="Passes over the local data in the jump-start.")
 @click.option("--seed", type=int, help="Of shuffling and rounding.")
 @click.option("--holdout", default="", metavar="SOURCE", help="Examples to evaluate every round on.")
 @fleet_option
@@ -114,7 +114,9 @@ def _plan(database: sqlite3.Connection, version: "VersionRecord", file: Path | N
     name, remedy = f"{version.model}@{version.version}", "See `edgefl train start --help`"
     if able == 0:
         raise FleetError(f"no device of the fleet can train {name}", remedy="Provision devices, then push for their profiles")
-    values = {**msgspec.to_builtins(base), **_with_pruning(base, given)}
+    values = msgspec.to_builtins(base) | given
+    _gather(values, "pruning", "pruning_", switch="target")
+    _gather(values, "jump_start", "jump_", switch="devices")
     if not values["cohort"] and "cohort" not in given:
         values["cohort"] = max(1, round(able * min(1.0, float(values["fraction"]))))
     try:
@@ -139,15 +141,12 @@ def _plan(database: sqlite3.Connection, version: "VersionRecord", file: Path | N
     return plan
 
 
-def _with_pruning(base: Plan, given: dict[str, Any]) -> dict[str, Any]:
-    """The given options with those of pruning as the plan has them: in one place; without any, as in the base."""
-    own = {name: value for name, value in given.items() if not name.startswith(PRUNING)}
-    asked = {name.removeprefix(PRUNING): value for name, value in given.items() if name.startswith(PRUNING)}
-    if not asked:
-        return own
-    if asked.get("target") == 0.0:
-        return {**own, "pruning": None}
-    return {**own, "pruning": {**(msgspec.to_builtins(base.pruning) if base.pruning else {}), **asked}}
+def _gather(values: dict[str, Any], table: str, prefix: str, *, switch: str) -> None:
+    """Move options into the plan's table that they belong to; without any it stays, with 0 for its switch it goes."""
+    given = {name: values.pop(name) for name in tuple(values) if name.startswith(prefix) and name != table}
+    asked = {name.removeprefix(prefix): value for name, value in given.items()}
+    if asked:
+        values[table] = None if asked.get(switch) == 0 else {**(values[table] or {}), **asked}
 
 
 def _check_pruning(name: str, precisions: "Sequence[str]") -> None:

@@ -10,6 +10,7 @@ from functools import partial
 
 import numpy as np
 
+from edgefl.aggregate.best import Best
 from edgefl.aggregate.contract import Aggregator
 from edgefl.aggregate.robust import make
 from edgefl.aggregate.server import ServerState, advance, begin, read_state
@@ -37,12 +38,13 @@ class Aggregation:
         layout: of the parent.
         blobs: where the optimiser's state is.
         state: SHA-256 of the state that the open round begins with; None for a new one.
+        race: whether the open round is a jump-start.
 
     Raises:
         StoreError: the state cannot be read.
     """
 
-    def __init__(self, plan: Plan, layout: Layout, blobs: BlobStore, state: bytes | None) -> None:
+    def __init__(self, plan: Plan, layout: Layout, blobs: BlobStore, state: bytes | None, *, race: bool = False) -> None:
         size = layout.size
         self._make = partial(make, plan, size, tuple(place for _, place in layout.slices()))
         self._plan = plan
@@ -50,7 +52,8 @@ class Aggregation:
         self._blobs = blobs
         empty = begin(plan.optimizer, size)
         self._state = empty if state is None else read_state(blobs.get(state), plan.optimizer, size)
-        self._aggregator: Aggregator = self._make()
+        self._race = race
+        self._aggregator: Aggregator = Best(size) if race else self._make()
 
     def add(self, device: str, variant: str, update: Sparse, index: Index | None, weight: float) -> None:
         """Fold an update into the open round. Raises UpdateError when it does not fit."""
@@ -63,8 +66,11 @@ class Aggregation:
         """
         with np.errstate(over="ignore", invalid="ignore"):
             aggregate = self._aggregator.result()
-            covered = self._aggregator.covered() if self._state.vectors else None
-            moved, state = advance(parent, aggregate, self._state, self._plan.server_rate, covered)
+            if self._race:
+                moved, state = parent + aggregate, self._state
+            else:
+                covered = self._aggregator.covered() if self._state.vectors else None
+                moved, state = advance(parent, aggregate, self._state, self._plan.server_rate, covered)
         moved = after_round(parent, moved, self._layout, self._plan.pruning, when)
         return Step(moved, state, dict(self._aggregator.scores()))
 
@@ -76,7 +82,7 @@ class Aggregation:
     def closed(self, state: ServerState) -> None:
         """The round has been closed with this state; the next one begins."""
         self._state = state
-        self._aggregator = self._make()
+        self._race, self._aggregator = False, self._make()
 
     @property
     def state(self) -> ServerState:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
+from edgefl.aggregate.best import Best
+from edgefl.aggregate.contract import Aggregator
 from edgefl.aggregate.mean import polynomial_staleness
 from edgefl.aggregate.robust import make
 from edgefl.aggregate.server import advance, begin
@@ -23,6 +25,7 @@ from edgefl.codec.sparsify import Sparse
 from edgefl.codec.update import decode
 from edgefl.compress.magnitude import Moment, after_round, share_gone
 from edgefl.errors import ModelError, UpdateError
+from edgefl.jumpstart import is_race, merit
 from edgefl.layout import Float32, Index, Layout
 from edgefl.participation import mean_loss
 from edgefl.server.variants import largest_weight
@@ -72,7 +75,7 @@ class Server:
         self._number = 0
         self._largest = largest_weight(experiment.precision)
         self._parts = tuple(place for _, place in family.layout.slices())
-        self._sum = make(experiment.plan, family.layout.size, self._parts)
+        self._sum: Aggregator = make(experiment.plan, family.layout.size, self._parts)
         self._optimizer = begin(experiment.plan.optimizer, family.layout.size)
 
     def _view(self, kind: int, index: Index | None, layout: Layout) -> _View:
@@ -84,7 +87,9 @@ class Server:
     def publish(self, number: int) -> Mapping[int, Published]:
         """Open a round; what the devices of each structure get."""
         self._number = number
-        self._sum, self.losses = make(self.experiment.plan, len(self.parent), self._parts), []
+        race = is_race(self.experiment.plan, number)
+        self._sum = Best(len(self.parent)) if race else make(self.experiment.plan, len(self.parent), self._parts)
+        self.losses = []
         plan, seed = self.experiment.plan, self.experiment.seed
         task = msgspec.structs.replace(task_of(plan, number, self.loss), seed=(plan.seed + 1_000_003 * seed) % (1 << 32))
         return {kind: view.downlink.publish(number, task) for kind, view in self._views.items()}
@@ -120,7 +125,8 @@ class Server:
         try:
             update = decode(played.data, view.size if alive is None else len(alive), history).within(alive, view.size)
             self._check_range(update, view.sent)
-            weight = played.samples * polynomial_staleness(late)
+            race = is_race(self.experiment.plan, self._number)
+            weight = merit(played.loss_after) if race else played.samples * polynomial_staleness(late)
             self._sum.add(update, view.sent, weight, key=f"w{kind}", device=f"{played.number:07d}")
         except UpdateError as error:
             self.refuse(str(error))
@@ -149,8 +155,11 @@ class Server:
             return 0
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite cannot be written
             aggregate = self._sum.result(root)
-            covered = self._sum.covered() if self._optimizer.vectors else None
-            moved, optimizer = advance(self.parent, aggregate, self._optimizer, self.experiment.plan.server_rate, covered)
+            if is_race(self.experiment.plan, self._number):
+                moved, optimizer = self.parent + aggregate, self._optimizer
+            else:
+                covered = self._sum.covered() if self._optimizer.vectors else None
+                moved, optimizer = advance(self.parent, aggregate, self._optimizer, self.experiment.plan.server_rate, covered)
         when = Moment(self._number, self.experiment.plan.rounds, mean_loss(self.losses))
         moved = after_round(self.parent, moved, self._layout, self.experiment.plan.pruning, when)
         if self.follow(moved):
