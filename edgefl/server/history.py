@@ -60,7 +60,7 @@ class Histories:
         self._variants = variants
         self._histories: OrderedDict[tuple[str, int, int], History] = OrderedDict()
         self._weights: OrderedDict[bytes, _Weights] = OrderedDict()
-        self.pruned = True
+        self.pruned = False
 
     def opens(self, number: int, files: Mapping[str, FileRef]) -> None:
         """Write down what a round will offer, before it is announced, and while the one before it may still be open.
@@ -98,7 +98,7 @@ class Histories:
         """
         size, left = len(self._variants[variant].sent), self._weights_of(variant, number).alive if self.pruned else None
         history = self._history(variant, number, before) if needs_history(data) else None
-        return decode(data, size if left is None else len(left), history).within(left, size)
+        return decode(data, size, history) if left is None else decode(data, len(left), history).within(left, size)
 
     def _history(self, variant: str, number: int, before: int) -> History:
         key = (variant, number, before)
