@@ -59,8 +59,7 @@ LIGHT = Plan(
     sparsity=1.0,
     bits=8,
     context=False,
-    server_rate=0.8,
-    pruning=FleetPruning(target=0.87, share=0.25, first=5, every=1),
+    pruning=FleetPruning(target=0.87, share=0.25, first=18, every=1),
 )
 
 
