@@ -114,6 +114,14 @@ def test_damage_never_gives_other_weights_silently_or_a_crash(precision):
     assert refused > 0
 
 
+def test_a_file_has_one_form_only():
+    """A mark among the weights that are there is refused."""
+    data = bytearray(encode_weights(thin(), LAYOUT, Precision.INT8))
+    data[-1] = 0x80  # the last weight of fc that is there
+    with pytest.raises(MessageError, match="mark"):
+        decode_weights(bytes(data), LAYOUT)
+
+
 def test_a_file_that_claims_much_is_refused_before_anything_is_allocated():
     """The length of the first part is compared with what has come."""
     data = encode_weights(thin(), LAYOUT, Precision.FP32)

@@ -70,6 +70,8 @@ def unmask_body(body: memoryview, layout: Layout, precision: Precision) -> bytes
     floats[:] = np.frombuffer(body[start : start + floats.nbytes], dtype=np.uint8)
     values[present] = np.frombuffer(body[start + floats.nbytes :], dtype=values.dtype)
     values[~present] = _mark(precision)
+    if (_removed(values, layout, precision) == present).any():
+        raise MessageError("weights file has the mark of what is gone among the weights that are there")
     return made.tobytes()
 
 

@@ -7,8 +7,8 @@ Model: the weights with the least scores go (Han et al. 2015, https://arxiv.org/
 * `lamp`: each weight's square is compared in parts of the squares of all weights of its tensor that are not smaller (Lee et al.
   2021, https://arxiv.org/abs/2010.07611), which finds how much each layer can spare and leaves none empty.
 
-During federation (FedLTN: Mugunthan et al., ECCV 2022, LNCS 13672, pp. 69-85) a part of what is left goes
-every few rounds, after some rounds of plain training and without rewinding: training goes on from the weights as they are.
+During federation (FedLTN: Mugunthan et al., ECCV 2022, LNCS 13672, pp. 69-85) a part of what is left goes every few
+rounds, after some rounds of plain training and without rewinding: training goes on from the weights as they are.
 
 Rules: pure. Only prunable coordinates go (`edgefl.codec.marks`); a weight that is gone stays gone.
 """

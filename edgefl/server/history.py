@@ -74,7 +74,7 @@ class Histories:
         """
         record, plan = self._record, self._record.plan
         # In its first round a training may have updates that wait since an earlier one, whose plan may have been another.
-        named = keeps_history(plan) or plan.pruning is not None or number - 1 <= record.first
+        named = keeps_history(plan) or plan.pruning is not None or self.pruned or number - 1 <= record.first
         since = number - 1 - (plan.staleness + HISTORY_REACH if named else HISTORY_REACH)  # differences start from them
         weights = {variant: ref.sha256 for variant, ref in files.items()}
         record_offers(self._database, record.model, record.version, number, weights, since=since)
