@@ -47,6 +47,24 @@ class SensorCNN(nn.Module):
         return logits
 
 
+class NormedCNN(nn.Module):
+    """Two 3 x 3 convolutions with stride 2 and batch normalisation, one hidden layer: 55,386 parameters and 96 statistics."""
+
+    input_shape = (1, 28, 28)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(1, 16, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.conv2, self.norm2 = nn.Conv2d(16, 32, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(32)
+        self.hidden, self.head = nn.Linear(32 * 49, 32), nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits `(n, 10)` of `(n, 1, 28, 28)`."""
+        x = self.norm2(self.conv2(self.norm1(self.conv1(x)).relu())).relu()
+        logits: Tensor = self.head(self.hidden(x.flatten(1)).relu())
+        return logits
+
+
 class SeparableCNN(nn.Module):
     """A small MobileNet for 28x28 images: 55,210 parameters at full width."""
 

@@ -1,8 +1,9 @@
 """Results that anybody can repeat: `python -m benchmarks.results NAME --json FILE`.
 
 Model: NAME is a study, something that yields rows (`benchmarks.rows`): federated runs (`benchmarks.simulated`, cases in
-`benchmarks.cases`), the compression of weights at rest (`benchmarks.compress_lenet`), or what a push makes for boards of
-different sizes (`benchmarks.profiles`). Every study is run with several seeds.
+`benchmarks.cases`), the compression of weights at rest (`benchmarks.compress_lenet`), what a push makes for boards of different
+sizes (`benchmarks.profiles`), or a model that is pruned while a fleet trains it (`benchmarks.fedltn`). Every study is run with
+several seeds.
 The table shows means over the seeds; the JSON holds every row and the settings.
 
 Data sets are read from the directory that EDGEFL_DATA names; `smoke` needs none.
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from benchmarks.cases import STUDIES
 from benchmarks.compress_lenet import CompressLenet
+from benchmarks.fedltn import FedLtn
 from benchmarks.profiles import Profiles
 from benchmarks.rows import Asked, Measured, Row
 from benchmarks.simulated import Simulated
@@ -26,6 +28,7 @@ RESULTS: Mapping[str, Measured] = {
     **{name: Simulated(study) for name, study in STUDIES.items()},
     "compress-lenet": CompressLenet(),
     "profiles": Profiles(),
+    "fedltn": FedLtn(),
 }
 
 

@@ -10,7 +10,40 @@ Rate = Literal["fixed", "loss", "curvature"]
 Sampling = Literal["uniform", "loss"]
 AggregatorName = Literal["mean", "trimmed-mean", "multi-krum", "root-set"]
 ServerOptimizer = Literal["sgd", "momentum", "adam", "yogi"]
+Scope = Literal["layer", "global", "lamp"]
 Seconds = Annotated[float, msgspec.Meta(gt=0.0, le=30 * 86400.0)]
+
+
+class FleetPruning(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Small weights are removed while the fleet trains, a few at a time and for good (FedLTN, see `edgefl.compress.magnitude`).
+
+    Attributes:
+        target: part of the prunable weights that is gone in the end, in (0, 1).
+        share: of what is left then, goes in each pruning.
+        first: round of the training after which is pruned for the first time; those up to it are pre-training.
+        every: rounds from one pruning to the next.
+        scope: what small means: within each `layer`, among all (`global`), or among all by `lamp` scores.
+        below: nothing is pruned after a round whose mean training loss is above this; 0 does not look.
+    """
+
+    target: Annotated[float, msgspec.Meta(gt=0.0, lt=1.0)] = 0.9
+    share: Share = 0.3
+    first: Count = 5
+    every: Count = 1
+    scope: Scope = "lamp"
+    below: Annotated[float, msgspec.Meta(ge=0.0)] = 0.0
+
+
+class JumpStart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The first round of a training is a race for the best weights to begin with (FedLTN, see `edgefl.jumpstart`).
+
+    Attributes:
+        devices: the first so many answers are waited for.
+        epochs: passes over the local data in this round.
+    """
+
+    devices: Count = 3
+    epochs: Count = 20
 
 
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -48,6 +81,8 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         optimizer: of the server, that takes the aggregate as its gradient: `sgd` with `server_rate` 1 is federated averaging;
             `momentum` (FedAvgM), `adam`, `yogi`.
         downlink_sparsity: fraction of the coordinates that change from one round's weights to the next; with 1 all may.
+        jump_start: what the first round is instead; None for a round as any other.
+        pruning: of the model during the training; None leaves it as it is.
     """
 
     rounds: Count = 20
@@ -79,3 +114,5 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     exclude: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.0
     optimizer: ServerOptimizer = "sgd"
     downlink_sparsity: Share = 1.0
+    jump_start: JumpStart | None = None
+    pruning: FleetPruning | None = None

@@ -11,7 +11,7 @@ import pytest
 import toyfleet as toy
 from edgefl.cli.main import run
 from edgefl.layout import Layout
-from edgefl.plan import Plan
+from edgefl.plan import FleetPruning, JumpStart, Plan
 from edgefl.recipe import Recipe
 from edgefl.server.founding import create_fleet
 from edgefl.store.database import open_database
@@ -85,6 +85,35 @@ def test_every_option_reaches_the_plan(fleet):
     assert start(*options) == 0
     plan = plan_of(fleet)
     assert {name: getattr(plan, name) for name in wanted} == wanted
+
+
+def test_options_of_pruning_and_of_the_jump_start_are_gathered(fleet, tmp_path, capsys):
+    """They change what the file says of the same table, 0 switches it off, and without any the file's stands."""
+    path = tmp_path / "plan.toml"
+    path.write_text("[pruning]\ntarget = 0.8\nfirst = 3\n\n[jump_start]\ndevices = 2\n")
+    assert start("--plan", str(path), "--pruning", "0.95", "--pruning-below", "0.5") == 0
+    plan = plan_of(fleet)
+    assert plan.pruning == FleetPruning(target=0.95, first=3, below=0.5)
+    assert plan.jump_start == JumpStart(devices=2)
+    run(["train", "stop", "toy"])
+    assert start("--plan", str(path), "--pruning", "0", "--jump-start", "0") == 0
+    assert (plan_of(fleet).pruning, plan_of(fleet).jump_start) == (None, None)
+    run(["train", "stop", "toy"])
+    assert start("--jump-start", "1", "--jump-epochs", "5", "--pruning-scope", "layer") == 0
+    assert plan_of(fleet).jump_start == JumpStart(devices=1, epochs=5)
+    assert plan_of(fleet).pruning == FleetPruning(scope="layer")
+    capsys.readouterr()
+    assert start("--pruning", "1.5") == 2
+    assert "the plan is impossible" in capsys.readouterr().err
+
+
+def test_what_files_cannot_say_is_gone_is_not_pruned(fleet, capsys):
+    """A version with weights in four bits is refused before a round begins; without pruning it is trained."""
+    with fleet.database:
+        fleet.database.execute("UPDATE variants SET precision='int4' WHERE profile='small'")
+    assert start("--pruning", "0.9") == 2
+    assert "int4" in capsys.readouterr().err
+    assert start() == 0
 
 
 def test_every_key_of_a_plan_has_an_option_or_is_named_by_the_help(capsys):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import make_updates as make
+from edgefl.codec.marks import gone
 from edgefl.codec.sparsify import top_k
 from edgefl.codec.update import decode, needs_history
 from edgefl.codec.weights import decode_weights
@@ -97,6 +98,16 @@ def test_golden_coded_weights_decode_to_the_last_bit(precision: str) -> None:
     assert f"{zlib.crc32(flat.astype('<f4').tobytes()):08x}" == CHECKSUMS_OF_WEIGHTS[precision]
     if precision == "codebook":
         np.testing.assert_array_equal(flat, make.pruned(make.LARGE.size))
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 0.0), ("fp16", 0.0), ("int8", 4e-3)])
+def test_golden_masked_weights_decode_with_what_is_gone(precision: str, tolerance: float) -> None:
+    """The marks are where they were, to the last bit, and the other weights are what the precision makes of them."""
+    data = (HERE / f"weights-{precision}-masked.bin").read_bytes()
+    assert data[3] == 3
+    flat, wanted = decode_weights(data, make.LARGE), make.without(make.LARGE.size)
+    np.testing.assert_array_equal(gone(flat, make.LARGE), gone(wanted, make.LARGE))
+    np.testing.assert_allclose(flat, wanted, atol=tolerance)
 
 
 def test_a_header_byte_by_byte() -> None:

@@ -17,8 +17,9 @@ from edgefl.errors import DataError, EngineError, ModelError  # noqa: E402
 from edgefl.examples import Examples  # noqa: E402
 from edgefl.export.graphs import export_graphs, variant_files  # noqa: E402
 from edgefl.export.models import ModelSource, load_factory  # noqa: E402
-from edgefl.export.tensors import vector_of  # noqa: E402
+from edgefl.export.tensors import load_vector, vector_of  # noqa: E402
 from edgefl.export.verify import Reference  # noqa: E402
+from edgefl.recipe import Recipe  # noqa: E402
 
 ENGINES = available_engines()
 BATCH = 8
@@ -241,3 +242,39 @@ def test_parameters_that_overflow_in_the_last_step_are_noticed(engine):
     examples = examples_for(TINY, BATCH)
     with pytest.raises(EngineError, match="diverged"):
         engine.train(Examples(examples.x * 1e30, examples.y), epochs=1, learning_rate=1e30, rng=np.random.default_rng(0))
+
+
+def test_what_is_gone_stays_zero_as_if_the_model_did_not_have_it(engine):
+    """Training under a mask gives what torch gives with gradients that are zero there; nothing that is gone moves."""
+    source = TINY
+    examples, module = examples_for(source, 50), source.build()
+    kept = (np.random.default_rng(3).random(engine.layout.size) < 0.4).astype(np.float32)
+    engine.set_vector(vector_of(module) * kept)
+    load_vector(module, vector_of(module) * kept)
+    masks = {name: torch.from_numpy(view.copy()) for name, view in engine.layout.views(kept).items()}
+    for name, parameter in module.named_parameters():
+        parameter.register_hook(lambda gradient, name=name: gradient * masks[name])
+    expected, _, _ = train_in_torch(module, examples, BATCH, 3, 0.2, seed=4)
+    engine.train(examples, epochs=3, learning_rate=0.2, rng=np.random.default_rng(4), kept=kept)
+    assert not engine.vector()[kept == 0].any()
+    np.testing.assert_allclose(engine.vector(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
+def test_both_engines_train_alike_under_a_mask(optimizer, tmp_path):
+    """Also with an optimiser that remembers: what is gone stays gone, and the numbers are the same."""
+    if len(ENGINES) < 2:
+        pytest.skip("only one engine here")
+    source = ModelSource("tiny", tiny, (5,), 3, scalable=False, recipe=Recipe("cross-entropy", optimizer))
+    kept, ends = None, []
+    for name in ENGINES:
+        graphs = export_graphs(source, 1.0, name, BATCH)
+        (tmp_path / name).mkdir()
+        loaded = open_engine(variant_files(source, graphs, name, BATCH, tmp_path / name), threads=1)
+        kept = (np.random.default_rng(3).random(loaded.layout.size) < 0.4).astype(np.float32)
+        loaded.set_vector(vector_of(source.build()) * kept)
+        loaded.train(examples_for(source, 50), epochs=3, learning_rate=0.01, rng=np.random.default_rng(4), kept=kept)
+        ends.append(loaded.vector())
+    assert not ends[0][kept == 0].any()
+    assert not ends[1][kept == 0].any()
+    np.testing.assert_allclose(ends[0], ends[1], atol=1e-5)

@@ -1,18 +1,17 @@
 """Two boards that hold different depths of one model: pushed, fetched, trained, aggregated where each lies in the parent."""
 
 import hashlib
-import importlib.util
 import os
 import random
 import shutil
 import sys
 import time
 from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+import toyboard
 from edgefl.device import hands
 from edgefl.device.agent import Agent
 from edgefl.device.config import Bundle, DeviceConfig
@@ -59,14 +58,6 @@ class Stairs(nn.Module):
 """
 ROOM = {"deep": 60, "flat": 12}
 """KiB of each kind of board."""
-
-
-def inline_trainer():
-    """A trainer in this process."""
-    spec = importlib.util.spec_from_file_location("toyboard", Path(__file__).with_name("toyboard.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.InlineTrainer
 
 
 class Clock:
@@ -149,7 +140,7 @@ def test_shared_layers_learn_from_both_depths_and_the_last_from_the_deep_board_a
     (tmp_path / "stairs.py").write_text(MODEL)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "stairs", raising=False)
-    monkeypatch.setattr(hands, "TrainerProcess", inline_trainer())
+    monkeypatch.setattr(hands, "TrainerProcess", toyboard.InlineTrainer)
     monkeypatch.setattr(os, "fsync", lambda _: None)  # processes die here, not the power
     clock = Clock()
     fleet, variants = created(tmp_path / "fleet", clock)

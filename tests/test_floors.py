@@ -25,6 +25,7 @@ FLOORS = {
     "edgefl.codec": 1,
     "edgefl.aggregate": 1,
     "edgefl.compress": 1,
+    "edgefl.jumpstart": 1,
     "edgefl.participation": 1,
     "edgefl.rates": 1,
     "edgefl.wire": 2,

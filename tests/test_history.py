@@ -136,7 +136,7 @@ def test_memory_holds_a_few_histories(fleet):
     for number in range(12, 20):
         read(memory, "w1-fp32", number, number - 1)
     assert len(memory._histories) <= IN_MEMORY
-    assert len(memory._vectors) <= IN_MEMORY
+    assert len(memory._weights) <= IN_MEMORY
     assert read(memory, "w1-fp32", 19, 18) is read(memory, "w1-fp32", 19, 18)
 
 

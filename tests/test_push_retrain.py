@@ -1,7 +1,6 @@
 """Retrained codebooks in a push: what they are offered for, what is installed, what rounds are sent in, and what is refused."""
 
 import hashlib
-import importlib.util
 import os
 import random
 import sys
@@ -9,12 +8,12 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
+import toyboard
 from edgefl.cli.push import push as command
 from edgefl.codec.weights import Precision, decode_weights, encode_weights, weights_length
 from edgefl.compress.budget import Candidate, Structure, candidates
@@ -153,7 +152,6 @@ def test_what_only_just_does_not_fit_arrives_as_a_codebook(fleet: Fleet, tmp_pat
 @pytest.mark.slow
 def test_a_codebook_is_trained_in_rounds(fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A board installs it, fetches int4 weights for two rounds, and what it learns arrives in the parent."""
-    toyboard = loaded("toyboard")
     monkeypatch.setattr(hands, "TrainerProcess", toyboard.InlineTrainer)
     monkeypatch.setattr(os, "fsync", lambda _: None)  # processes die here, not the power
     module, profile, now = trained(load_factory("retrained:plain")), board("small", 9999), time.time()
@@ -212,16 +210,6 @@ def test_a_codebook_is_trained_in_rounds(fleet: Fleet, tmp_path: Path, monkeypat
 def chosen(offers: Sequence[Candidate]) -> tuple[Candidate, Planned[Candidate]]:
     """The codebook if there is one, otherwise the first."""
     return next((one for one in offers if one.precision == Precision.CODEBOOK), offers[0]), plan_offers(offers, Budget(10**9))
-
-
-def loaded(name: str) -> ModuleType:
-    """A module beside the tests, which are no package."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 LAYOUTS = {name: Layout((Tensor("a", (rows, 1000)),)) for name, rows in (("whole", 90), ("cut", 60), ("least", 20))}

@@ -35,7 +35,8 @@ def scene(devices=4, *, momentum=True):
     x, y = examples(devices=devices)
     head = SceneHead(GOLDEN.layout, GOLDEN.input_shape, GOLDEN.classes, GOLDEN.batch, GOLDEN.recipe, momentum)
     one = Structure(head, GOLDEN.files)
-    return Scene((one,), x, y, np.arange(len(y)), np.arange(devices + 1) * 40, np.zeros(devices, dtype=np.int64))
+    none = np.zeros(devices, dtype=np.int64)
+    return Scene((one,), x, y, np.arange(len(y)), np.arange(devices + 1) * 40, none, none)
 
 
 def of(weights):

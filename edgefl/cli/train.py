@@ -12,7 +12,7 @@ import msgspec
 
 from edgefl.cli.options import fleet_option, json_option
 from edgefl.errors import ConfigError, FleetError, UpdateError
-from edgefl.plan import AggregatorName, Count, Plan, Rate, Sampling, ServerOptimizer
+from edgefl.plan import AggregatorName, Count, Plan, Rate, Sampling, Scope, ServerOptimizer
 
 if TYPE_CHECKING:
     from edgefl.recipe import Recipe
@@ -65,6 +65,14 @@ What each key means: python -m pydoc edgefl.plan
 @click.option("--exclude", type=float, help="Score at which a device is excluded until it is reinstated.")
 @click.option("--server-optimizer", "optimizer", type=click.Choice(get_args(ServerOptimizer)), help="What takes the aggregate.")
 @click.option("--server-rate", type=float, help="Factor on the aggregate.")
+@click.option("--pruning", "pruning_target", type=float, help="Part of the weights that is pruned in the end; 0 prunes nothing.")
+@click.option("--pruning-share", type=float, help="Of what is left, goes in each pruning.")
+@click.option("--pruning-first", type=int, help="Round after which is pruned for the first time.")
+@click.option("--pruning-every", type=int, help="Rounds from one pruning to the next.")
+@click.option("--pruning-scope", type=click.Choice(get_args(Scope)), help="What small means.")
+@click.option("--pruning-below", type=float, help="Prune only when the devices' mean loss is at most this.")
+@click.option("--jump-start", "jump_devices", type=int, help="Begin with the best of so many quick devices; 0 begins plainly.")
+@click.option("--jump-epochs", type=int, help="Passes over the local data in the jump-start.")
 @click.option("--seed", type=int, help="Of shuffling and rounding.")
 @click.option("--holdout", default="", metavar="SOURCE", help="Examples to evaluate every round on.")
 @fleet_option
@@ -106,7 +114,9 @@ def _plan(database: sqlite3.Connection, version: "VersionRecord", file: Path | N
     name, remedy = f"{version.model}@{version.version}", "See `edgefl train start --help`"
     if able == 0:
         raise FleetError(f"no device of the fleet can train {name}", remedy="Provision devices, then push for their profiles")
-    values = {**msgspec.structs.asdict(base), **given}
+    values = msgspec.to_builtins(base) | given
+    _gather(values, "pruning", "pruning_", switch="target")
+    _gather(values, "jump_start", "jump_", switch="devices")
     if not values["cohort"] and "cohort" not in given:
         values["cohort"] = max(1, round(able * min(1.0, float(values["fraction"]))))
     try:
@@ -119,6 +129,8 @@ def _plan(database: sqlite3.Connection, version: "VersionRecord", file: Path | N
     if plan.aggregator == "root-set":
         raise ConfigError("the aggregator root-set needs examples on the server, which only a simulation has", remedy=remedy)
     records = variants(database, version.model, version.version)
+    if plan.pruning:
+        _check_pruning(name, [record.precision for record in records])
     _check_recipes(plan, name, [record.manifest.recipe for record in records])
     if plan.correction:
         _check_room(records, budgets(database, version.model, version.version))
@@ -127,6 +139,27 @@ def _plan(database: sqlite3.Connection, version: "VersionRecord", file: Path | N
     except UpdateError as error:
         raise ConfigError(error.problem, expected=error.expected, found=error.found, remedy=remedy) from None
     return plan
+
+
+def _gather(values: dict[str, Any], table: str, prefix: str, *, switch: str) -> None:
+    """Move options into the plan's table that they belong to; without any it stays, with 0 for its switch it goes."""
+    given = {name: values.pop(name) for name in tuple(values) if name.startswith(prefix) and name != table}
+    asked = {name.removeprefix(prefix): value for name, value in given.items()}
+    if asked:
+        values[table] = None if asked.get(switch) == 0 else {**(values[table] or {}), **asked}
+
+
+def _check_pruning(name: str, precisions: "Sequence[str]") -> None:
+    """Refuse pruning where the weights' files cannot say what is gone. Raises ConfigError."""
+    from edgefl.codec.weights import TRAINABLE
+
+    if others := sorted(set(precisions) - set(TRAINABLE)):
+        raise ConfigError(
+            f"{name} has variants that cannot be pruned while they train",
+            expected=f"weights in {', '.join(TRAINABLE)}",
+            found=", ".join(others),
+            remedy="Train without --pruning, or push a smaller model",
+        )
 
 
 def _check_recipes(plan: Plan, name: str, recipes: "Sequence[Recipe]") -> None:

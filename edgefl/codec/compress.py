@@ -75,6 +75,7 @@ def compress(
     *,
     parts: Sequence[slice] = (),
     history: History | None = None,
+    alive: Index | None = None,
     rng: np.random.Generator,
 ) -> Compressed:
     """Make an update of what a device has learned.
@@ -84,7 +85,9 @@ def compress(
         memory: of the update before. A velocity that the scheme does not use is dropped, a missing one starts at zero.
         scheme: what is chosen and how it is written.
         parts: places of the tensors, ascending, that cover the vector; needed for `scheme.by_layer`.
-        history: what both ends know; None codes plainly.
+        history: what both ends know of the coordinates that the file is about; None codes plainly.
+        alive: int64, ascending: the only coordinates that the file is about, at least one; what the memory has of others is
+            dropped. None: all.
         rng: decides stochastic rounding, sampling and the rotation's seed.
 
     Raises:
@@ -93,6 +96,8 @@ def compress(
     check_vector(delta)
     if memory.residual.shape != delta.shape or (memory.velocity is not None and memory.velocity.shape != delta.shape):
         raise UpdateError("the memory belongs to another model", expected=str(delta.shape), found=str(memory.residual.shape))
+    if alive is not None:
+        return _of_some(delta, memory, scheme, parts, history, alive, rng)
     if history is not None and history.size != len(delta):
         raise UpdateError("the history belongs to another model", expected=str(len(delta)), found=str(history.size))
     velocity = _velocity(delta, memory, scheme.correction)
@@ -103,6 +108,32 @@ def compress(
     if scheme.correction:
         velocity[sent.positions] = 0.0
     return Compressed(data, sent, Memory(vector, velocity if scheme.correction else None))
+
+
+def _of_some(
+    delta: Float32,
+    memory: Memory,
+    scheme: Scheme,
+    parts: Sequence[slice],
+    history: History | None,
+    alive: Index,
+    rng: np.random.Generator,
+) -> Compressed:
+    """An update of a vector without what is gone."""
+    velocity = None if memory.velocity is None else memory.velocity[alive]
+    ends = [np.searchsorted(alive, (part.start, part.stop)).tolist() for part in parts]
+    left = [slice(start, stop) for start, stop in ends if start < stop]
+    small = Memory(memory.residual[alive], velocity)
+    done = compress(delta[alive], small, scheme, parts=left, history=history, rng=rng)
+
+    def spread(values: Float32) -> Float32:
+        whole = np.zeros(len(delta), dtype=np.float32)
+        whole[alive] = values
+        return whole
+
+    kept = done.memory
+    whole = Memory(spread(kept.residual), None if kept.velocity is None else spread(kept.velocity))
+    return Compressed(done.data, done.sent.within(alive, len(delta)), whole)
 
 
 def _rotated(vector: Float32, scheme: Scheme, rng: np.random.Generator) -> tuple[bytes, Sparse]:

@@ -15,6 +15,8 @@ Rules:
   does not end there (fp16, int8's scales, large weights) is corrected by a number of units in the last place.
 * Only IEEE operations that round exactly are used (a multiplication by a power of two, an addition, a rounding): every machine
   gets the same bits.
+* Files without the weights that are gone (`edgefl.codec.masked`) are taken in their dense form, and what is made of them is
+  written in its shortest: a weight that goes is a change like any other.
 * A difference is shorter than the file that it makes; its reader refuses any other, and checks each length before it allocates.
 * Weights at rest (int4, ternary, codebook) have no differences: they are not for rounds, and between versions that were retrained
   apart nothing stays the same.
@@ -28,9 +30,20 @@ import numpy.typing as npt
 
 from edgefl.codec.bits import BitReader, pack
 from edgefl.codec.integers import Integers, read_integers, read_places, write_integers, write_places
+from edgefl.codec.marks import has_mark, marked
+from edgefl.codec.masked import GONE_CODE
 from edgefl.codec.sparsify import count_sent, top_k
-from edgefl.codec.weights import HEADER_LENGTH, PRECISIONS, TRAINABLE, Precision, is_quantised, weights_length
-from edgefl.errors import ModelError, UpdateError
+from edgefl.codec.weights import (
+    HEADER_LENGTH,
+    PRECISIONS,
+    TRAINABLE,
+    Precision,
+    dense_form,
+    is_quantised,
+    shortest_form,
+    weights_length,
+)
+from edgefl.errors import MessageError, ModelError, UpdateError
 from edgefl.layout import Float32, Index, Layout
 
 MAGIC = b"EFD"
@@ -53,7 +66,7 @@ def advance(held: Float32, parent: Float32, sparsity: float, *, last: bool = Fal
     Args:
         held: float32, shape `(n,)`, what devices hold now; not changed.
         parent: float32, shape `(n,)`, where they should be.
-        sparsity: fraction of the coordinates that may change, in (0, 1].
+        sparsity: fraction of the coordinates that may change, in (0, 1]; those that are gone from the parent go beside them.
         last: nothing follows: every coordinate moves that is half a step or more away.
 
     Raises:
@@ -61,6 +74,7 @@ def advance(held: Float32, parent: Float32, sparsity: float, *, last: bool = Fal
     """
     if held.shape != parent.shape or not (np.isfinite(parent).all() and np.isfinite(held).all()):
         raise ModelError("these weights cannot be sent", expected=f"{held.shape} finite values", found=f"shape {parent.shape}")
+    held = marked(held, has_mark(parent))
     missing = parent - held
     chosen = top_k(missing, count_sent(len(held), sparsity))
     mean = float(np.abs(missing[chosen]).mean(dtype=np.float64))
@@ -89,6 +103,7 @@ def encode_difference(base: bytes, target: bytes, layout: Layout) -> bytes | Non
     """
     if _at_rest(base, layout) and _at_rest(target, layout):
         return None
+    shortest, base, target = len(target), _dense(base, layout), _dense(target, layout)
     before, codes_before = _sections(base, layout)
     after, codes_after = _sections(target, layout)
     if base[:HEADER_LENGTH] != target[:HEADER_LENGTH]:
@@ -106,7 +121,7 @@ def encode_difference(base: bytes, target: bytes, layout: Layout) -> bytes | Non
         write_integers(codes_after.astype(np.int64) - expected),
     )
     data = _HEADER.pack(MAGIC, VERSION, exponent) + pack([bits for piece in pieces for bits in piece])
-    return data if len(data) < len(target) else None
+    return data if len(data) < shortest else None
 
 
 def apply_difference(base: bytes, difference: bytes, layout: Layout) -> bytes:
@@ -123,10 +138,10 @@ def apply_difference(base: bytes, difference: bytes, layout: Layout) -> bytes:
     Raises:
         UpdateError: no weights file of this layout, no difference, or not for such a base.
     """
-    made = bytearray(base)
+    made = bytearray(_dense(base, layout))
     floats, codes = _sections(made, layout)
-    if not _HEADER.size < len(difference) < len(base):
-        raise UpdateError("a difference of an impossible length", expected=f"below {len(base)} bytes", found=f"{len(difference)}")
+    if not _HEADER.size < len(difference) < len(made):
+        raise UpdateError("a difference of an impossible length", expected=f"below {len(made)} bytes", found=f"{len(difference)}")
     magic, version, exponent = _HEADER.unpack_from(difference)
     if magic != MAGIC or version != VERSION or exponent > GRID:
         found = f"{difference[: _HEADER.size]!r}"
@@ -142,7 +157,7 @@ def apply_difference(base: bytes, difference: bytes, layout: Layout) -> bytes:
         raise UpdateError("a difference leaves the range of int8", found=f"{int(moved.min())} to {int(moved.max())}")
     codes[:] = expected
     codes[places] = moved
-    return bytes(made)
+    return shortest_form(bytes(made), layout)
 
 
 def _move_floats(floats: Floats, changed: Index, reader: BitReader, exponent: int) -> None:
@@ -158,6 +173,14 @@ def _move_floats(floats: Floats, changed: Index, reader: BitReader, exponent: in
         raise UpdateError("a difference leaves the range of its floats")
     moved[places] = _of_ordinals(ordinals, moved.dtype)
     floats[changed] = moved
+
+
+def _dense(file: bytes, layout: Layout) -> bytes:
+    """A weights file in its dense form. Raises UpdateError when it is none of this layout."""
+    try:
+        return dense_form(file, layout)
+    except MessageError as error:
+        raise UpdateError("no weights file of this model and variant", found=str(error)) from None
 
 
 def _at_rest(file: bytes, layout: Layout) -> bool:
@@ -208,7 +231,8 @@ def _rescaled(codes: Codes, before: Floats, after: Floats, layout: Layout) -> np
             block = expected[code_at : code_at + tensor.size].reshape(rows, -1)
             with np.errstate(all="ignore"):  # scales of a damaged difference
                 ratio = old[changed].astype(np.float64) / new[changed]
-                block[changed] = np.clip(np.nan_to_num(np.rint(block[changed] * ratio[:, None])), -127, 127).astype(np.int16)
+                scaled = np.clip(np.nan_to_num(np.rint(block[changed] * ratio[:, None])), -127, 127).astype(np.int16)
+            block[changed] = np.where(block[changed] == GONE_CODE, GONE_CODE, scaled)
             code_at += tensor.size
         float_at += rows
     return expected

@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from edgefl.codec.grid import Grid, half_octaves
 from edgefl.errors import UpdateError
-from edgefl.layout import MAX_PARAMETERS, Float32
+from edgefl.layout import MAX_PARAMETERS, Float32, Index
 
 Levels = npt.NDArray[np.uint8]
 
@@ -94,6 +94,18 @@ class History:
         moves = self.now - self.before, self.now - self.start
         own = tuple(own_levels(move) for move in moves)
         return own + tuple(outer_levels(move, self.shapes) for move in moves if self.shapes)
+
+    def only(self, places: Index | None) -> "History":
+        """The history of some coordinates, of updates that carry no others; their levels are those that they have among all.
+
+        Args:
+            places: int64, ascending; None for all.
+        """
+        if places is None:
+            return self
+        part = History(self.start[places], self.before[places], self.now[places])
+        part.__dict__["levels"] = tuple(kind[places] for kind in self.levels)
+        return part
 
 
 def own_levels(move: Float32) -> Levels:

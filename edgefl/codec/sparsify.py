@@ -33,6 +33,15 @@ class Sparse:
         vector[self.positions] = self.values
         return vector
 
+    def within(self, places: Index | None, size: int) -> "Sparse":
+        """The same as a vector of more coordinates, which has these at some places.
+
+        Args:
+            places: int64, ascending, shape `(self.size,)`; None if they are all.
+            size: of the larger vector.
+        """
+        return self if places is None else Sparse(places[self.positions], self.values, size)
+
 
 def count_sent(size: int, sparsity: float) -> int:
     """k, the number of coordinates to send: the fraction `sparsity` in (0, 1] of `size`, rounded up, at least one."""

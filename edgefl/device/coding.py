@@ -5,6 +5,8 @@ history of the weights. These come from files here, and the outcome goes into on
 weights that the settled update was trained from if they are still here and not too old, else the version's own again, and the
 round's. Which ones were used is said with the update (`before`, 0 for the version's own), and the server looks up the same.
 
+Weights that are gone from what was received (`edgefl.codec.marks`) are in no update; what the memory had of them is dropped.
+
 Rules: earlier weights count only if their bytes are the ones that the server knows by this hash. A memory that belongs to another
 version, variant or layout counts as none. Nothing is in the outbox before all of it is.
 """
@@ -18,6 +20,7 @@ import numpy as np
 
 from edgefl.codec.compress import Memory, compress
 from edgefl.codec.history import History
+from edgefl.codec.marks import alive
 from edgefl.codec.update import needs_history
 from edgefl.codec.weights import decode_weights
 from edgefl.device.job import Held, Job
@@ -76,7 +79,9 @@ def write_update(job: Job, learnt: Learnt, rng: np.random.Generator) -> bytes:
     """
     history, before = _history(job, learnt.received) if job.task.context else (None, 0)
     memory, scheme = _memory(job, len(learnt.delta)), scheme_of(job.task)
-    done = compress(learnt.delta, memory, scheme, parts=_parts(job.layout), history=history, rng=rng)
+    left = alive(learnt.received, job.layout)
+    history = history.only(left) if history else None
+    done = compress(learnt.delta, memory, scheme, parts=_parts(job.layout), history=history, alive=left, rng=rng)
     residual = _bytes(done.memory.residual)
     velocity = b"" if done.memory.velocity is None else _bytes(done.memory.velocity)
     entry = OutboxEntry(

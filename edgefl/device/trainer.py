@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgefl.codec.marks import factors
 from edgefl.codec.weights import decode_weights
 from edgefl.device.coding import Learnt, carried, last_loss, write_update
 from edgefl.device.job import AGENT_VARIABLE, Answer, Done, Failed, Job, TrialJob, Verdict, decode_job, encode_line
@@ -78,7 +79,8 @@ class Trainer:
         base = with_personal(Path(job.personal), job.version, job.layout, received)
         task, rate = job.task, _rate(job, engine, examples, base)
         engine.set_vector(base)
-        trained = engine.train(examples, epochs=task.epochs, learning_rate=rate, rng=rng, proximal=task.proximal)
+        kept = factors(received, job.layout)
+        trained = engine.train(examples, epochs=task.epochs, learning_rate=rate, rng=rng, proximal=task.proximal, kept=kept)
         vector = engine.vector()
         delta = carried(job.layout, vector) - carried(job.layout, base)
         if not np.isfinite(delta).all():

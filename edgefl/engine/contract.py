@@ -96,6 +96,7 @@ class Engine(Protocol):
         rng: np.random.Generator,
         proximal: float = 0.0,
         weights: Float32 | None = None,
+        kept: Float32 | None = None,
     ) -> Trained:
         """Run `epochs` passes of mini-batches; the last, smaller batch of a pass counts exactly as what it is.
 
@@ -108,6 +109,8 @@ class Engine(Protocol):
             rng: of the shuffling.
             proximal: FedProx's mu: the gradient gets `mu * (parameters - parameters at the start of this call)`.
             weights: of the examples, positive, shape `(n,)`: a step's loss is their weighted mean; None: all count the same.
+            kept: 1 for each parameter that stays in training and 0 for each that is 0 and stays so, shape `(layout.size,)`;
+                None: all stay. The optimiser goes through the others as if the model did not have them.
 
         Raises:
             EngineError: the runtime failed; `proximal` is above 0 and the recipe has no proximal term; or there are weights and

@@ -103,6 +103,7 @@ class OrtTrainingEngine:
         rng: np.random.Generator,
         proximal: float = 0.0,
         weights: Float32 | None = None,
+        kept: Float32 | None = None,
     ) -> Trained:
         """See `edgefl.engine.contract.Engine.train`."""
         if weights is not None:
@@ -114,9 +115,11 @@ class OrtTrainingEngine:
             self._start_afresh()
         start = self._weights() if proximal else {}
         velocity: dict[str, Float32] = {}
+        left = self.layout.views(kept) if kept is not None else {}
 
         def step(rows: npt.NDArray[np.int64]) -> float:
             loss = float(self._module(examples.x[rows], examples.y[rows]))
+            self._mask_gradients(left)
             self._change_gradients(start, proximal, velocity)
             self._optimizer.step()
             self._module.lazy_reset_grad()
@@ -135,6 +138,12 @@ class OrtTrainingEngine:
         self._open()
         self.set_vector(vector)
         self._open_optimizer()
+
+    def _mask_gradients(self, left: Mapping[str, Float32]) -> None:
+        """Let no gradient move what is 0 and stays so: then no optimiser does."""
+        for tensor in self.layout.trained if left else ():
+            gradient = self._state.parameters[tensor.name].grad  # a view of the runtime's own buffer
+            gradient *= left[tensor.name]
 
     def _change_gradients(self, start: Mapping[str, Float32], proximal: float, velocity: dict[str, Float32]) -> None:
         """Add the proximal term, then replace the gradients by the velocity."""

@@ -70,6 +70,7 @@ class PortableEngine:
         rng: np.random.Generator,
         proximal: float = 0.0,
         weights: Float32 | None = None,
+        kept: Float32 | None = None,
     ) -> Trained:
         """See `edgefl.engine.contract.Engine.train`."""
         check_proximal(self._files.recipe, proximal)
@@ -84,7 +85,10 @@ class PortableEngine:
             view[...] = self._weights()[name.removesuffix(SUFFIX_START)]
 
         def step(rows: npt.NDArray[np.int64]) -> float:
-            return self._step(examples, rows, weights)
+            loss = self._step(examples, rows, weights)
+            if kept is not None:  # every optimiser here goes coordinate by coordinate: as good as gradients that are 0
+                self._vectors[self._current] *= kept
+            return loss
 
         with converted("training failed"):
             trained = run_epochs(step, len(examples), self._files.batch, epochs, rng)

@@ -41,9 +41,14 @@ def tensors_of(module: nn.Module) -> Mapping[str, torch.Tensor]:
 
 
 def vector_of(module: nn.Module) -> Float32:
-    """The module's tensors as one new flat vector."""
+    """The module's tensors as one new flat vector.
+
+    Without negative zeros, which a mask that was multiplied leaves and which would mean more here (`edgefl.codec.marks`).
+    """
     parts = [value.detach().reshape(-1).numpy() for value in tensors_of(module).values()]
-    return np.concatenate(parts).astype(np.float32, copy=False)
+    vector = np.concatenate(parts).astype(np.float32, copy=False)
+    vector += np.float32(0.0)
+    return vector
 
 
 def load_vector(module: nn.Module, flat: Float32) -> None:

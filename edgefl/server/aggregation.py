@@ -10,10 +10,12 @@ from functools import partial
 
 import numpy as np
 
+from edgefl.aggregate.best import Best
 from edgefl.aggregate.contract import Aggregator
 from edgefl.aggregate.robust import make
 from edgefl.aggregate.server import ServerState, advance, begin, read_state
 from edgefl.codec.sparsify import Sparse
+from edgefl.compress.magnitude import Moment, after_round
 from edgefl.layout import Float32, Index, Layout
 from edgefl.plan import Plan
 from edgefl.store.blobs import BlobStore
@@ -36,30 +38,40 @@ class Aggregation:
         layout: of the parent.
         blobs: where the optimiser's state is.
         state: SHA-256 of the state that the open round begins with; None for a new one.
+        race: whether the open round is a jump-start.
 
     Raises:
         StoreError: the state cannot be read.
     """
 
-    def __init__(self, plan: Plan, layout: Layout, blobs: BlobStore, state: bytes | None) -> None:
+    def __init__(self, plan: Plan, layout: Layout, blobs: BlobStore, state: bytes | None, *, race: bool = False) -> None:
         size = layout.size
         self._make = partial(make, plan, size, tuple(place for _, place in layout.slices()))
         self._plan = plan
+        self._layout = layout
         self._blobs = blobs
         empty = begin(plan.optimizer, size)
         self._state = empty if state is None else read_state(blobs.get(state), plan.optimizer, size)
-        self._aggregator: Aggregator = self._make()
+        self._race = race
+        self._aggregator: Aggregator = Best(size) if race else self._make()
 
     def add(self, device: str, variant: str, update: Sparse, index: Index | None, weight: float) -> None:
         """Fold an update into the open round. Raises UpdateError when it does not fit."""
         self._aggregator.add(update, index, weight, key=variant, device=device)
 
-    def step(self, parent: Float32) -> Step:
-        """What the round comes to, from these weights. What is not finite is for the caller to notice."""
+    def step(self, parent: Float32, when: Moment) -> Step:
+        """What the round comes to, from these weights, without what is pruned now.
+
+        What is not finite is for the caller to notice.
+        """
         with np.errstate(over="ignore", invalid="ignore"):
             aggregate = self._aggregator.result()
-            covered = self._aggregator.covered() if self._state.vectors else None
-            moved, state = advance(parent, aggregate, self._state, self._plan.server_rate, covered)
+            if self._race:
+                moved, state = parent + aggregate, self._state
+            else:
+                covered = self._aggregator.covered() if self._state.vectors else None
+                moved, state = advance(parent, aggregate, self._state, self._plan.server_rate, covered)
+        moved = after_round(parent, moved, self._layout, self._plan.pruning, when)
         return Step(moved, state, dict(self._aggregator.scores()))
 
     def store(self, step: Step) -> bytes | None:
@@ -70,7 +82,7 @@ class Aggregation:
     def closed(self, state: ServerState) -> None:
         """The round has been closed with this state; the next one begins."""
         self._state = state
-        self._aggregator = self._make()
+        self._race, self._aggregator = False, self._make()
 
     @property
     def state(self) -> ServerState:

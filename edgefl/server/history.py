@@ -9,6 +9,7 @@ Rules:
   plan's staleness, and `HISTORY_REACH` rounds beyond. Garbage collection keeps the files.
 * An update whose history is gone is refused: it could only be read wrongly. That a device gets there takes a damaged disk or a
   backup; its next update then names the version's own weights, because the refused one leaves it nothing else.
+* An update of a round from which weights are gone is about the others alone, so that it is read with that round's file.
 * A few histories and vectors are kept in memory: all devices of a round and a variant name nearly the same ones.
 """
 
@@ -16,14 +17,16 @@ import hashlib
 import sqlite3
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TypeVar
 
 from edgefl.codec.history import History
+from edgefl.codec.marks import alive
 from edgefl.codec.sparsify import Sparse
 from edgefl.codec.update import decode, needs_history
 from edgefl.codec.weights import PRECISIONS, decode_weights, weights_length
 from edgefl.errors import UpdateError
-from edgefl.layout import Float32
+from edgefl.layout import Float32, Index
 from edgefl.server.variants import Variant
 from edgefl.store.blobs import BlobStore
 from edgefl.store.ledger import TrainingRecord
@@ -42,6 +45,10 @@ class Histories:
         database, blobs: the fleet's.
         record: of the training.
         variants: of its version, by name.
+
+    Attributes:
+        pruned: whether weights may be gone from any round's files (`edgefl.codec.marks`). If not, an update without a history is
+            read without any file.
     """
 
     def __init__(
@@ -52,7 +59,8 @@ class Histories:
         self._record = record
         self._variants = variants
         self._histories: OrderedDict[tuple[str, int, int], History] = OrderedDict()
-        self._vectors: OrderedDict[bytes, Float32] = OrderedDict()
+        self._weights: OrderedDict[bytes, _Weights] = OrderedDict()
+        self.pruned = False
 
     def opens(self, number: int, files: Mapping[str, FileRef]) -> None:
         """Write down what a round will offer, before it is announced, and while the one before it may still be open.
@@ -66,7 +74,7 @@ class Histories:
         """
         record, plan = self._record, self._record.plan
         # In its first round a training may have updates that wait since an earlier one, whose plan may have been another.
-        named = keeps_history(plan) or number - 1 <= record.first
+        named = keeps_history(plan) or plan.pruning is not None or self.pruned or number - 1 <= record.first
         since = number - 1 - (plan.staleness + HISTORY_REACH if named else HISTORY_REACH)  # differences start from them
         weights = {variant: ref.sha256 for variant, ref in files.items()}
         record_offers(self._database, record.model, record.version, number, weights, since=since)
@@ -88,8 +96,9 @@ class Histories:
             UpdateError: it is damaged, or its history is gone.
             StoreError: the history cannot be read now.
         """
+        size, left = len(self._variants[variant].sent), self._weights_of(variant, number).alive if self.pruned else None
         history = self._history(variant, number, before) if needs_history(data) else None
-        return decode(data, len(self._variants[variant].sent), history)
+        return decode(data, size, history) if left is None else decode(data, len(left), history).within(left, size)
 
     def _history(self, variant: str, number: int, before: int) -> History:
         key = (variant, number, before)
@@ -102,22 +111,22 @@ class Histories:
             expected = f"one of the {HISTORY_REACH} rounds before {number}, or 0"
             raise UpdateError("an update is coded with the weights of an impossible round", expected=expected, found=str(before))
         shapes = tuple(tensor.shape for tensor in self._variants[variant].layout.tensors if tensor.shared)
-        start, earlier, now = (self._vector(variant, one) for one in (0, before, number))
-        return History(start, earlier, now, shapes)
+        start, earlier, now = (self._weights_of(variant, one) for one in (0, before, number))
+        return History(start.vector, earlier.vector, now.vector, shapes).only(now.alive)
 
-    def _vector(self, variant: str, number: int) -> Float32:
-        """The weights of a round in the coordinates of updates, as devices have them."""
+    def _weights_of(self, variant: str, number: int) -> "_Weights":
+        """The weights of a round, as devices have them."""
         view, record = self._variants[variant], self._record
         sha256: bytes | None = view.manifest.file("weights").sha256
         if number:
             sha256 = offered(self._database, record.model, record.version, number, variant)
         if sha256 is None:
             raise _gone(number)
-        if sha256 not in self._vectors:
-            self._vectors[sha256] = self._read(view, sha256, number)
-        return _used(self._vectors, sha256)
+        if sha256 not in self._weights:
+            self._weights[sha256] = self._read(view, sha256, number)
+        return _used(self._weights, sha256)
 
-    def _read(self, view: Variant, sha256: bytes, number: int) -> Float32:
+    def _read(self, view: Variant, sha256: bytes, number: int) -> "_Weights":
         if not self._blobs.has(sha256):
             raise _gone(number)
         longest = max(weights_length(view.layout, precision) for precision in PRECISIONS)  # the push may be coarser than rounds
@@ -125,7 +134,15 @@ class Histories:
         if hashlib.sha256(data).digest() != sha256:
             raise _gone(number)
         vector, shared = decode_weights(data, view.layout), view.layout.shared()
-        return vector if shared is None else vector[shared]
+        return _Weights(vector if shared is None else vector[shared], alive(vector, view.layout))
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """Weights that devices had: in the coordinates of updates, and which of these an update carries (None: all)."""
+
+    vector: Float32
+    alive: Index | None
 
 
 K = TypeVar("K")

@@ -13,11 +13,13 @@ Rules:
   the two has promised nothing.
 * A round whose deadlines pass without a quorum is opened to more and more devices: perhaps too few of them drew a lot, and
   those that did are gone.
+* A jump-start (`edgefl.jumpstart`) is a first round with a cohort of its own, for which nothing can be late.
 * Times are seconds of any one clock that survives restarts (the shell uses wall time).
 """
 
 from dataclasses import dataclass, replace
 
+from edgefl.jumpstart import cohort_at, is_race, quorum_at
 from edgefl.plan import Plan
 
 UpdateKey = tuple[str, int]
@@ -46,6 +48,11 @@ class Rounds:
     buffer: frozenset[UpdateKey] = frozenset()
     counted: frozenset[UpdateKey] = frozenset()
     finished: bool = False
+
+    @property
+    def of_training(self) -> int:
+        """The number of the open round, counted from 1 in this training."""
+        return self.number - self.last + self.plan.rounds
 
     @property
     def deadline(self) -> float:
@@ -87,8 +94,10 @@ def judge(state: Rounds, key: UpdateKey) -> Verdict:
     if trained_for > state.number:
         return Refuse(f"round {trained_for} has not been opened; the current one is {state.number}")
     late = state.number - trained_for
-    if late > state.plan.staleness:
-        return Refuse(f"{late} rounds late; the plan allows {state.plan.staleness}")
+    race = is_race(state.plan, state.of_training - late)
+    if late > (0 if race else state.plan.staleness):
+        allowed = "none after a jump-start" if race else str(state.plan.staleness)
+        return Refuse(f"{late} rounds late; the plan allows {allowed}")
     return Accept(late)
 
 
@@ -101,15 +110,15 @@ def due(state: Rounds, now: float) -> bool:
     """Whether the buffer is to be aggregated now."""
     if state.finished:
         return False
-    if len(state.buffer) >= state.plan.cohort:
+    if len(state.buffer) >= cohort_at(state.plan, state.of_training):
         return True
-    return now >= state.deadline and len(state.buffer) >= state.plan.quorum
+    return now >= state.deadline and len(state.buffer) >= quorum_at(state.plan, state.of_training)
 
 
 def widened(state: Rounds, now: float) -> float:
     """The fraction of the devices that take part now: the plan's, doubled with each deadline that has passed without a quorum."""
     fraction = state.plan.fraction
-    if state.finished or len(state.buffer) >= state.plan.quorum:
+    if state.finished or len(state.buffer) >= quorum_at(state.plan, state.of_training):
         return fraction
     deadlines = int(max(0.0, now - state.opened) / state.plan.deadline)
     return min(1.0, fraction * 2.0 ** min(deadlines, 64))

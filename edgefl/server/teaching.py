@@ -19,6 +19,7 @@ import numpy as np
 
 from edgefl.aggregate.ensemble import Float64, Lessons, lessons, probabilities
 from edgefl.aggregate.mean import PartialSum
+from edgefl.codec.marks import factors, has_mark, marked
 from edgefl.codec.sparsify import Sparse
 from edgefl.engine.contract import Engine
 from edgefl.examples import Examples
@@ -72,7 +73,7 @@ def taught(
             rng = np.random.default_rng([*seed, epoch, number])
             delta, places = _learned(parent, pupil, examples, lesson, learning_rate, rng)
             total.add(Sparse(np.arange(len(delta), dtype=np.int64), delta, len(delta)), places, pupil.weight, key=f"{number}")
-        parent = parent + total.result()
+        parent = marked(parent + total.result(), has_mark(parent))
     return parent
 
 
@@ -82,7 +83,8 @@ def _learned(
     """What one pass changes in a pupil, and at which of the parent's coordinates (None: all)."""
     start = parent if pupil.index is None else parent[pupil.index]
     pupil.engine.set_vector(start)
-    pupil.engine.train(examples, epochs=1, learning_rate=rate, rng=rng, weights=lesson.weights)
+    left = factors(start, pupil.engine.layout)
+    pupil.engine.train(examples, epochs=1, learning_rate=rate, rng=rng, weights=lesson.weights, kept=left)
     delta = pupil.engine.vector() - start
     shared = pupil.engine.layout.shared()
     if shared is None:

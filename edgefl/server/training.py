@@ -21,10 +21,13 @@ import numpy as np
 
 from edgefl.aggregate.mean import polynomial_staleness
 from edgefl.codec.difference import advance
+from edgefl.codec.marks import gone
 from edgefl.codec.sparsify import Sparse
 from edgefl.codec.update import max_length
+from edgefl.compress.magnitude import Moment
 from edgefl.engine.contract import Evaluation
 from edgefl.errors import EdgeflError, ModelError, StoreError, UpdateError
+from edgefl.jumpstart import is_race, merit
 from edgefl.layout import Float32
 from edgefl.participation import mean_loss
 from edgefl.server.aggregation import Aggregation, Step
@@ -37,7 +40,15 @@ from edgefl.store.blobs import BlobStore
 from edgefl.store.ledger import Outcome, TrainingRecord, close_round, newest_round
 from edgefl.store.offers import recent_offers
 from edgefl.store.standings import excluded
-from edgefl.store.updates import is_stored, known_updates, losses, store_update, waiting_updates
+from edgefl.store.updates import (
+    UpdateRecord,
+    is_stored,
+    known_updates,
+    losses,
+    store_update,
+    waiting_losses,
+    waiting_updates,
+)
 from edgefl.store.versions import get_version
 from edgefl.wire.messages import PART_SIZE, FileRef, Receipt, UpdatePart
 
@@ -104,11 +115,14 @@ class Training:
         # A server whose clock was ahead when the round was opened must not wait for that time.
         opened, finished = min(newest.opened, wall()), newest.closed is not None or record.state != "running"
         self.state = Rounds(record.plan, newest.round, record.last, opened, finished=finished)
+        self._layout = version.layout
         self.histories = Histories(database, blobs, record, self._variants)
+        self.histories.pruned = bool(gone(self.parent, self._layout).any())
         if not finished:
             self.histories.opens(newest.round, self.offer.files)
         self.loss = self._mean_loss(newest.round - 1)
-        self._aggregation = Aggregation(record.plan, version.layout, blobs, newest.optimizer)
+        race = is_race(record.plan, self.state.of_training)
+        self._aggregation = Aggregation(record.plan, version.layout, blobs, newest.optimizer, race=race)
         self._buffer: list[UpdateKey] = []
         self._restore_updates()
 
@@ -126,7 +140,7 @@ class Training:
                 about = {**self.known, "device": update.device, "round": update.round}
                 log.error("%s: an update of %s is lost: %s", self.record.model, update.device, error, extra=about)
                 continue
-            self._fold((update.device, update.round), update.variant, update.samples, sparse)
+            self._fold((update.device, update.round), update, sparse)
         since = self.state.number - self.record.plan.staleness
         known = known_updates(self._database, self.record.model, self.record.version, since)
         self.state = replace(self.state, counted=frozenset(known - self.state.buffer))
@@ -177,7 +191,7 @@ class Training:
             return receipt(head, str(error))
         if not store_update(self._database, self.record.id, device, head, data, self._wall()):
             return None
-        self._fold((device, head.round), head.variant, head.samples, update)
+        self._fold((device, head.round), head, update)
         return receipt(head)
 
     def _check_range(self, variant: str, update: Sparse) -> None:
@@ -190,10 +204,12 @@ class Training:
         if largest > self._largest:
             raise UpdateError("it makes a weight too large: training has diverged", found=f"{largest:g}")
 
-    def _fold(self, key: UpdateKey, variant: str, samples: int, update: Sparse) -> None:
+    def _fold(self, key: UpdateKey, head: UpdatePart | UpdateRecord, update: Sparse) -> None:
         """Let a stored update take part in the open round."""
-        weight = samples * polynomial_staleness(self.state.number - key[1])
-        self._aggregation.add(key[0], variant, update, self._sent[variant], weight)
+        weight = head.samples * polynomial_staleness(self.state.number - key[1])
+        if is_race(self.record.plan, self.state.of_training):
+            weight = merit(head.loss_after)
+        self._aggregation.add(key[0], head.variant, update, self._sent[head.variant], weight)
         self._buffer.append(key)
         self.state = stored(self.state, key)
 
@@ -231,6 +247,7 @@ class Training:
         count, self._buffer = len(self._buffer), []
         self.earlier, self.offer, self.held = tuple(self.offer.all_files()), offer, held
         self.parent, self.state = parent, following
+        self.histories.pruned = bool(gone(parent, self._layout).any())
         self._aggregation.closed(step.state)
         self.loss = self._mean_loss(number)
         return Closed(number, count, evaluation)
@@ -245,7 +262,9 @@ class Training:
 
     def _step(self) -> tuple[Step, Float32, Offer]:
         """The weights after this round, what devices get of them, and its files; the old ones if these cannot be written."""
-        step = self._aggregation.step(self.parent)
+        plan = self.record.plan
+        loss = mean_loss(waiting_losses(self._database, self.record.id)) if plan.pruning else 0.0
+        step = self._aggregation.step(self.parent, Moment(self.state.of_training, plan.rounds, loss))
         try:
             held = self._next_held(step.parent)
             return step, held, self._write_files(held)

@@ -1,5 +1,6 @@
 """What can be seen of an experiment to be impossible, before any data is read."""
 
+from edgefl.codec.weights import TRAINABLE
 from edgefl.errors import ConfigError
 from edgefl.recipe import LESSONS
 from edgefl.simulate.experiment import Experiment
@@ -17,6 +18,9 @@ def check(experiment: Experiment) -> None:
     if len({(group.model, group.width, group.exits) for group in experiment.structures}) < len(experiment.structures):
         raise ConfigError("two groups with the same structure", remedy="Join them, with the sum of their shares")
     check_ensemble(experiment)
+    if experiment.plan.pruning and experiment.precision not in TRAINABLE:
+        found = experiment.precision.value
+        raise ConfigError("weights that cannot say what is gone", expected=f"a precision of {', '.join(TRAINABLE)}", found=found)
     if experiment.plan.aggregator == "root-set" and not experiment.root:
         raise ConfigError("the aggregator `root-set` needs examples of the server's own", remedy="Set `root` in the experiment")
 

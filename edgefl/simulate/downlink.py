@@ -77,6 +77,11 @@ class Downlink:
         self._files: OrderedDict[int, bytes] = OrderedDict({0: self._file})
         self.weights = decode_weights(self._file, layout)
 
+    @property
+    def file_length(self) -> int:
+        """Bytes of the newest weights' file."""
+        return len(self._file)
+
     def next(self, parent: Float32) -> Step:
         """What the weights after a round come to; nothing changes. Raises ModelError when they cannot be written."""
         held = parent if self._sparsity >= 1.0 else advance(self._held, parent, self._sparsity)

@@ -132,6 +132,8 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         examples: of each device; 0 deals out all that there are.
         batch: rows of a training step.
         precision: of the weight files that devices fetch.
+        personal: patterns of the names of tensors that stay on each device, as in `edgefl push --personal`.
+        tested: share of each device's examples that it does not train on, to test what is its own in the end.
         plan: how the model is trained; the same as of a live training.
         selection: `exact` lets exactly the plan's fraction take part; `lottery` draws every device's lot as in a live fleet.
         mode: `synchronous` waits in every round for all that take part; `buffered` aggregates whenever `plan.cohort` updates are
@@ -160,6 +162,8 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     examples: Natural0 = 0
     batch: Annotated[int, msgspec.Meta(ge=1, le=65536)] = 10
     precision: Precision = Precision.FP32
+    personal: Annotated[tuple[Name, ...], msgspec.Meta(max_length=64)] = ()
+    tested: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.0
     plan: Plan = Plan()
     selection: Literal["exact", "lottery"] = "exact"
     mode: Literal["synchronous", "buffered"] = "synchronous"

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from edgefl.aggregate.standing import after_round, fallen
+from edgefl.jumpstart import is_race
 from edgefl.layout import Index
 from edgefl.participation import chance, lot, takes_part
 from edgefl.simulate.experiment import Experiment, Speeds
@@ -72,7 +73,8 @@ class Fleet:
         """The devices that take part in a round, ascending.
 
         With the selection `lottery` those whose lot says so, as in a live fleet. With `exact` the lots are the same, but so many
-        take part as the fraction says: those with the smallest lots in proportion to their chances.
+        take part as the fraction says: those with the smallest lots in proportion to their chances. In a jump-start it is the
+        quickest devices, as many as it waits for.
 
         Args:
             number: of the round.
@@ -80,6 +82,8 @@ class Fleet:
         """
         plan = self.experiment.plan
         able = [device for device in range(len(self)) if not self.excluded[device]]
+        if plan.jump_start and is_race(plan, number):  # the quickest are the first
+            return sorted(sorted(able, key=lambda d: (self.slowness[d], d))[: plan.jump_start.devices])
         likely = {device: self._chance(device, mean_loss) for device in able}
         if self.experiment.selection == "lottery":
             return [d for d in able if takes_part(self.models[d], VERSION, number, self.names[d], likely[d])]

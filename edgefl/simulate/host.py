@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from edgefl.codec.compress import Memory, compress
+from edgefl.codec.marks import factors
 from edgefl.codec.scheme import Scheme
 from edgefl.codec.update import needs_history
 from edgefl.device.coding import carried
@@ -99,6 +100,8 @@ class Bench:
         """See `Host.play`."""
         players = list(zip(job.players, memories, strict=True))
         task = job.task
+        if task is not None and job.test:
+            return [(self._test(player, job.round, task, weights, kept), kept) for player, kept in players]
         if task is None:
             return [(self._measure(player, weights(job.round), kept), kept) for player, kept in players]
         if not _conspire(job):
@@ -127,7 +130,10 @@ class Bench:
         try:
             rate = self._rate(player, number, task, base, examples)
             self._engine.set_vector(base)
-            trained = self._engine.train(examples, epochs=task.epochs, learning_rate=rate, rng=rng, proximal=task.proximal)
+            left = factors(base, self._head.layout)
+            trained = self._engine.train(
+                examples, epochs=task.epochs, learning_rate=rate, rng=rng, proximal=task.proximal, kept=left
+            )
         except EngineError as error:
             return Played(player.number, len(examples), failure=str(error))
         vector = self._engine.vector()
@@ -154,7 +160,13 @@ class Bench:
         history = self._histories.of(weights, player.before, number) if task.context else None
         try:
             done = compress(
-                learned.delta, self._memory(kept, scheme), scheme, parts=self._parts, history=history, rng=learned.rng
+                learned.delta,
+                self._memory(kept, scheme),
+                scheme,
+                parts=self._parts,
+                history=history,
+                alive=self._histories.alive(weights, number),
+                rng=learned.rng,
             )
         except UpdateError as error:
             return Played(player.number, learned.samples, failure=str(error)), kept
@@ -169,9 +181,18 @@ class Bench:
         found = self._engine.evaluate(examples)
         return Played(player.number, len(examples), b"", found.loss, found.loss, accuracy=found.accuracy)
 
+    def _test(self, player: Player, number: int, task: Task, weights: Weights, kept: bytes) -> Played:
+        """Train as ever, then measure on the examples that were kept from that; nothing is sent."""
+        learned = self._learn(player, number, task, weights, kept)
+        if isinstance(learned, Played):
+            return learned
+        rows = self._scene.tested_on(player.number)
+        found = self._engine.evaluate(Examples(self._scene.x[rows], self._scene.y[rows]))
+        return Played(player.number, len(rows), b"", found.loss, found.loss, accuracy=found.accuracy)
+
     def _examples(self, player: Player) -> Examples:
         scene = self._scene
-        rows = scene.rows[scene.bounds[player.number] : scene.bounds[player.number + 1]]
+        rows = scene.trained_on(player.number)
         return Examples(scene.x[rows], poisoned(scene.y[rows], self._head.classes, player.attack))
 
     def _base(self, weights: Float32, kept: bytes) -> Float32:

@@ -36,12 +36,14 @@ class Job(msgspec.Struct, frozen=True, array_like=True):
         task: how; None measures the weights on the players' own examples and changes nothing.
         players: one; several only if they conspire.
         crowd: how many devices take part in the round: what conspirators know.
+        test: whether each player trains, is measured on the examples that it keeps for testing, and forgets what it learned.
     """
 
     round: int
     task: Task | None
     players: tuple[Player, ...]
     crowd: int = 1
+    test: bool = False
 
 
 class Played(msgspec.Struct, frozen=True, array_like=True):

@@ -60,6 +60,8 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
         uplink_bytes, downlink_bytes, dense_uplink_bytes: as in the last row.
         bits_per_parameter: of an update's messages, mean.
         parameters: of an update; with several groups the mean over the devices.
+        weights_bytes: of the newest weights' file of the first group.
+        pruned: part of the prunable weights that is gone from these.
         final_accuracy, best_accuracy: of the last, and of the best evaluation.
         target_round: the first evaluated round with the target accuracy; None if it was not reached or there is none.
         target_time, target_uplink_bytes: when and at what cost that was.
@@ -83,6 +85,8 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
     target_time: float | None
     target_uplink_bytes: int | None
     seconds: float
+    weights_bytes: int = 0
+    pruned: float = 0.0
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,6 +99,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         totals: over all rounds.
         participation: how evenly the devices took part.
         devices: accuracy of the final weights on the devices' own examples; None where no answer is right or wrong.
+        own: accuracy of each device's own weights on the examples that it keeps for testing, after one more local training from
+            the final weights; None if it keeps none.
         standing: what the aggregator thought of them.
         trouble: the first reason why an update was refused or a training failed; empty if none was.
     """
@@ -107,6 +113,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     devices: Success | None
     standing: Standing
     trouble: str = ""
+    own: Success | None = None
 
     def json(self) -> bytes:
         """Indented JSON; `read` gives the value back."""

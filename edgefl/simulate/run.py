@@ -30,6 +30,7 @@ from edgefl.simulate.server import Server
 from edgefl.simulate.setting import Setting, set_scene
 from edgefl.simulate.workers import Workers
 from edgefl.wire.messages import HISTORY_REACH
+from edgefl.wire.tasks import task_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +135,7 @@ class Simulation:
         fleet.loss[device], fleet.before[device] = played.loss_after, arrival.number
         key, kind = (fleet.names[device], arrival.number), self._setting.scene.kind(device)
         match judge(self._rounds, key):
-            case Accept(late=late) if self._server_of[kind].receive(kind, played, late, self._history(kind, arrival)):
+            case Accept(late=late) if self._receive(kind, arrival, late):
                 self._rounds = stored(self._rounds, key)
                 fleet.counts[device] += 1
                 ledger.updates += 1
@@ -144,6 +145,12 @@ class Simulation:
             case refusal:
                 ledger.refused += 1
                 self._trouble = self._trouble or refusal.reason
+
+    def _receive(self, kind: int, arrival: Arrival, late: int) -> bool:
+        """Let the server read an update; whether it counts."""
+        weights, server = partial(self._past.weights, kind), self._server_of[kind]
+        left = self._histories[kind].alive(weights, arrival.number)
+        return server.receive(kind, arrival.played, late, self._history(kind, arrival), left)
 
     def _history(self, kind: int, arrival: Arrival) -> History | None:
         """What the update was coded against."""
@@ -194,6 +201,7 @@ class Simulation:
             participation=participation(self._fleet.counts.tolist()),
             devices=self._on_devices(),
             standing=standing(self._fleet.standing, self._fleet.excluded, self._fleet.hostile),
+            own=self._own() if self._experiment.tested else None,
             trouble=next(filter(None, (self._trouble, *(server.trouble for server in self._servers))), ""),
         )
 
@@ -219,6 +227,8 @@ class Simulation:
             target_time=reached.time if reached else None,
             target_uplink_bytes=reached.uplink_bytes if reached else None,
             seconds=seconds,
+            weights_bytes=self._server_of[0].file_length(0),
+            pruned=self._server_of[0].pruned,
         )
 
     def _on_devices(self) -> Success | None:
@@ -229,6 +239,16 @@ class Simulation:
         jobs = [
             Job(final, None, (self._fleet.player(device, final),)) for device in honest if self._setting.scene.samples(device)
         ]
+        accuracies = [played.accuracy for answer in self._workers.run(jobs) for played in answer]
+        known = [accuracy for accuracy in accuracies if accuracy is not None]
+        return success(known) if known else None
+
+    def _own(self) -> Success | None:
+        """How good each honest device is on what it has kept for testing, after its usual training from the final weights."""
+        plan, final = self._experiment.plan, self._rows[-1].round + 1
+        task = task_of(plan, final)
+        honest = [device for device in np.flatnonzero(~self._fleet.hostile).tolist() if self._setting.scene.tested[device]]
+        jobs = [Job(final, task, (self._fleet.player(device, final),), test=True) for device in honest]
         accuracies = [played.accuracy for answer in self._workers.run(jobs) for played in answer]
         known = [accuracy for accuracy in accuracies if accuracy is not None]
         return success(known) if known else None

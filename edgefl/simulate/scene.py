@@ -70,6 +70,7 @@ class Scene:
         rows: int64: positions in `x` and `y`, device after device.
         bounds: int64, shape `(devices + 1,)`: device i has `rows[bounds[i]:bounds[i + 1]]`.
         kinds: int64, shape `(devices,)`: which structure each device trains.
+        tested: int64, shape `(devices,)`: how many of its last rows each device keeps for testing.
     """
 
     structures: tuple[Structure, ...]
@@ -78,6 +79,7 @@ class Scene:
     rows: Index
     bounds: Index
     kinds: Index
+    tested: Index
 
     @property
     def devices(self) -> int:
@@ -85,8 +87,16 @@ class Scene:
         return len(self.bounds) - 1
 
     def samples(self, device: int) -> int:
-        """Examples of a device."""
-        return int(self.bounds[device + 1] - self.bounds[device])
+        """Examples that a device trains on."""
+        return len(self.trained_on(device))
+
+    def trained_on(self, device: int) -> Index:
+        """Positions of the examples that a device trains on."""
+        return self.rows[self.bounds[device] : self.bounds[device + 1] - self.tested[device]]
+
+    def tested_on(self, device: int) -> Index:
+        """Positions of the examples that it is tested on."""
+        return self.rows[self.bounds[device + 1] - self.tested[device] : self.bounds[device + 1]]
 
     def kind(self, device: int) -> int:
         """The number of the structure that a device trains."""

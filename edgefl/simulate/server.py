@@ -14,13 +14,18 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
+from edgefl.aggregate.best import Best
+from edgefl.aggregate.contract import Aggregator
 from edgefl.aggregate.mean import polynomial_staleness
 from edgefl.aggregate.robust import make
 from edgefl.aggregate.server import advance, begin
 from edgefl.codec.history import History
+from edgefl.codec.marks import gone, marked
 from edgefl.codec.sparsify import Sparse
 from edgefl.codec.update import decode
+from edgefl.compress.magnitude import Moment, after_round, share_gone
 from edgefl.errors import ModelError, UpdateError
+from edgefl.jumpstart import is_race, merit
 from edgefl.layout import Float32, Index, Layout
 from edgefl.participation import mean_loss
 from edgefl.server.variants import largest_weight
@@ -66,9 +71,11 @@ class Server:
         self.refused = 0
         self.trouble = ""
         self._views = {kind: self._view(kind, index, layouts[kind]) for kind, index in family.views.items()}
+        self._layout = family.layout
+        self._number = 0
         self._largest = largest_weight(experiment.precision)
         self._parts = tuple(place for _, place in family.layout.slices())
-        self._sum = make(experiment.plan, family.layout.size, self._parts)
+        self._sum: Aggregator = make(experiment.plan, family.layout.size, self._parts)
         self._optimizer = begin(experiment.plan.optimizer, family.layout.size)
 
     def _view(self, kind: int, index: Index | None, layout: Layout) -> _View:
@@ -79,7 +86,10 @@ class Server:
 
     def publish(self, number: int) -> Mapping[int, Published]:
         """Open a round; what the devices of each structure get."""
-        self._sum, self.losses = make(self.experiment.plan, len(self.parent), self._parts), []
+        self._number = number
+        race = is_race(self.experiment.plan, number)
+        self._sum = Best(len(self.parent)) if race else make(self.experiment.plan, len(self.parent), self._parts)
+        self.losses = []
         plan, seed = self.experiment.plan, self.experiment.seed
         task = msgspec.structs.replace(task_of(plan, number, self.loss), seed=(plan.seed + 1_000_003 * seed) % (1 << 32))
         return {kind: view.downlink.publish(number, task) for kind, view in self._views.items()}
@@ -92,7 +102,16 @@ class Server:
         """The newest weights as the devices of a structure decode them, float32."""
         return self._views[kind].downlink.weights
 
-    def receive(self, kind: int, played: Played, late: int, history: History | None) -> bool:
+    def file_length(self, kind: int) -> int:
+        """Bytes of the file of these weights."""
+        return self._views[kind].downlink.file_length
+
+    @property
+    def pruned(self) -> float:
+        """Part of the prunable weights that is gone."""
+        return share_gone(self.parent, self._layout)
+
+    def receive(self, kind: int, played: Played, late: int, history: History | None = None, alive: Index | None = None) -> bool:
         """Fold an update into the round; whether it counts.
 
         Args:
@@ -100,12 +119,14 @@ class Server:
             played: with an update.
             late: rounds since the one it was trained for.
             history: that it was coded against; None if it was coded plainly.
+            alive: the coordinates that it is about, among those that updates carry; None for all.
         """
         view = self._views[kind]
         try:
-            update = decode(played.data, view.size, history)
+            update = decode(played.data, view.size if alive is None else len(alive), history).within(alive, view.size)
             self._check_range(update, view.sent)
-            weight = played.samples * polynomial_staleness(late)
+            race = is_race(self.experiment.plan, self._number)
+            weight = merit(played.loss_after) if race else played.samples * polynomial_staleness(late)
             self._sum.add(update, view.sent, weight, key=f"w{kind}", device=f"{played.number:07d}")
         except UpdateError as error:
             self.refuse(str(error))
@@ -134,15 +155,21 @@ class Server:
             return 0
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite cannot be written
             aggregate = self._sum.result(root)
-            covered = self._sum.covered() if self._optimizer.vectors else None
-            moved, optimizer = advance(self.parent, aggregate, self._optimizer, self.experiment.plan.server_rate, covered)
+            if is_race(self.experiment.plan, self._number):
+                moved, optimizer = self.parent + aggregate, self._optimizer
+            else:
+                covered = self._sum.covered() if self._optimizer.vectors else None
+                moved, optimizer = advance(self.parent, aggregate, self._optimizer, self.experiment.plan.server_rate, covered)
+        when = Moment(self._number, self.experiment.plan.rounds, mean_loss(self.losses))
+        moved = after_round(self.parent, moved, self._layout, self.experiment.plan.pruning, when)
         if self.follow(moved):
             self._optimizer = optimizer
         self.loss = mean_loss(self.losses)
         return self._sum.updates
 
     def follow(self, parent: Float32) -> bool:
-        """Take these weights for the next round; whether they can be written."""
+        """Take these weights for the next round, without what is gone; whether they can be written."""
+        parent = marked(parent, gone(self.parent, self._layout))
         try:
             ready = [(view.downlink, view.downlink.next(_part(parent, view.index))) for view in self._views.values()]
         except ModelError as error:

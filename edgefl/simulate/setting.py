@@ -72,12 +72,12 @@ def set_scene(experiment: Experiment) -> Setting:
         ModelError: a model cannot be exported.
     """
     groups = experiment.structures
-    sources = [_source(group.model, group.exits, experiment.recipe) for group in groups]
+    sources = [_source(group.model, group.exits, experiment.recipe, experiment.personal) for group in groups]
     if len({source.classes for source in sources}) > 1:
         found = ", ".join(f"{source.name}: {source.classes}" for source in sources)
         raise ConfigError("models with different outputs in one experiment", found=found)
     holdout, examples = _shaped(experiment.holdout, sources), _shaped(experiment.data, sources)
-    exports = [_exported(group.model, group.exits, group.width, experiment.batch, experiment.recipe) for group in groups]
+    exports = [_exported(source, group.width, experiment.batch) for source, group in zip(sources, groups, strict=True)]
     rng = np.random.default_rng([experiment.seed, 1])
     root, labelled, unlabelled = _kept_back(experiment, len(examples), rng)
     dealt = np.setdiff1d(np.arange(len(examples)), np.concatenate([root, labelled, unlabelled]))
@@ -91,7 +91,11 @@ def set_scene(experiment: Experiment) -> Setting:
         for source, made in zip(sources, exports, strict=True)
     )
     kinds = assigned([group.share for group in groups], len(devices), experiment.seed)
-    scene = Scene(structures, examples.x, examples.y, np.concatenate(devices), bounds, kinds)
+    tested = np.zeros(len(devices), dtype=np.int64)
+    if experiment.tested:
+        devices = [rng.permutation(device) for device in devices]
+        tested = np.array([min(len(device) - 1, round(experiment.tested * len(device))) for device in devices])
+    scene = Scene(structures, examples.x, examples.y, np.concatenate(devices), bounds, kinds, np.maximum(0, tested))
     kept = [examples.take(rows) if len(rows) else None for rows in (root, labelled, unlabelled)]
     return Setting(scene, _families(experiment, sources), holdout, *kept)
 
@@ -137,14 +141,15 @@ def _view(source: ModelSource, group: Group, parent: Layout) -> Index | None:
 
 
 @lru_cache(maxsize=32)
-def _source(model: str, exits: int, recipe: Recipe) -> ModelSource:
-    return load_factory(model, recipe).shallower(exits) if exits else load_factory(model, recipe)
+def _source(model: str, exits: int, recipe: Recipe, personal: tuple[str, ...]) -> ModelSource:
+    source = load_factory(model, recipe, personal=personal)
+    return source.shallower(exits) if exits else source
 
 
 @lru_cache(maxsize=32)
-def _exported(model: str, exits: int, width: float, batch: int, recipe: Recipe) -> ExportedGraphs:
+def _exported(source: ModelSource, width: float, batch: int) -> ExportedGraphs:
     """A model's graphs; exporting takes seconds, and experiments of one series share them."""
-    return export_graphs(_source(model, exits, recipe), width, ENGINE, batch)
+    return export_graphs(source, width, ENGINE, batch)
 
 
 def _shaped(text: str, sources: Sequence[ModelSource]) -> Examples:

@@ -22,7 +22,7 @@ from edgefl.simulate.scene import Scene, Structure
 HELD = 16
 """Weight vectors that a worker keeps in memory."""
 _WRITTEN = np.float32(1.0).tobytes()
-ARRAYS = ("x", "y", "rows", "bounds", "kinds")
+ARRAYS = ("x", "y", "rows", "bounds", "kinds", "tested")
 
 
 class Shelf:

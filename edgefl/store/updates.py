@@ -20,6 +20,7 @@ class UpdateRecord:
     Attributes:
         round: that the device trained for.
         before: the earlier round whose weights it was coded with, as in the wire's `UpdatePart`.
+        loss_after: likewise.
     """
 
     device: str
@@ -28,6 +29,7 @@ class UpdateRecord:
     samples: int
     data: bytes
     before: int
+    loss_after: float
 
 
 def store_update(database: sqlite3.Connection, training: int, device: str, head: UpdatePart, data: bytes, now: float) -> bool:
@@ -68,10 +70,17 @@ def store_update(database: sqlite3.Connection, training: int, device: str, head:
 def waiting_updates(database: sqlite3.Connection, training: int) -> Iterator[UpdateRecord]:
     """The updates of a training that wait, in the order in which they were stored, one at a time in memory."""
     rows = database.execute(
-        "SELECT device, round, variant, samples, data, before FROM updates WHERE training=? AND counted IS NULL ORDER BY rowid",
+        "SELECT * FROM updates WHERE training=? AND counted IS NULL ORDER BY rowid",
         (training,),
     )
-    return (UpdateRecord(r["device"], r["round"], r["variant"], r["samples"], r["data"], r["before"]) for r in rows)
+    fields = ("device", "round", "variant", "samples", "data", "before", "loss")
+    return (UpdateRecord(*(row[name] for name in fields)) for row in rows)
+
+
+def waiting_losses(database: sqlite3.Connection, training: int) -> list[float]:
+    """The training losses that came with the updates of a training that wait."""
+    rows = database.execute("SELECT loss FROM updates WHERE training=? AND counted IS NULL", (training,))
+    return [row["loss"] for row in rows]
 
 
 def losses(database: sqlite3.Connection, model: str, version: int, number: int) -> list[float]:

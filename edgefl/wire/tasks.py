@@ -4,6 +4,7 @@ Rule: the live server and the simulation ask the same, boards and virtual device
 """
 
 from edgefl.codec.scheme import Scheme
+from edgefl.jumpstart import FINE, WHOLE, is_race
 from edgefl.plan import Plan
 from edgefl.rates import learning_rate_at, sparsity_at
 from edgefl.wire.messages import Task
@@ -25,11 +26,12 @@ def task_of(plan: Plan, round_of_training: int, loss: float = 0.0) -> Task:
         round_of_training: counts from 1 in each training.
         loss: mean training loss that devices reported of the round before; 0 if it is not known.
     """
+    race = plan.jump_start if is_race(plan, round_of_training) else None
     return Task(
-        epochs=plan.epochs,
+        epochs=race.epochs if race else plan.epochs,
         learning_rate=learning_rate_at(plan, round_of_training),
-        sparsity=sparsity_at(plan, round_of_training),
-        bits=plan.bits,
+        sparsity=WHOLE if race else sparsity_at(plan, round_of_training),
+        bits=FINE if race else plan.bits,
         fraction=plan.fraction,
         seed=plan.seed,
         proximal=plan.proximal,
@@ -41,7 +43,7 @@ def task_of(plan: Plan, round_of_training: int, loss: float = 0.0) -> Task:
         correction=plan.correction,
         rate=plan.rate,
         loss=loss,
-        biased=plan.sampling == "loss",
+        biased=race is None and plan.sampling == "loss",
     )
 
 

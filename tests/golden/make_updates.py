@@ -14,6 +14,7 @@ from edgefl.codec.classes import Scorer, Stages
 from edgefl.codec.contextual import write_contextual
 from edgefl.codec.fixed import packed_length
 from edgefl.codec.history import History
+from edgefl.codec.marks import marked, prunable
 from edgefl.codec.plain import HEADER_LENGTH
 from edgefl.codec.rotated import write_rotated
 from edgefl.codec.sparsify import top_k
@@ -82,6 +83,12 @@ def pruned(size: int) -> Float32:
     return np.where((i % 9 == 0) & ((i >= 3000) | (i % 50 >= 10)), x, 0).astype(np.float32)
 
 
+def without(size: int) -> Float32:
+    """What `pruned` leaves of `vector`, everything else of its tensors that can be pruned being gone."""
+    x = pruned(size)
+    return marked(x, (x == 0) & prunable(LARGE))
+
+
 def history(shapes: tuple[tuple[int, ...], ...]) -> History:
     """Weights that moved twice: by x / 8 in every coordinate that 3 divides, then by a shifted x / 16 in every even one."""
     start = vector(1000)[::-1].copy()
@@ -122,7 +129,9 @@ def files() -> dict[str, bytes]:
     made |= {f"{name}.bin": write_rotated(vector(size), bits, Half()) for name, (size, bits) in ROTATED.items()}
     for precision in PRECISIONS:
         made[f"weights-{precision}.bin"] = encode_weights(vector(LAYOUT.size), LAYOUT, precision)
-        if precision not in TRAINABLE:
+        if precision in TRAINABLE:
+            made[f"weights-{precision}-masked.bin"] = encode_weights(without(LARGE.size), LARGE, precision)
+        else:
             made[f"weights-{precision}-coded.bin"] = encode_weights(pruned(LARGE.size), LARGE, precision)
     return made
 

@@ -1,0 +1,104 @@
+"""Jump-start: the first round is a race that the best of the first few devices wins, and nothing else changes."""
+
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+import pytest
+
+import toyfleet as toy
+from edgefl.aggregate.best import Best
+from edgefl.codec.sparsify import Sparse
+from edgefl.jumpstart import merit
+from edgefl.plan import FleetPruning, JumpStart, Plan
+from edgefl.server.rounds import Accept, Refuse, Rounds, aggregated, due, judge, stored
+from edgefl.simulate.experiment import Experiment, Shards, Speeds
+from edgefl.wire.tasks import task_of
+
+PLAN = Plan(rounds=4, cohort=3, quorum=2, jump_start=JumpStart(devices=1, epochs=9), sparsity=0.1, bits=2)
+
+
+def test_only_the_first_round_is_a_race():
+    """Its task is long and its update whole; the second round's is what it is without a jump-start."""
+    first = task_of(PLAN, 1)
+    assert (first.epochs, first.sparsity, first.bits) == (9, 1.0, 8)
+    plain = msgspec.structs.replace(PLAN, jump_start=None)
+    assert task_of(PLAN, 2) == task_of(plain, 2)
+    assert task_of(plain, 1).epochs == plain.epochs
+
+
+def test_the_race_ends_with_the_first_few_and_what_is_late_is_refused():
+    """Also when rounds count on from an earlier training; updates of other rounds may be late as ever."""
+    state = Rounds(PLAN, 8, 11, 0.0)
+    assert judge(state, ("a", 8)) == Accept(0)
+    state = stored(state, ("a", 8))
+    assert due(state, 1.0)
+    state = aggregated(state, 1.0)
+    assert isinstance(judge(state, ("b", 8)), Refuse)
+    assert not due(stored(state, ("b", 9)), 2.0), "the second round waits for its cohort"
+    assert judge(replace(state, number=10), ("c", 9)) == Accept(1)
+
+
+def test_the_best_is_believed_alone_in_any_order():
+    """The least loss wins; coordinates that its variant does not have are covered by nobody."""
+    rng = np.random.default_rng(0)
+    index = np.arange(6, dtype=np.int64) * 2
+    losses = {"a": 0.7, "b": 0.2, "c": 0.9}
+    said = {device: rng.standard_normal(6).astype(np.float32) for device in losses}
+    for order in ("abc", "cba", "bca"):
+        best = Best(12)
+        for device in order:
+            whole = Sparse(np.arange(6, dtype=np.int64), said[device], 6)
+            best.add(whole, index, merit(losses[device]), key="narrow", device=device)
+        assert best.updates == 3
+        np.testing.assert_array_equal(best.result()[index], said["b"])
+        assert best.covered().sum() == 6
+
+
+def test_a_server_that_dies_in_the_race_still_finds_the_best(tmp_path):
+    """The best update is taken whole, past the server's optimiser, however often the server was started."""
+    fleet = toy.ToyFleet(tmp_path)
+    fleet.provision(a="big", b="big", c="small", d="small")
+    fleet.push()
+    fleet.train(rounds=2, cohort=4, optimizer="momentum", server_rate=0.1, jump_start=JumpStart(devices=2, epochs=3))
+    server, (a, b, c, _) = fleet.serve(), [fleet.device(name) for name in "abcd"]
+    before = server.training.parent.copy()
+    a.hear()
+    assert a.orders[-1].task.epochs == 3
+    a.send(1)
+    server.hear()
+    server.kill()
+    server = fleet.serve()
+    b.send(1)
+    server.turns()
+    after = server.training.parent
+    found = [toy.reference(before, [(name, "big", 1)], number=1, rate=1.0) for name in "ab"]
+    assert min(np.abs(after - one).max() for one in found) < 1e-5
+    c.send(1)
+    server.turns()
+    assert not c.hear().stored
+
+
+@pytest.mark.slow
+def test_a_fleet_begins_where_the_best_of_its_quickest_devices_has_come():
+    """In a simulation only the quickest train in the first round, whole updates go up, and the training goes on from there."""
+    pytest.importorskip("torch")
+    pytest.importorskip("sklearn")
+    from edgefl.simulate.processes import LocalWorkers
+    from edgefl.simulate.run import simulate
+
+    plan = Plan(rounds=4, epochs=1, learning_rate=0.1, sparsity=0.1, optimizer="momentum", server_rate=0.3)
+    base = Experiment(width=0.1, devices=10, split=Shards(each=5), plan=plan, speeds=Speeds(), personal=("fc1.bias",), tested=0.3)
+    begun = msgspec.structs.replace(
+        plan, jump_start=JumpStart(devices=2, epochs=8), pruning=FleetPruning(target=0.6, share=0.5, first=2)
+    )
+    with LocalWorkers(1) as workers:
+        plain = simulate(base, workers=workers)
+        jumped = simulate(msgspec.structs.replace(base, plan=begun), workers=workers)
+    assert jumped.rows[0].participants == 2
+    assert plain.rows[0].participants == 10
+    assert jumped.rows[0].accuracy > plain.rows[0].accuracy
+    assert jumped.totals.pruned == pytest.approx(0.6, abs=0.01)
+    assert jumped.own is not None
+    assert jumped.own.mean > 0.5
+    assert (jumped.trouble, jumped.totals.refused) == ("", 0)
