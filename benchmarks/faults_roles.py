@@ -31,6 +31,8 @@ from edgefl.server import training
 from edgefl.server.variants import store_parent
 from edgefl.store.model_state import ModelState
 from edgefl.store.outbox import peek
+from edgefl.store.updates import UpdateRecord
+from edgefl.wire.messages import UpdatePart
 
 PLAIN_EXIT = 4
 
@@ -127,11 +129,11 @@ def run_as_server(fleet: Path, fuse: Fuse, folded: Path, parents: Path) -> None:
     """`edgefl serve`, until a signal; every parent vector that it makes is kept in a directory."""
     real_fold = training.Training._fold  # noqa: SLF001 - to see what is counted
 
-    def fold(self: training.Training, key: tuple[str, int], variant: str, samples: int, update: Sparse) -> None:
-        index = self._sent[variant][update.positions].astype("<i8")
+    def fold(self: training.Training, key: tuple[str, int], head: UpdatePart | UpdateRecord, update: Sparse) -> None:
+        index = self._sent[head.variant][update.positions].astype("<i8")
         values = update.values.astype("<f4").tobytes()
-        Journal(folded).write(Folded(self.record.id, key[0], key[1], samples, index.tobytes(), values))
-        real_fold(self, key, variant, samples, update)
+        Journal(folded).write(Folded(self.record.id, key[0], key[1], head.samples, index.tobytes(), values))
+        real_fold(self, key, head, update)
 
     def keep_parent(blobs: Any, vector: Any) -> bytes:
         sha256 = store_parent(blobs, vector)

@@ -106,13 +106,13 @@ def test_weights_come_as_differences_and_are_what_the_server_says(fleet):
 
 
 def test_weights_at_rest_can_be_trained_and_travel_whole(at_rest, fleet, caplog):
-    """Several rounds in a precision without differences: all devices hold what the server says, and nothing complains."""
+    """Several rounds in int4 at the coarsest, without differences: devices hold what the server says, and nothing complains."""
     fleet.train(**{**PLAN, "rounds": 3})
     fleet.server = fleet.serve(steps=1)
     fleet.reach(3)
     settle(fleet)
     check(fleet)
-    assert fleet.server.training._variants[f"w1-{at_rest}"].precision == at_rest
+    assert fleet.server.training._variants[f"w1-{at_rest}"].precision == Precision.INT4
     assert not any(fleet.server.training.offer.differences.values())
     assert not [record for record in caplog.records if "no difference" in record.message]
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 
 from edgefl.codec.weights import Precision  # noqa: E402
+from edgefl.compress.sensitivity import Baseline  # noqa: E402
 from edgefl.engine.contract import batches  # noqa: E402
 from edgefl.engine.open import open_engine  # noqa: E402
 from edgefl.errors import ModelError  # noqa: E402
@@ -252,9 +253,11 @@ def test_depths_are_offered_beside_pruned_structures_by_what_each_is_measured_to
     found = offer(source, vector_of(reference.module), test, lambda _: None, freezable=True)
     with torch.no_grad():
         logits = reference.module(torch.from_numpy(test.x))
+    right = [logits[:, :exits].mean(1).argmax(1).numpy() == test.y for exits in (1, 2, 3)]
+    baseline = Baseline(float(right[-1].mean()), 0.5, len(test))
     for exits, name in ((3, "w1"), (2, "d2w1"), (1, "d1w1")):
-        expected = float((logits[:, :exits].mean(1).argmax(1).numpy() == test.y).mean())
-        assert found.accuracies[name] == pytest.approx(expected)
+        turned = float((right[exits - 1] != right[-1]).mean())
+        assert found.drops[name] == pytest.approx(baseline.cost(float(right[exits - 1].mean()), turned))
         assert found.predicted(found.cuts[name].structure, Precision.FP32) > 0.6
     assert any(name.startswith("p") for name in found.cuts)
     frozen = found.cuts["d2w1f1"]

@@ -140,7 +140,7 @@ def test_what_only_just_does_not_fit_arrives_as_a_codebook(fleet: Fleet, tmp_pat
         file = blobs.get(record.manifest.file("weights").sha256)
         record_of = type("Record", (), {"model": "windows", "version": 2, "plan": None})
         histories = Histories(database, blobs, record_of, {view.name: view})  # type: ignore[arg-type]  # it only looks at these
-        start = histories._vector(view.name, 0)
+        start = histories._weights_of(view.name, 0).vector
     assert len(file) < 0.6 * weights_length(layout, Precision.INT4)
     assert encode_weights(decode_weights(file, layout), layout, Precision.CODEBOOK) == file
     np.testing.assert_array_equal(start, decode_weights(file, layout))
