@@ -92,6 +92,7 @@ METHODS: Mapping[str, Method] = {
     ),
     "cnn FedLTN, 80 rounds": Method(_changed(msgspec.structs.replace(LIGHT, rounds=80), Precision.FP16), dense=False),
     "cnn FedBN": Method(_changed(PLAN)),
+    "cnn FedBN, 80 rounds": Method(_changed(msgspec.structs.replace(PLAN, rounds=80))),
     "cnn local-only": Method(BASE, apart=True),
     "cnn fp32": Method(BASE),
 }
