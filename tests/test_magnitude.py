@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgefl.codec.marks import gone, prunable
+from edgefl.codec.marks import gone, marked, prunable
 from edgefl.compress.magnitude import Moment, after_round, is_due, next_share, pruned, share_gone
 from edgefl.layout import Layout, Tensor, nested_index
 from edgefl.plan import FleetPruning
@@ -48,6 +48,29 @@ def test_what_is_gone_stays_gone_while_everything_else_moves(seed, scope, share,
         before = now
     assert share_gone(flat, LAYOUT) <= target
     assert share_gone(flat, LAYOUT) > target - 0.1, "30 prunings of 15 % or more reach it"
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 1 << 30),
+    scope=st.sampled_from(["layer", "global", "lamp"]),
+    before=st.floats(0.0, 0.95),
+    zeros=st.floats(0.0, 1.0),
+    target=st.floats(0.05, 0.95),
+)
+def test_what_is_gone_is_part_of_the_target(seed, scope, before, zeros, target):
+    """However many weights are gone or zero, and wherever: afterwards the target is gone, or what was if that is more."""
+    rng = np.random.default_rng(seed)
+    flat = np.where(rng.random(LAYOUT.size) < zeros, np.float32(0.0), drawn(seed))
+    flat = marked(flat, (rng.random(LAYOUT.size) < before) & prunable(LAYOUT))
+    thin = pruned(flat, LAYOUT, FleetPruning(target=target, share=1.0, first=1, scope=scope))
+    was, now = gone(flat, LAYOUT), gone(thin, LAYOUT)
+    assert (now >= was).all()
+    parts = [place for _, place in LAYOUT.slices() if prunable(LAYOUT)[place].any()] if scope == "layer" else [prunable(LAYOUT)]
+    wanted = max(target, share_gone(flat, LAYOUT))
+    for part in parts:
+        count = len(now[part])
+        assert np.count_nonzero(now[part]) == pytest.approx(max(wanted * count, np.count_nonzero(was[part])), abs=1)
 
 
 def test_each_pruning_takes_its_share_of_what_is_left():
