@@ -11,6 +11,7 @@ import make_graphs
 import toyfleet as toy
 from edgefl.aggregate.ensemble import probabilities
 from edgefl.cli.main import run
+from edgefl.codec.marks import gone
 from edgefl.codec.weights import Precision, encode_weights
 from edgefl.compress.axes import encode_axes
 from edgefl.engine.contract import VariantFiles
@@ -87,7 +88,7 @@ def test_a_model_learns_what_it_is_told(engine) -> None:
     soft = beliefs(engine, teacher, x)
 
     def learn():
-        return taught(START, [Pupil(engine, None, 1.0)], x, soft, epochs=20, learning_rate=0.1, seed=(3,))
+        return taught(START, GOLDEN.layout, [Pupil(engine, None, 1.0)], x, soft, epochs=20, learning_rate=0.1, seed=(3,))
 
     learned = learn()
     wanted = beliefs(engine, teacher, other)
@@ -103,9 +104,30 @@ def test_a_width_is_taught_where_it_has_coordinates(engine) -> None:
     soft = probabilities(np.eye(GOLDEN.classes, dtype=np.float32)[given.y] * 4)
     index = np.arange(5, len(parent), dtype=np.int64)
     options = {"epochs": 1, "learning_rate": 0.1, "seed": (1,)}
-    found = taught(parent, [Pupil(engine, index, 3.0)], given.x, soft, **options)
+    whole = Layout((Tensor("before", (5,)), *GOLDEN.layout.tensors))
+    found = taught(parent, whole, [Pupil(engine, index, 3.0)], given.x, soft, **options)
+    alone = taught(START, GOLDEN.layout, [Pupil(engine, None, 1.0)], given.x, soft, **options)
     assert np.array_equal(found[:5], parent[:5])
-    assert found[5:] == pytest.approx(taught(START, [Pupil(engine, None, 1.0)], given.x, soft, **options), abs=1e-6)
+    assert found[5:] == pytest.approx(alone, abs=1e-6)
+
+
+def test_lessons_leave_out_what_is_gone_and_nothing_else(engine) -> None:
+    """A pruned weight is still gone after lessons; a bias that happens to be negative zero learns like one that is zero."""
+    places = {tensor.name: place for tensor, place in GOLDEN.layout.slices()}
+    parent = START.copy()
+    parent[places["0.weight"]][::2] = -0.0
+    parent[places["2.bias"]] = 0.0
+    odd = parent.copy()
+    odd[places["2.bias"]] = -0.0
+    given = examples()
+    soft = probabilities(np.eye(GOLDEN.classes, dtype=np.float32)[given.y] * 4)
+    plain, found = (
+        taught(one, GOLDEN.layout, [Pupil(engine, None, 1.0)], given.x, soft, epochs=2, learning_rate=0.1, seed=(1,))
+        for one in (parent, odd)
+    )
+    assert found[places["2.bias"]].all()
+    assert np.array_equal(found, plain)
+    assert np.array_equal(gone(found, GOLDEN.layout), gone(parent, GOLDEN.layout))
 
 
 @pytest.fixture(scope="module")

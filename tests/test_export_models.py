@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402  needs torch
 
+from edgefl.codec.marks import has_mark  # noqa: E402
 from edgefl.errors import ModelError  # noqa: E402
 from edgefl.export.models import load_factory  # noqa: E402
 from edgefl.export.tensors import layout_of, load_vector, vector_of  # noqa: E402
@@ -247,6 +248,18 @@ def test_weights_are_read_from_either_format(tmp_path, form):
     else:
         torch.save({"state_dict": state, "epoch": 3} if form == "nested" else state, path)
     np.testing.assert_allclose(load_weights(path, layout_of(module)), vector_of(module), atol=1e-3 if form == "half" else 0)
+
+
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
+def test_what_a_file_has_masked_is_not_gone(tmp_path, name):
+    """A push begins anew: negative zeros, which a multiplied mask leaves behind, are read as zeros that can be trained."""
+    from safetensors.torch import save_file
+
+    module = built_in("har-cnn1d").build(0.25, seed=4)
+    state = {key: value * -0.0 if key.endswith("weight") else value for key, value in module.state_dict().items()}
+    (save_file if name.endswith("safetensors") else torch.save)(state, tmp_path / name)
+    assert any(torch.signbit(value[value == 0]).any() for value in state.values()), "the file has some"
+    assert not has_mark(load_weights(tmp_path / name, layout_of(module))).any()
 
 
 class Payload:

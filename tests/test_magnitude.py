@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgefl.codec.marks import gone, prunable
+from edgefl.codec.marks import gone, marked, prunable
 from edgefl.compress.magnitude import Moment, after_round, is_due, next_share, pruned, share_gone
 from edgefl.layout import Layout, Tensor, nested_index
 from edgefl.plan import FleetPruning
@@ -50,6 +50,29 @@ def test_what_is_gone_stays_gone_while_everything_else_moves(seed, scope, share,
     assert share_gone(flat, LAYOUT) > target - 0.1, "30 prunings of 15 % or more reach it"
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 1 << 30),
+    scope=st.sampled_from(["layer", "global", "lamp"]),
+    before=st.floats(0.0, 0.95),
+    zeros=st.floats(0.0, 1.0),
+    target=st.floats(0.05, 0.95),
+)
+def test_what_is_gone_is_part_of_the_target(seed, scope, before, zeros, target):
+    """However many weights are gone or zero, and wherever: afterwards the target is gone, or what was if that is more."""
+    rng = np.random.default_rng(seed)
+    flat = np.where(rng.random(LAYOUT.size) < zeros, np.float32(0.0), drawn(seed))
+    flat = marked(flat, (rng.random(LAYOUT.size) < before) & prunable(LAYOUT))
+    thin = pruned(flat, LAYOUT, FleetPruning(target=target, share=1.0, first=1, scope=scope))
+    was, now = gone(flat, LAYOUT), gone(thin, LAYOUT)
+    assert (now >= was).all()
+    parts = [place for _, place in LAYOUT.slices() if prunable(LAYOUT)[place].any()] if scope == "layer" else [prunable(LAYOUT)]
+    wanted = max(target, share_gone(flat, LAYOUT))
+    for part in parts:
+        count = len(now[part])
+        assert np.count_nonzero(now[part]) == pytest.approx(max(wanted * count, np.count_nonzero(was[part])), abs=1)
+
+
 def test_each_pruning_takes_its_share_of_what_is_left():
     """30 %, then 30 % of 70 %, and never more than the target."""
     rules = FleetPruning(target=0.6, share=0.3)
@@ -76,9 +99,17 @@ def test_without_rules_nothing_goes_and_nothing_comes_back():
     np.testing.assert_array_equal(gone(later, LAYOUT), gone(thin, LAYOUT))
 
 
-def test_the_parents_mask_holds_for_every_width():
-    """A narrower view of a pruned parent has gone what the parent has, where it lies in it."""
-    narrow = Layout((Tensor("a", (10, 15)), Tensor("bias", (10,)), Tensor("norm", (10,), personal=True), Tensor("b", (5, 10))))
+def test_the_parents_mask_outlasts_the_rounds_of_every_width():
+    """What the parent has lost is zero in a narrow view; trained where that is too narrow to be pruned, it is lost again."""
+    narrow = Layout((Tensor("a", (10, 15)), Tensor("bias", (10,)), Tensor("norm", (10,), personal=True), Tensor("b", (5, 6))))
     index = nested_index(LAYOUT, narrow)
     thin = pruned(drawn(), LAYOUT, FleetPruning(target=0.7, share=1.0))
-    np.testing.assert_array_equal(gone(thin[index], narrow), gone(thin, LAYOUT)[index])
+    lost = gone(thin, LAYOUT)[index]
+    assert (lost & ~prunable(narrow)).any(), "six values per channel of b are too few, twenty in the parent were not"
+    assert not thin[index][lost].any()
+    np.testing.assert_array_equal(gone(thin[index], narrow), lost & prunable(narrow))
+    learnt = thin.copy()
+    learnt[index] += np.where(gone(thin[index], narrow), np.float32(0.0), np.float32(1.0))
+    after = after_round(thin, learnt, LAYOUT, None, Moment(5, 9))
+    np.testing.assert_array_equal(gone(after, LAYOUT), gone(thin, LAYOUT))
+    assert (after[index][~lost] == thin[index][~lost] + 1).all()

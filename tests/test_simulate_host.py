@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 
 import make_graphs as make
+from edgefl.codec.marks import factors
 from edgefl.codec.weights import Precision, encode_weights
+from edgefl.compress.magnitude import pruned
 from edgefl.device.job import Held, Job
 from edgefl.device.trainer import Trainer
+from edgefl.engine.portable import PortableEngine
+from edgefl.plan import FleetPruning
 from edgefl.simulate.experiment import Attack
 from edgefl.simulate.host import Host
 from edgefl.simulate.jobs import Job as Work
@@ -90,6 +94,18 @@ def test_a_virtual_device_sends_what_a_board_sends(host, tmp_path) -> None:
     assert [first.data, again.data] == board(tmp_path, 2, second)
     assert first.samples == 40
     assert first.loss_after < first.loss_before
+
+
+def test_the_probe_of_a_virtual_device_moves_what_its_training_moves(host, monkeypatch) -> None:
+    """With a rate by curvature on pruned weights, as on a board: what is gone is left out of the two steps that measure it."""
+    seen = []
+    real = PortableEngine.train
+    monkeypatch.setattr(PortableEngine, "train", lambda *a, **k: seen.append(k["kept"]) or real(*a, **k))
+    thin = pruned(START, GOLDEN.layout, FleetPruning(target=0.5, share=1.0, first=1))
+    host.play(Work(1, msgspec.structs.replace(TASK, rate="curvature"), (Player(0, "cam-00"),)), of({0: thin, 1: thin}), [b""])
+    assert len(seen) == 3
+    for kept in seen:
+        np.testing.assert_array_equal(kept, factors(thin, GOLDEN.layout))
 
 
 def test_what_a_device_sends_does_not_depend_on_who_was_played_before(host) -> None:

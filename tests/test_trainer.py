@@ -8,14 +8,19 @@ import numpy as np
 import pytest
 
 import make_graphs as make
+from edgefl.codec.marks import factors
 from edgefl.codec.update import decode as decode_update
 from edgefl.codec.weights import Precision, encode_weights
+from edgefl.compress.magnitude import pruned
 from edgefl.device import coding
 from edgefl.device.job import Done, Failed, Held, Job, decode_answer, encode_line
 from edgefl.device.trainer import Trainer, answer, serve
 from edgefl.engine.curvature import curvature
 from edgefl.engine.portable import PortableEngine
 from edgefl.errors import EngineError
+from edgefl.plan import FleetPruning
+from edgefl.rates import smoothness
+from edgefl.sources.parse import open_source
 from edgefl.store.outbox import read_entry, read_memory, read_residual, read_update
 from edgefl.wire.messages import Task
 
@@ -230,7 +235,39 @@ def test_the_curvature_of_a_step_that_is_no_gradient_is_refused(job):
     """An optimiser with a memory gives no gradients."""
     engine = PortableEngine.__new__(PortableEngine)  # it is not even asked
     with pytest.raises(EngineError, match="plain SGD only"):
-        curvature(engine, msgspec.structs.replace(job.recipe, optimizer="adamw"), START, None, 0.1)
+        curvature(engine, msgspec.structs.replace(job.recipe, optimizer="adamw"), START, None, 0.1, kept=None)
+
+
+def thin():
+    """The golden weights, of which half of the prunable ones are gone."""
+    return pruned(START, GOLDEN.layout, FleetPruning(target=0.5, share=1.0, first=1))
+
+
+def test_the_curvature_is_that_of_the_weights_that_are_left(job):
+    """It is the smoothness between two gradients of a pruned model in which what is gone counts for nothing."""
+    engine, start, left, short = Trainer(1)._open(job), thin(), factors(thin(), GOLDEN.layout), 0.1 / 64
+    batch = open_source(job.source).load().take(np.arange(job.batch))
+    points = [start]
+    for _ in range(2):  # unmasked steps, of which numpy takes what is left
+        engine.set_vector(points[-1])
+        engine.train(batch, epochs=1, learning_rate=short, rng=np.random.default_rng(0))
+        points.append(points[-1] + (engine.vector() - points[-1]) * left)
+    wanted = smoothness(*points, short)
+    found, whole = (curvature(engine, job.recipe, start, batch, 0.1, kept=kept) for kept in (left, None))
+    assert found == pytest.approx(wanted, rel=1e-3)
+    assert abs(whole - wanted) > 0.02 * wanted, "the test can tell them apart"
+
+
+def test_a_probe_moves_what_the_training_moves(job, tmp_path, monkeypatch):
+    """Two steps of the probe and the training itself leave out the same weights, those that are gone from the weights file."""
+    seen = []
+    real = PortableEngine.train
+    monkeypatch.setattr(PortableEngine, "train", lambda *a, **k: seen.append(k["kept"]) or real(*a, **k))
+    held(tmp_path / "weights", thin())
+    Trainer(1).run(msgspec.structs.replace(job, task=msgspec.structs.replace(job.task, rate="curvature")))
+    assert len(seen) == 3
+    for kept in seen:
+        np.testing.assert_array_equal(kept, factors(thin(), GOLDEN.layout))
 
 
 @pytest.mark.parametrize(

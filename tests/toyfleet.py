@@ -67,10 +67,10 @@ def update_of(device, number, size, scale=0.01, sparsity=0.2, bits=4):
     return encode_update(vector, sparsity=sparsity, bits=bits, rng=rng).data
 
 
-def head_of(device, number, data, *, variant, samples=None, version=1, model=MODEL):
+def head_of(device, number, data, *, variant, samples=None, version=1, model=MODEL, loss=1.0):
     """The head of an update in one part."""
     samples = samples_of(device) if samples is None else samples
-    return UpdatePart(model, version, variant, number, samples, 2.0, 1.0, hashlib.sha256(data).digest(), 0, 1, data[:PART_SIZE])
+    return UpdatePart(model, version, variant, number, samples, 2.0, loss, hashlib.sha256(data).digest(), 0, 1, data[:PART_SIZE])
 
 
 def samples_of(device):

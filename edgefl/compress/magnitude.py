@@ -41,7 +41,9 @@ class Moment:
 
 
 def kept(flat: Float32, layout: Layout, share: float, scope: Scope) -> Flags:
-    """Which coordinates are left when this part of the prunable ones is removed; weights that are zero go first.
+    """Which coordinates are left when this part of the prunable ones is removed.
+
+    What is gone counts first, weights that are zero without being gone go next, and of equals the first.
 
     Args:
         flat: float32, shape `(layout.size,)`.
@@ -54,12 +56,13 @@ def kept(flat: Float32, layout: Layout, share: float, scope: Scope) -> Flags:
     """
     left = np.ones(layout.size, dtype=np.bool_)
     places = [place for tensor, place in layout.slices() if is_prunable(tensor)]
-    if scope == "layer":
-        for place in places:
-            _remove(left, np.arange(place.start, place.stop), np.abs(flat[place]).astype(np.float64), share)
-    elif places:
-        scores = [_lamp(flat[p]) if scope == "lamp" else np.abs(flat[p]).astype(np.float64) for p in places]
-        _remove(left, np.concatenate([np.arange(p.start, p.stop) for p in places]), np.concatenate(scores), share)
+    parts = [np.arange(place.start, place.stop) for place in places]
+    scores = np.zeros(layout.size, dtype=np.float64)
+    for place in places:
+        scores[place] = _lamp(flat[place]) if scope == "lamp" else np.abs(flat[place])
+    scores[gone(flat, layout)] = -1.0  # below every other: what is gone already is part of the share
+    for part in parts if scope == "layer" or not parts else [np.concatenate(parts)]:
+        _remove(left, part, scores[part], share)
     return left
 
 
@@ -82,6 +85,8 @@ def is_due(rules: FleetPruning, when: Moment) -> bool:
 
 def pruned(flat: Float32, layout: Layout, rules: FleetPruning) -> Float32:
     """The weights after one more pruning, its removed coordinates marked; those that were gone still are.
+
+    As many are gone as `next_share` says: in `layer` scope of each tensor, and of one that has lost more already, no more.
 
     Args:
         flat: float32, shape `(layout.size,)`; not changed.

@@ -77,9 +77,9 @@ class Trainer:
         examples = open_source(job.source).load().shaped(job.input_shape, job.classes, job.recipe.loss)
         received = decode_weights(Path(job.weights).read_bytes(), job.layout)
         base = with_personal(Path(job.personal), job.version, job.layout, received)
-        task, rate = job.task, _rate(job, engine, examples, base)
-        engine.set_vector(base)
         kept = factors(received, job.layout)
+        task, rate = job.task, _rate(job, engine, examples, base, kept)
+        engine.set_vector(base)
         trained = engine.train(examples, epochs=task.epochs, learning_rate=rate, rng=rng, proximal=task.proximal, kept=kept)
         vector = engine.vector()
         delta = carried(job.layout, vector) - carried(job.layout, base)
@@ -111,14 +111,14 @@ def _rng(job: Job) -> np.random.Generator:
     return np.random.default_rng([job.task.seed, job.round, *hashlib.sha256(job.device.encode()).digest()[:4]])
 
 
-def _rate(job: Job, engine: Engine, examples: Examples, base: Float32) -> float:
+def _rate(job: Job, engine: Engine, examples: Examples, base: Float32, kept: Float32 | None) -> float:
     """The learning rate of this device in this round (`edgefl.rates`)."""
     task = job.task
     if task.rate == "loss":
         return rate_by_loss(task.learning_rate, last_loss(job), task.loss)
     if task.rate == "curvature":
         rows = np.random.default_rng([task.seed, job.round]).permutation(len(examples))[: job.batch]
-        sharp = curvature(engine, job.recipe, base, examples.take(rows), task.learning_rate)
+        sharp = curvature(engine, job.recipe, base, examples.take(rows), task.learning_rate, kept=kept)
         return rate_by_curvature(task.learning_rate, sharp)
     return task.learning_rate
 

@@ -18,7 +18,7 @@ from edgefl.rates import CURVATURE_LEAST, smoothness
 from edgefl.recipe import Recipe
 
 
-def curvature(engine: Engine, recipe: Recipe, vector: Float32, batch: Examples, rate: float) -> float:
+def curvature(engine: Engine, recipe: Recipe, vector: Float32, batch: Examples, rate: float, *, kept: Float32 | None) -> float:
     """L of the batch's loss along its gradient, at least 0, infinite if a step leaves the finite numbers.
 
     The steps are short, `CURVATURE_LEAST` of the rate: a long one would measure not the loss here but the plain beyond its walls.
@@ -29,6 +29,7 @@ def curvature(engine: Engine, recipe: Recipe, vector: Float32, batch: Examples, 
         vector: where to measure, float32, in the engine's layout.
         batch: at most as many examples as the training graph has rows, so that a pass is one step.
         rate: that the answer is to limit.
+        kept: of the training that it is for (`Engine.train`): what is gone cannot move there, and its gradient says nothing.
 
     Raises:
         EngineError: the recipe's step is not plain SGD.
@@ -42,7 +43,7 @@ def curvature(engine: Engine, recipe: Recipe, vector: Float32, batch: Examples, 
     engine.set_vector(vector)
     try:
         for _ in range(2):
-            engine.train(batch, epochs=1, learning_rate=short, rng=np.random.default_rng(0))
+            engine.train(batch, epochs=1, learning_rate=short, rng=np.random.default_rng(0), kept=kept)
             points.append(engine.vector())
     except EngineError:  # diverged; if the runtime has failed, training will say so
         return math.inf

@@ -18,7 +18,7 @@ REMEDY_SAVE = "Save it with safetensors.torch.save_file(model.state_dict(), path
 
 
 def load_weights(path: Path, layout: Layout) -> Float32:
-    """The flat vector that a file holds.
+    """The flat vector that a file holds, without negative zeros, which would mean more here (`edgefl.codec.marks`).
 
     Args:
         path: `*.safetensors`, or a checkpoint that `torch.save` wrote: a state dict, or a dict with one under `state_dict`.
@@ -41,6 +41,7 @@ def load_weights(path: Path, layout: Layout) -> Float32:
             )
         arrays[name] = value.detach().to(torch.float32).numpy()
     flat = layout.flatten(arrays)
+    flat += np.float32(0.0)
     if not np.isfinite(flat).all():
         raise ModelError(
             f"the weights in {path.name} hold NaN or infinite values", remedy="Train the model again before pushing it"

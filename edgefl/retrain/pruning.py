@@ -5,7 +5,7 @@ https://arxiv.org/abs/1710.01878); iterative pruning with retraining loses much 
 https://arxiv.org/abs/1506.02626). What small means is the scope (`edgefl.compress.magnitude`).
 
 Rules: what is pruned are trained tensors with at least two axes and eight values per output channel, those that coarse files
-quantise; a pruned weight stays pruned.
+quantise, unless they are personal: what lives on one device is left whole. A pruned weight stays pruned.
 """
 
 from dataclasses import dataclass

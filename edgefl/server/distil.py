@@ -168,8 +168,8 @@ def _together(members: Sequence[Member], weights: Float64, teaching: Teaching) -
 def _learned(member: Member, place: int, x: Float32, soft: Float64, teaching: Teaching) -> Float32:
     """A member's parent after its lessons, which can be written for every variant."""
     inputs = member.inputs(Examples(x, np.zeros(len(x), dtype=np.int64)))
-    rate, seed = teaching.learning_rate, (teaching.seed, place)
-    parent = taught(member.parent, member.pupils, inputs, soft, epochs=teaching.epochs, learning_rate=rate, seed=seed)
+    layout, rate, seed = member.version.layout, teaching.learning_rate, (teaching.seed, place)
+    parent = taught(member.parent, layout, member.pupils, inputs, soft, epochs=teaching.epochs, learning_rate=rate, seed=seed)
     member.check(parent)
     return parent
 

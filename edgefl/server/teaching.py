@@ -19,11 +19,11 @@ import numpy as np
 
 from edgefl.aggregate.ensemble import Float64, Lessons, lessons, probabilities
 from edgefl.aggregate.mean import PartialSum
-from edgefl.codec.marks import factors, has_mark, marked
+from edgefl.codec.marks import factors, gone, marked
 from edgefl.codec.sparsify import Sparse
 from edgefl.engine.contract import Engine
 from edgefl.examples import Examples
-from edgefl.layout import Float32, Index
+from edgefl.layout import Float32, Index, Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +48,21 @@ def beliefs(engine: Engine, vector: Float32, x: Float32) -> Float64:
 
 
 def taught(
-    parent: Float32, pupils: Sequence[Pupil], x: Float32, soft: Float64, *, epochs: int, learning_rate: float, seed: Sequence[int]
+    parent: Float32,
+    layout: Layout,
+    pupils: Sequence[Pupil],
+    x: Float32,
+    soft: Float64,
+    *,
+    epochs: int,
+    learning_rate: float,
+    seed: Sequence[int],
 ) -> Float32:
     """The parent after lessons.
 
     Args:
-        parent: float32, shape `(size,)`.
+        parent: float32, shape `(layout.size,)`.
+        layout: of the parent; what is gone from it stays gone.
         pupils: at least one.
         x: inputs, first axis the examples, in a shape that the family can read.
         soft: what the ensemble believes of them, shape `(n, classes)`.
@@ -73,7 +82,7 @@ def taught(
             rng = np.random.default_rng([*seed, epoch, number])
             delta, places = _learned(parent, pupil, examples, lesson, learning_rate, rng)
             total.add(Sparse(np.arange(len(delta), dtype=np.int64), delta, len(delta)), places, pupil.weight, key=f"{number}")
-        parent = marked(parent + total.result(), has_mark(parent))
+        parent = marked(parent + total.result(), gone(parent, layout))
     return parent
 
 

@@ -77,7 +77,8 @@ class Examiner:
             pupils = [Pupil(self._engines[kind], index, max(1.0, counts[kind])) for kind, index in family.views.items()]
             seed = (self._experiment.seed, 7, number, place)
             rate = wanted.learning_rate
-            server.follow(taught(server.parent, pupils, x, soft, epochs=wanted.epochs, learning_rate=rate, seed=seed))
+            parent = taught(server.parent, family.layout, pupils, x, soft, epochs=wanted.epochs, learning_rate=rate, seed=seed)
+            server.follow(parent)
 
     def learned(self, family: Family, server: Server, number: int) -> Float32:
         """What the server learns in a round from its root examples."""

@@ -128,9 +128,9 @@ class Bench:
         base = self._base(weights(number), kept)
         rng = _random(player, number, task.seed)
         try:
-            rate = self._rate(player, number, task, base, examples)
-            self._engine.set_vector(base)
             left = factors(base, self._head.layout)
+            rate = self._rate(player, number, task, base, examples, left)
+            self._engine.set_vector(base)
             trained = self._engine.train(
                 examples, epochs=task.epochs, learning_rate=rate, rng=rng, proximal=task.proximal, kept=left
             )
@@ -141,13 +141,13 @@ class Bench:
         delta = carried(layout, vector) - carried(layout, base)
         return _Learned(player, len(examples), trained, delta, rng, vector[self._personal])
 
-    def _rate(self, player: Player, number: int, task: Task, base: Float32, examples: Examples) -> float:
+    def _rate(self, player: Player, number: int, task: Task, base: Float32, examples: Examples, left: Float32 | None) -> float:
         """The learning rate of this device in this round, as on a board (`edgefl.device.trainer`)."""
         if task.rate == "loss":
             return rate_by_loss(task.learning_rate, player.loss, task.loss)
         if task.rate == "curvature":
             rows = np.random.default_rng([task.seed, number]).permutation(len(examples))[: self._head.batch]
-            sharp = curvature(self._engine, self._head.recipe, base, examples.take(rows), task.learning_rate)
+            sharp = curvature(self._engine, self._head.recipe, base, examples.take(rows), task.learning_rate, kept=left)
             return rate_by_curvature(task.learning_rate, sharp)
         return task.learning_rate
 
