@@ -13,6 +13,7 @@ from edgefl.jumpstart import merit
 from edgefl.plan import FleetPruning, JumpStart, Plan
 from edgefl.server.rounds import Accept, Refuse, Rounds, aggregated, due, judge, stored
 from edgefl.simulate.experiment import Experiment, Shards, Speeds
+from edgefl.store.ledger import end_training
 from edgefl.wire.tasks import task_of
 
 PLAN = Plan(rounds=4, cohort=3, quorum=2, jump_start=JumpStart(devices=1, epochs=9), sparsity=0.1, bits=2)
@@ -37,6 +38,41 @@ def test_the_race_ends_with_the_first_few_and_what_is_late_is_refused():
     assert isinstance(judge(state, ("b", 8)), Refuse)
     assert not due(stored(state, ("b", 9)), 2.0), "the second round waits for its cohort"
     assert judge(replace(state, number=10), ("c", 9)) == Accept(1)
+
+
+def test_nothing_from_before_counts_in_the_race_or_after_it():
+    """What was trained for an earlier training's rounds neither wins nor closes the race, nor counts in the rounds after it."""
+    race = Rounds(PLAN, 8, 11, 0.0)
+    assert isinstance(judge(race, ("a", 7)), Refuse)
+    assert isinstance(judge(replace(race, number=9), ("a", 7)), Refuse)
+    plain = Rounds(msgspec.structs.replace(PLAN, jump_start=None), 12, 15, 0.0, raced=8)
+    assert [type(judge(plain, ("a", number))) for number in (7, 8, 9)] == [Refuse, Refuse, Accept]
+
+
+@pytest.mark.parametrize("raced", [False, True])
+def test_a_race_that_is_stopped_or_begun_leaves_what_waits_behind(tmp_path, raced):
+    """A race takes over no updates of an ordinary training, and an ordinary training none of a race."""
+    fleet = toy.ToyFleet(tmp_path)
+    fleet.provision(a="big", b="big")
+    fleet.push()
+    begun = {"jump_start": JumpStart(devices=2, epochs=3)}
+    first = fleet.train(rounds=3, **(begun if raced else {}))
+    server, a, b = fleet.serve(), fleet.device("a"), fleet.device("b")
+    a.send(1)
+    server.turns()
+    end_training(fleet.database, first, "stopped")
+    fleet.train(rounds=3, **({} if raced else begun))
+    server.turns()
+    assert not server.training.state.buffer
+    b.send(1)
+    server.turns()
+    assert not b.hear().stored
+    assert not server.training.state.buffer
+    server.kill()
+    server = fleet.serve()
+    b.send(1)
+    server.turns()
+    assert not server.training.state.buffer
 
 
 def test_the_best_is_believed_alone_in_any_order():

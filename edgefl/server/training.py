@@ -37,7 +37,7 @@ from edgefl.server.history import Histories
 from edgefl.server.rounds import Accept, Refuse, Rounds, UpdateKey, aggregated, due, judge, stored
 from edgefl.server.variants import largest_weight, load_parent, load_variants, store_parent, variant_of_profile
 from edgefl.store.blobs import BlobStore
-from edgefl.store.ledger import Outcome, TrainingRecord, close_round, newest_round
+from edgefl.store.ledger import Outcome, TrainingRecord, close_round, newest_race, newest_round
 from edgefl.store.offers import recent_offers
 from edgefl.store.standings import excluded
 from edgefl.store.updates import (
@@ -114,7 +114,8 @@ class Training:
         self._evaluator = Evaluator(next(iter(self._variants.values())), blobs, record.holdout) if record.holdout else None
         # A server whose clock was ahead when the round was opened must not wait for that time.
         opened, finished = min(newest.opened, wall()), newest.closed is not None or record.state != "running"
-        self.state = Rounds(record.plan, newest.round, record.last, opened, finished=finished)
+        raced = newest_race(database, record.model, record.version)
+        self.state = Rounds(record.plan, newest.round, record.last, opened, finished=finished, raced=raced)
         self._layout = version.layout
         self.histories = Histories(database, blobs, record, self._variants)
         self.histories.pruned = bool(gone(self.parent, self._layout).any())
