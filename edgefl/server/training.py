@@ -27,7 +27,7 @@ from edgefl.codec.update import max_length
 from edgefl.compress.magnitude import Moment
 from edgefl.engine.contract import Evaluation
 from edgefl.errors import EdgeflError, ModelError, StoreError, UpdateError
-from edgefl.jumpstart import is_race, merit
+from edgefl.jumpstart import is_race, merit, rate_at
 from edgefl.layout import Float32
 from edgefl.participation import mean_loss
 from edgefl.server.aggregation import Aggregation, Step
@@ -201,7 +201,8 @@ class Training:
         A mean of updates that pass is within the range too, because it is a convex combination of what each would come to.
         """
         before = self.parent[self._sent[variant][update.positions]].astype(np.float64)
-        largest = float(np.abs(before + update.values.astype(np.float64) * self.record.plan.server_rate).max())
+        rate = rate_at(self.record.plan, self.state.of_training)
+        largest = float(np.abs(before + update.values.astype(np.float64) * rate).max())
         if largest > self._largest:
             raise UpdateError("it makes a weight too large: training has diverged", found=f"{largest:g}")
 

@@ -94,8 +94,8 @@ def start_training(database: sqlite3.Connection, version: VersionRecord, plan: P
     """Record a new running training and its first round; returns its id.
 
     It continues where the last training of this version ended: from its weights, with the next round number, and with the
-    updates that were stored in a round that was stopped, so far as they are not too late for this plan. With a jump-start it takes
-    over none, and from a race, or what was trained before one, nobody does (`edgefl.server.rounds`).
+    updates that were stored in a round that was stopped, so far as they are not too late for this plan. With a jump-start it
+    takes over none; what was trained for a race, or before one, nobody takes over (`edgefl.server.rounds`).
 
     Raises:
         FleetError: the model is being trained already.
