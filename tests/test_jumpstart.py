@@ -1,6 +1,7 @@
 """Jump-start: the first round is a race that the best of the first few devices wins, and nothing else changes."""
 
 from dataclasses import replace
+from unittest.mock import Mock
 
 import msgspec
 import numpy as np
@@ -9,10 +10,15 @@ import pytest
 import toyfleet as toy
 from edgefl.aggregate.best import Best
 from edgefl.codec.sparsify import Sparse
+from edgefl.codec.update import encode
+from edgefl.codec.weights import Precision
+from edgefl.errors import ConfigError
 from edgefl.jumpstart import merit
 from edgefl.plan import FleetPruning, JumpStart, Plan
 from edgefl.server.rounds import Accept, Refuse, Rounds, aggregated, due, judge, stored
+from edgefl.simulate.checks import check
 from edgefl.simulate.experiment import Experiment, Shards, Speeds
+from edgefl.simulate.schedule import Parts
 from edgefl.store.ledger import end_training
 from edgefl.wire.tasks import task_of
 
@@ -113,6 +119,44 @@ def test_a_server_that_dies_in_the_race_still_finds_the_best(tmp_path):
     c.send(1)
     server.turns()
     assert not c.hear().stored
+
+
+def test_what_the_race_would_come_to_is_checked_without_the_servers_rate(tmp_path, monkeypatch):
+    """The winner's update is taken as it is: what a small rate would have tamed is refused."""
+    monkeypatch.setitem(toy.VARIANTS, "half", ("w1-fp16", toy.WIDE, Precision.FP16))
+    fleet = toy.ToyFleet(tmp_path)
+    fleet.provision(a="big", h="half")
+    fleet.push("big", "half")
+    fleet.train(rounds=2, server_rate=0.01, jump_start=JumpStart(devices=1, epochs=3))
+    server, device = fleet.serve(), fleet.device("a")
+    vector = np.full(toy.WIDE.size, 7e4, dtype=np.float32)
+    device.send(1, data=encode(vector, sparsity=0.1, bits=1, rng=np.random.default_rng(0)).data)
+    server.turns()
+    assert "too large" in device.hear().reason
+    assert server.training.state.number == 1
+
+
+def test_the_race_takes_its_own_time_in_a_simulation():
+    """Devices that train more epochs in the race need as much more simulated time."""
+    experiment = Experiment(plan=PLAN, speeds=Speeds(seconds_per_example=0.5))
+    parts = Parts(experiment, Mock(slowness=[2.0]), Mock(samples=lambda _: 10), Mock(), Mock())
+    race, later = (parts.training_seconds(0, Mock(task=task_of(PLAN, number))) for number in (1, 2))
+    assert (race, later) == (9 * 10.0, 10.0)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Plan(jump_start=JumpStart(), aggregator="multi-krum"),
+        Plan(rounds=5, pruning=FleetPruning(first=5)),
+        Plan(staleness=33, pruning=FleetPruning()),
+        Plan(jump_start=JumpStart(), rotated=True),
+    ],
+)
+def test_a_simulation_refuses_what_the_command_refuses(plan):
+    """Before any data is read."""
+    with pytest.raises(ConfigError):
+        check(Experiment(plan=plan))
 
 
 @pytest.mark.slow
