@@ -31,6 +31,11 @@ def quorum_at(plan: Plan, round_of_training: int) -> int:
     return min(plan.quorum, cohort_at(plan, round_of_training))
 
 
+def rate_at(plan: Plan, round_of_training: int) -> float:
+    """Factor on what a round comes to."""
+    return 1.0 if is_race(plan, round_of_training) else plan.server_rate
+
+
 def merit(loss: float) -> float:
     """The weight of an update in the race, positive: the larger the smaller its training loss, which is finite."""
     return math.exp(-min(max(loss, 0.0), 500.0))

@@ -20,7 +20,7 @@ class FleetPruning(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     Attributes:
         target: part of the prunable weights that is gone in the end, in (0, 1).
         share: of what is left then, goes in each pruning.
-        first: round of the training after which is pruned for the first time; those up to it are pre-training.
+        first: round of the training after which is pruned for the first time, before the last; those up to it are pre-training.
         every: rounds from one pruning to the next.
         scope: what small means: within each `layer`, among all (`global`), or among all by `lamp` scores.
         below: nothing is pruned after a round whose mean training loss is above this; 0 does not look.
@@ -38,7 +38,7 @@ class JumpStart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """The first round of a training is a race for the best weights to begin with (FedLTN, see `edgefl.jumpstart`).
 
     Attributes:
-        devices: the first so many answers are waited for.
+        devices: the first so many answers are waited for; no more than can take part.
         epochs: passes over the local data in this round.
     """
 
@@ -81,7 +81,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         optimizer: of the server, that takes the aggregate as its gradient: `sgd` with `server_rate` 1 is federated averaging;
             `momentum` (FedAvgM), `adam`, `yogi`.
         downlink_sparsity: fraction of the coordinates that change from one round's weights to the next; with 1 all may.
-        jump_start: what the first round is instead; None for a round as any other.
+        jump_start: what the first round is instead, with the aggregator `mean` alone; None for a round as any other.
         pruning: of the model during the training; None leaves it as it is.
     """
 

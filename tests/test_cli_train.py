@@ -14,6 +14,7 @@ from edgefl.layout import Layout
 from edgefl.plan import FleetPruning, JumpStart, Plan
 from edgefl.recipe import Recipe
 from edgefl.server.founding import create_fleet
+from edgefl.server.status import fleet_status
 from edgefl.store.database import open_database
 from edgefl.store.ledger import Outcome, close_round, newest_training, trainings
 from edgefl.store.versions import variants
@@ -99,12 +100,63 @@ def test_options_of_pruning_and_of_the_jump_start_are_gathered(fleet, tmp_path, 
     assert start("--plan", str(path), "--pruning", "0", "--jump-start", "0") == 0
     assert (plan_of(fleet).pruning, plan_of(fleet).jump_start) == (None, None)
     run(["train", "stop", "toy"])
-    assert start("--jump-start", "1", "--jump-epochs", "5", "--pruning-scope", "layer") == 0
+    assert start("--jump-start", "1", "--jump-epochs", "5", "--pruning", "0.9", "--pruning-scope", "layer") == 0
     assert plan_of(fleet).jump_start == JumpStart(devices=1, epochs=5)
     assert plan_of(fleet).pruning == FleetPruning(scope="layer")
+    run(["train", "stop", "toy"])
+    assert start("--plan", str(path), "--pruning-every", "2", "--jump-epochs", "5") == 0
+    assert plan_of(fleet).pruning == FleetPruning(target=0.8, first=3, every=2)
+    assert plan_of(fleet).jump_start == JumpStart(devices=2, epochs=5)
     capsys.readouterr()
     assert start("--pruning", "1.5") == 2
     assert "the plan is impossible" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("option", "missing"), [("--pruning-every", "--pruning"), ("--jump-epochs", "--jump-start")])
+def test_an_option_of_a_part_does_not_switch_it_on(fleet, option, missing, capsys):
+    """Pruning is for good: nobody gets it, or a race, who has not asked for it; the error names what is missing."""
+    assert start(option, "2") == 2
+    error = capsys.readouterr().err
+    assert f"{option} without {missing}" in error
+    assert f"Add {missing}" in error
+    assert trainings(fleet.database) == []
+
+
+UNFIT = [
+    ("--jump-start 1 --aggregator trimmed-mean", "found aggregator trimmed-mean"),
+    ("--jump-start 1 --clip 2 --exclude 0.1", "found clip, exclude"),
+    ("--jump-start 5", "expected at most 4, found 5"),
+    ("--pruning 0.9 --rounds 5", "ends before anything is pruned"),
+    ("--pruning 0.9 --staleness 33", "staleness of at most 32"),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), UNFIT)
+def test_a_plan_that_would_not_do_what_it_says_is_refused(fleet, options, said, capsys):
+    """What contradicts itself or asks more than the fleet has starts nothing."""
+    assert start(*options.split()) == 2
+    assert said in capsys.readouterr().err
+    assert trainings(fleet.database) == []
+
+
+def test_a_model_without_anything_to_prune_is_not_pruned(fleet, capsys):
+    """Frozen tensors stay whole: a parent of them alone is refused, and trained without pruning."""
+    with fleet.database:
+        frozen = Layout(tuple(msgspec.structs.replace(tensor, role="frozen") for tensor in toy.WIDE.tensors))
+        fleet.database.execute("UPDATE versions SET layout=?", (msgspec.msgpack.encode(frozen),))
+    assert start("--pruning", "0.9") == 2
+    assert "nothing of the model can be pruned" in capsys.readouterr().err
+    assert start() == 0
+
+
+def test_the_races_own_cohort_is_shown(fleet, capsys):
+    """The start line says when the race closes and when later rounds do; status shows the cohort of the open round."""
+    assert start("--jump-start", "1", "--quorum", "3") == 0
+    line = capsys.readouterr().out
+    assert "the jump-start closes with 1 updates, or after 600 s with 1; a later round closes with 4 updates" in line
+    assert fleet_status(fleet.database, "test").trainings[0].cohort == 1
+    close(fleet.database, newest_training(fleet.database, "toy").id, 1)
+    assert fleet_status(fleet.database, "test").trainings[0].cohort == 4
 
 
 def test_what_files_cannot_say_is_gone_is_not_pruned(fleet, capsys):
@@ -131,6 +183,8 @@ def test_a_plan_that_the_codec_or_the_graphs_cannot_follow_is_refused(fleet, tmp
     path.write_text("rotated = true\n")
     assert start("--plan", str(path)) == 2
     assert "rotated values are dense" in capsys.readouterr().err
+    assert start("--plan", str(path), "--jump-start", "1") == 2
+    assert "rotated values are dense" in capsys.readouterr().err, "the race alone is dense"
     assert start("--rate", "curvature") == 0
     run(["train", "stop", "toy"])
     fleet.push(recipe=Recipe(optimizer="adamw"))

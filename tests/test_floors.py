@@ -28,6 +28,7 @@ FLOORS = {
     "edgefl.jumpstart": 1,
     "edgefl.participation": 1,
     "edgefl.rates": 1,
+    "edgefl.feasible": 2,
     "edgefl.wire": 2,
     "edgefl.device": 3,
     "edgefl.server": 3,

@@ -15,6 +15,7 @@ from edgefl.store.offers import offered, offered_blobs, record_offers
 from edgefl.store.versions import get_version
 from edgefl.wire.blocks import file_ref
 from edgefl.wire.messages import HISTORY_REACH
+from edgefl.wire.tasks import LONGEST_CONTEXT
 
 PRESENT = b"EFU\x02 something that names a history"
 
@@ -126,6 +127,15 @@ def test_weights_are_kept_as_long_as_an_update_can_name_them(fleet, plan, kept):
     assert len(memory.files()) == 2 * (30 - oldest + 1)
     late = 30 - plan["staleness"]
     assert read(memory, "w1-fp32", late, late - HISTORY_REACH) is not None
+
+
+def test_a_pruned_parent_keeps_no_more_than_the_longest_context(fleet):
+    """However late the plan lets updates be, the weights of so many rounds are enough for the disk."""
+    memory = histories(fleet, rounds=100, staleness=1000)
+    memory.pruned = True
+    for number in range(1, 61):
+        offer(fleet, memory, number)
+    assert fleet.rows("SELECT MIN(round) FROM offers")[0][0] == 60 - 1 - LONGEST_CONTEXT - HISTORY_REACH
 
 
 def test_memory_holds_a_few_histories(fleet):

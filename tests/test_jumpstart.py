@@ -1,6 +1,7 @@
 """Jump-start: the first round is a race that the best of the first few devices wins, and nothing else changes."""
 
 from dataclasses import replace
+from unittest.mock import Mock
 
 import msgspec
 import numpy as np
@@ -9,10 +10,16 @@ import pytest
 import toyfleet as toy
 from edgefl.aggregate.best import Best
 from edgefl.codec.sparsify import Sparse
+from edgefl.codec.update import encode
+from edgefl.codec.weights import Precision
+from edgefl.errors import ConfigError
 from edgefl.jumpstart import merit
 from edgefl.plan import FleetPruning, JumpStart, Plan
 from edgefl.server.rounds import Accept, Refuse, Rounds, aggregated, due, judge, stored
+from edgefl.simulate.checks import check
 from edgefl.simulate.experiment import Experiment, Shards, Speeds
+from edgefl.simulate.schedule import Parts
+from edgefl.store.ledger import end_training
 from edgefl.wire.tasks import task_of
 
 PLAN = Plan(rounds=4, cohort=3, quorum=2, jump_start=JumpStart(devices=1, epochs=9), sparsity=0.1, bits=2)
@@ -37,6 +44,41 @@ def test_the_race_ends_with_the_first_few_and_what_is_late_is_refused():
     assert isinstance(judge(state, ("b", 8)), Refuse)
     assert not due(stored(state, ("b", 9)), 2.0), "the second round waits for its cohort"
     assert judge(replace(state, number=10), ("c", 9)) == Accept(1)
+
+
+def test_nothing_from_before_counts_in_the_race_or_after_it():
+    """What was trained for an earlier training's rounds neither wins nor closes the race, nor counts in the rounds after it."""
+    race = Rounds(PLAN, 8, 11, 0.0)
+    assert isinstance(judge(race, ("a", 7)), Refuse)
+    assert isinstance(judge(replace(race, number=9), ("a", 7)), Refuse)
+    plain = Rounds(msgspec.structs.replace(PLAN, jump_start=None), 12, 15, 0.0, raced=8)
+    assert [type(judge(plain, ("a", number))) for number in (7, 8, 9)] == [Refuse, Refuse, Accept]
+
+
+@pytest.mark.parametrize("raced", [False, True])
+def test_a_race_that_is_stopped_or_begun_leaves_what_waits_behind(tmp_path, raced):
+    """A race takes over no updates of an ordinary training, and an ordinary training none of a race."""
+    fleet = toy.ToyFleet(tmp_path)
+    fleet.provision(a="big", b="big")
+    fleet.push()
+    begun = {"jump_start": JumpStart(devices=2, epochs=3)}
+    first = fleet.train(rounds=3, **(begun if raced else {}))
+    server, a, b = fleet.serve(), fleet.device("a"), fleet.device("b")
+    a.send(1)
+    server.turns()
+    end_training(fleet.database, first, "stopped")
+    fleet.train(rounds=3, **({} if raced else begun))
+    server.turns()
+    assert not server.training.state.buffer
+    b.send(1)
+    server.turns()
+    assert not b.hear().stored
+    assert not server.training.state.buffer
+    server.kill()
+    server = fleet.serve()
+    b.send(1)
+    server.turns()
+    assert not server.training.state.buffer
 
 
 def test_the_best_is_believed_alone_in_any_order():
@@ -78,6 +120,44 @@ def test_a_server_that_dies_in_the_race_still_finds_the_best(tmp_path, winner):
     c.send(1)
     server.turns()
     assert not c.hear().stored
+
+
+def test_what_the_race_would_come_to_is_checked_without_the_servers_rate(tmp_path, monkeypatch):
+    """The winner's update is taken as it is: what a small rate would have tamed is refused."""
+    monkeypatch.setitem(toy.VARIANTS, "half", ("w1-fp16", toy.WIDE, Precision.FP16))
+    fleet = toy.ToyFleet(tmp_path)
+    fleet.provision(a="big", h="half")
+    fleet.push("big", "half")
+    fleet.train(rounds=2, server_rate=0.01, jump_start=JumpStart(devices=1, epochs=3))
+    server, device = fleet.serve(), fleet.device("a")
+    vector = np.full(toy.WIDE.size, 7e4, dtype=np.float32)
+    device.send(1, data=encode(vector, sparsity=0.1, bits=1, rng=np.random.default_rng(0)).data)
+    server.turns()
+    assert "too large" in device.hear().reason
+    assert server.training.state.number == 1
+
+
+def test_the_race_takes_its_own_time_in_a_simulation():
+    """Devices that train more epochs in the race need as much more simulated time."""
+    experiment = Experiment(plan=PLAN, speeds=Speeds(seconds_per_example=0.5))
+    parts = Parts(experiment, Mock(slowness=[2.0]), Mock(samples=lambda _: 10), Mock(), Mock())
+    race, later = (parts.training_seconds(0, Mock(task=task_of(PLAN, number))) for number in (1, 2))
+    assert (race, later) == (9 * 10.0, 10.0)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Plan(jump_start=JumpStart(), aggregator="multi-krum"),
+        Plan(rounds=5, pruning=FleetPruning(first=5)),
+        Plan(staleness=33, pruning=FleetPruning()),
+        Plan(jump_start=JumpStart(), rotated=True),
+    ],
+)
+def test_a_simulation_refuses_what_the_command_refuses(plan):
+    """Before any data is read."""
+    with pytest.raises(ConfigError):
+        check(Experiment(plan=plan))
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgefl.errors import ConfigError, MachineError
-from edgefl.plan import Plan
+from edgefl.plan import JumpStart, Plan
 from edgefl.simulate.experiment import Attack, Dirichlet, Experiment, Iid, Shards, Speeds
 from edgefl.simulate.processes import LocalWorkers
 from edgefl.simulate.result import Result
@@ -179,6 +179,7 @@ def test_impossible_experiments_are_refused(workers, monkeypatch) -> None:
         {"mode": "buffered", "speeds": Speeds(), "attack": Attack(kind="alie")},
         {"devices": 0},
         {"root": 5000},
+        {"plan": Plan(jump_start=JumpStart(devices=100))},
         {"plan": Plan(aggregator="root-set")},
         {"data": "idx:$EDGEFL_DATA/mnist"},
     ):

@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from edgefl.cli.options import fleet_option, json_option
-from edgefl.errors import ConfigError, FleetError, UpdateError
+from edgefl.errors import ConfigError, FleetError
 from edgefl.plan import AggregatorName, Count, Plan, Rate, Sampling, Scope, ServerOptimizer
 
 if TYPE_CHECKING:
@@ -97,17 +97,26 @@ def start(model: str, plan_file: Path | None, holdout: str, fleet_path: Path, **
     if not begun.fresh:
         click.echo(f"{model}@{version.version} is being trained with this very plan already; it goes on")
         return
-    closes = f"with {plan.cohort} updates, or after {plan.deadline:g} s with {plan.quorum}"
-    click.echo(f"training {model}@{version.version}: {plan.rounds} rounds; a round closes {closes}")
+    click.echo(f"training {model}@{version.version}: {plan.rounds} rounds; {_closing(plan)}")
     if plan.context and not keeps_history(plan):
         click.echo(f"updates are coded without context: with a staleness above {LONGEST_CONTEXT} too many weights would be kept")
 
 
+def _closing(plan: Plan) -> str:
+    """When rounds close, for the operator."""
+    from edgefl.jumpstart import cohort_at, quorum_at
+
+    def closes(number: int) -> str:
+        return f"closes with {cohort_at(plan, number)} updates, or after {plan.deadline:g} s with {quorum_at(plan, number)}"
+
+    return f"the jump-start {closes(1)}; a later round {closes(2)}" if plan.jump_start else f"a round {closes(1)}"
+
+
 def _plan(database: sqlite3.Connection, version: "VersionRecord", file: Path | None, given: dict[str, Any]) -> Plan:
     """The plan in a file with the given options, checked against the fleet. Raises ConfigError or FleetError."""
+    from edgefl.feasible import check_fleet, check_plan
     from edgefl.store.versions import budgets, participants, variants
     from edgefl.strict_toml import read_toml
-    from edgefl.wire.tasks import scheme_of, task_of
 
     base = read_toml(file, PlanFile, ConfigError) if file else PlanFile()
     able = participants(database, version)
@@ -134,17 +143,23 @@ def _plan(database: sqlite3.Connection, version: "VersionRecord", file: Path | N
     _check_recipes(plan, name, [record.manifest.recipe for record in records])
     if plan.correction:
         _check_room(records, budgets(database, version.model, version.version))
-    try:
-        scheme_of(task_of(plan, plan.warmup + 1))
-    except UpdateError as error:
-        raise ConfigError(error.problem, expected=error.expected, found=error.found, remedy=remedy) from None
+    check_plan(plan)
+    check_fleet(plan, able, [version.layout])
     return plan
 
 
 def _gather(values: dict[str, Any], table: str, prefix: str, *, switch: str) -> None:
-    """Move options into the plan's table that they belong to; without any it stays, with 0 for its switch it goes."""
+    """Move options into the plan's table that they belong to; without any it stays, with 0 for its switch it goes.
+
+    Raises:
+        ConfigError: there are some, but neither the switch nor the plan file has asked for the table.
+    """
     given = {name: values.pop(name) for name in tuple(values) if name.startswith(prefix) and name != table}
     asked = {name.removeprefix(prefix): value for name, value in given.items()}
+    if asked and switch not in asked and values[table] is None:
+        missing, names = f"--{table.replace('_', '-')}", ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        remedy = f"Add {missing}, or a table [{table}] in the plan file"
+        raise ConfigError(f"{names} without {missing}: there is nothing to change", remedy=remedy)
     if asked:
         values[table] = None if asked.get(switch) == 0 else {**(values[table] or {}), **asked}
 

@@ -6,7 +6,8 @@ version's own weights). The devices of a round decoded a weights file; the same 
 Rules:
 
 * What a round offers is written down before it is announced, and kept as long as an update in time can name it: for the
-  plan's staleness, and `HISTORY_REACH` rounds beyond. Garbage collection keeps the files.
+  plan's staleness, or `LONGEST_CONTEXT` rounds, which is the most, and `HISTORY_REACH` rounds beyond. Garbage collection keeps
+  the files.
 * An update whose history is gone is refused: it could only be read wrongly. That a device gets there takes a damaged disk or a
   backup; its next update then names the version's own weights, because the refused one leaves it nothing else.
 * An update of a round from which weights are gone is about the others alone, so that it is read with that round's file.
@@ -32,7 +33,7 @@ from edgefl.store.blobs import BlobStore
 from edgefl.store.ledger import TrainingRecord
 from edgefl.store.offers import offered, offered_blobs, record_offers
 from edgefl.wire.messages import HISTORY_REACH, FileRef
-from edgefl.wire.tasks import keeps_history
+from edgefl.wire.tasks import LONGEST_CONTEXT, keeps_history
 
 IN_MEMORY = 4
 """Histories; their vectors are shared, and as many more of these are kept."""
@@ -75,7 +76,8 @@ class Histories:
         record, plan = self._record, self._record.plan
         # In its first round a training may have updates that wait since an earlier one, whose plan may have been another.
         named = keeps_history(plan) or plan.pruning is not None or self.pruned or number - 1 <= record.first
-        since = number - 1 - (plan.staleness + HISTORY_REACH if named else HISTORY_REACH)  # differences start from them
+        late = min(plan.staleness, LONGEST_CONTEXT) if named else 0
+        since = number - 1 - late - HISTORY_REACH  # differences start from them
         weights = {variant: ref.sha256 for variant, ref in files.items()}
         record_offers(self._database, record.model, record.version, number, weights, since=since)
 

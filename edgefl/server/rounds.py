@@ -13,13 +13,14 @@ Rules:
   the two has promised nothing.
 * A round whose deadlines pass without a quorum is opened to more and more devices: perhaps too few of them drew a lot, and
   those that did are gone.
-* A jump-start (`edgefl.jumpstart`) is a first round with a cohort of its own, for which nothing can be late.
+* A jump-start (`edgefl.jumpstart`) is a first round with a cohort of its own. Nothing that is late counts in it, and what was
+  trained for it or before it counts nowhere else: it is not about the weights that the race has chosen.
 * Times are seconds of any one clock that survives restarts (the shell uses wall time).
 """
 
 from dataclasses import dataclass, replace
 
-from edgefl.jumpstart import cohort_at, is_race, quorum_at
+from edgefl.jumpstart import cohort_at, quorum_at
 from edgefl.plan import Plan
 
 UpdateKey = tuple[str, int]
@@ -39,6 +40,7 @@ class Rounds:
         counted: updates of recent rounds that wait no longer (aggregated, or left behind by an earlier training of the
             version), so that a repetition is known.
         finished: all rounds are done.
+        raced: the last round of earlier trainings of the version that was a jump-start; 0 if there was none.
     """
 
     plan: Plan
@@ -48,11 +50,17 @@ class Rounds:
     buffer: frozenset[UpdateKey] = frozenset()
     counted: frozenset[UpdateKey] = frozenset()
     finished: bool = False
+    raced: int = 0
 
     @property
     def of_training(self) -> int:
         """The number of the open round, counted from 1 in this training."""
         return self.number - self.last + self.plan.rounds
+
+    @property
+    def race(self) -> int:
+        """The number of the version's last round that is or was a jump-start; 0 if there is none."""
+        return self.last - self.plan.rounds + 1 if self.plan.jump_start else self.raced
 
     @property
     def deadline(self) -> float:
@@ -94,9 +102,9 @@ def judge(state: Rounds, key: UpdateKey) -> Verdict:
     if trained_for > state.number:
         return Refuse(f"round {trained_for} has not been opened; the current one is {state.number}")
     late = state.number - trained_for
-    race = is_race(state.plan, state.of_training - late)
-    if late > (0 if race else state.plan.staleness):
-        allowed = "none after a jump-start" if race else str(state.plan.staleness)
+    raced = trained_for <= state.race
+    if late > (0 if raced else state.plan.staleness):
+        allowed = "none in and after a jump-start" if raced else str(state.plan.staleness)
         return Refuse(f"{late} rounds late; the plan allows {allowed}")
     return Accept(late)
 

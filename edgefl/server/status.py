@@ -5,6 +5,7 @@ import sqlite3
 import msgspec
 
 from edgefl.aggregate.standing import TRUSTED
+from edgefl.jumpstart import cohort_at
 from edgefl.participation import Fairness, fairness
 from edgefl.server.endings import Ending
 from edgefl.store.ledger import RoundRecord, TrainingRecord, rounds, trainings
@@ -85,7 +86,8 @@ class FollowedRound(RoundStatus, frozen=True, kw_only=True):
 class TrainingStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One training and its rounds; `state` is running, finished, stopped or superseded.
 
-    `fairness` is over the valid devices that can take part. `bits_per_parameter` is the mean of its updates, None before any.
+    `cohort` is that of the round it is in. `fairness` is over the valid devices that can take part. `bits_per_parameter` is the
+    mean of its updates, None before any.
     """
 
     model: str
@@ -168,7 +170,7 @@ def _training(database: sqlite3.Connection, record: TrainingRecord) -> TrainingS
         state=record.state,
         round=history[-1].round,
         last_round=record.last,
-        cohort=record.plan.cohort,
+        cohort=cohort_at(record.plan, history[-1].round - record.first + 1),
         fairness=_fairness(database, record, record.last),
         bits_per_parameter=sum(bits[one.round] * one.updates for one in history if one.round in bits) / updates
         if updates

@@ -27,7 +27,7 @@ from edgefl.codec.update import max_length
 from edgefl.compress.magnitude import Moment
 from edgefl.engine.contract import Evaluation
 from edgefl.errors import EdgeflError, ModelError, StoreError, UpdateError
-from edgefl.jumpstart import is_race, merit
+from edgefl.jumpstart import is_race, merit, rate_at
 from edgefl.layout import Float32
 from edgefl.participation import mean_loss
 from edgefl.server.aggregation import Aggregation, Step
@@ -37,7 +37,7 @@ from edgefl.server.history import Histories
 from edgefl.server.rounds import Accept, Refuse, Rounds, UpdateKey, aggregated, due, judge, stored
 from edgefl.server.variants import largest_weight, load_parent, load_variants, store_parent, variant_of_profile
 from edgefl.store.blobs import BlobStore
-from edgefl.store.ledger import Outcome, TrainingRecord, close_round, newest_round
+from edgefl.store.ledger import Outcome, TrainingRecord, close_round, newest_race, newest_round
 from edgefl.store.offers import recent_offers
 from edgefl.store.standings import excluded
 from edgefl.store.updates import (
@@ -114,7 +114,8 @@ class Training:
         self._evaluator = Evaluator(next(iter(self._variants.values())), blobs, record.holdout) if record.holdout else None
         # A server whose clock was ahead when the round was opened must not wait for that time.
         opened, finished = min(newest.opened, wall()), newest.closed is not None or record.state != "running"
-        self.state = Rounds(record.plan, newest.round, record.last, opened, finished=finished)
+        raced = newest_race(database, record.model, record.version)
+        self.state = Rounds(record.plan, newest.round, record.last, opened, finished=finished, raced=raced)
         self._layout = version.layout
         self.histories = Histories(database, blobs, record, self._variants)
         self.histories.pruned = bool(gone(self.parent, self._layout).any())
@@ -200,7 +201,8 @@ class Training:
         A mean of updates that pass is within the range too, because it is a convex combination of what each would come to.
         """
         before = self.parent[self._sent[variant][update.positions]].astype(np.float64)
-        largest = float(np.abs(before + update.values.astype(np.float64) * self.record.plan.server_rate).max())
+        rate = rate_at(self.record.plan, self.state.of_training)
+        largest = float(np.abs(before + update.values.astype(np.float64) * rate).max())
         if largest > self._largest:
             raise UpdateError("it makes a weight too large: training has diverged", found=f"{largest:g}")
 

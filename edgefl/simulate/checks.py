@@ -2,6 +2,7 @@
 
 from edgefl.codec.weights import TRAINABLE
 from edgefl.errors import ConfigError
+from edgefl.feasible import check_plan
 from edgefl.recipe import LESSONS
 from edgefl.simulate.experiment import Experiment
 
@@ -18,6 +19,7 @@ def check(experiment: Experiment) -> None:
     if len({(group.model, group.width, group.exits) for group in experiment.structures}) < len(experiment.structures):
         raise ConfigError("two groups with the same structure", remedy="Join them, with the sum of their shares")
     check_ensemble(experiment)
+    check_plan(experiment.plan)
     if experiment.plan.pruning and experiment.precision not in TRAINABLE:
         found = experiment.precision.value
         raise ConfigError("weights that cannot say what is gone", expected=f"a precision of {', '.join(TRAINABLE)}", found=found)

@@ -13,6 +13,7 @@ import numpy as np
 from edgefl import __version__
 from edgefl.codec.history import History
 from edgefl.codec.update import needs_history
+from edgefl.feasible import check_fleet
 from edgefl.participation import mean_loss
 from edgefl.server.rounds import Accept, Repeat, Rounds, aggregated, due, judge, stored
 from edgefl.simulate.checks import check
@@ -58,6 +59,7 @@ def simulate(experiment: Experiment, *, workers: Workers, progress: Callable[[Pr
     check(experiment)
     began = time.monotonic()
     setting = set_scene(experiment)
+    check_fleet(experiment.plan, setting.scene.devices, [family.layout for family in setting.families])
     with ExitStack() as stack:
         simulation = Simulation(experiment, setting, workers, stack)
         simulation.run(progress)

@@ -87,12 +87,12 @@ class Parts:
     workers: Workers
     bill: Bill
 
-    def training_seconds(self, device: int) -> float:
-        """How long a device trains."""
+    def training_seconds(self, device: int, published: Published) -> float:
+        """How long a device trains for a round."""
         speeds = self.experiment.speeds
         if speeds is None:
             return 0.0
-        examples = self.scene.samples(device) * self.experiment.plan.epochs
+        examples = self.scene.samples(device) * published.task.epochs
         return float(self.fleet.slowness[device]) * speeds.seconds_per_example * examples
 
     def published(self, device: int, orders: Orders) -> Published:
@@ -131,7 +131,8 @@ class Synchronous:
         for played in in_order(players, jobs, parts.workers):
             player = known[played.number]
             sent = parts.bill.send(player, number, played)
-            at = ready[played.number] + parts.training_seconds(played.number) + parts.sending_seconds(sent)
+            trained = parts.training_seconds(played.number, parts.published(played.number, orders))
+            at = ready[played.number] + trained + parts.sending_seconds(sent)
             self.now = max(self.now, at)
             yield Arrival(played, player, number, at)
 
@@ -211,7 +212,7 @@ class Buffered:
         for device in self._candidates(number_of(orders), mean_loss):
             published = parts.published(device, orders)
             fetched = parts.fetching_seconds(device, published)
-            at = self.now + fetched + parts.training_seconds(device)
+            at = self.now + fetched + parts.training_seconds(device, published)
             self._begun[device] = _Begun(parts.fleet.player(device, published.number), published, at)
             heapq.heappush(self._events, (at, device, False))
 

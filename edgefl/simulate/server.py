@@ -25,7 +25,7 @@ from edgefl.codec.sparsify import Sparse
 from edgefl.codec.update import decode
 from edgefl.compress.magnitude import Moment, after_round, share_gone
 from edgefl.errors import ModelError, UpdateError
-from edgefl.jumpstart import is_race, merit
+from edgefl.jumpstart import is_race, merit, rate_at
 from edgefl.layout import Float32, Index, Layout
 from edgefl.participation import mean_loss
 from edgefl.server.variants import largest_weight
@@ -141,7 +141,7 @@ class Server:
 
     def _check_range(self, update: Sparse, sent: Index | None) -> None:
         places = update.positions if sent is None else sent[update.positions]
-        moved = update.values.astype(np.float64) * self.experiment.plan.server_rate
+        moved = update.values.astype(np.float64) * rate_at(self.experiment.plan, self._number)
         if float(np.abs(self.parent[places] + moved).max()) > self._largest:
             raise UpdateError("it makes a weight too large: training has diverged")
 

@@ -94,7 +94,8 @@ def start_training(database: sqlite3.Connection, version: VersionRecord, plan: P
     """Record a new running training and its first round; returns its id.
 
     It continues where the last training of this version ended: from its weights, with the next round number, and with the
-    updates that were stored in a round that was stopped, so far as they are not too late for this plan.
+    updates that were stored in a round that was stopped, so far as they are not too late for this plan. With a jump-start it
+    takes over none; what was trained for a race, or before one, nobody takes over (`edgefl.server.rounds`).
 
     Raises:
         FleetError: the model is being trained already.
@@ -111,7 +112,9 @@ def start_training(database: sqlite3.Connection, version: VersionRecord, plan: P
             (version.model, version.version, msgspec.msgpack.encode(plan), holdout, before + 1, now),
         )
         training = int(cursor.lastrowid or 0)
-        take_over_waiting(database, training, version.model, version.version, before + 1 - plan.staleness)
+        if plan.jump_start is None:
+            since = max(before + 1 - plan.staleness, newest_race(database, version.model, version.version) + 1)
+            take_over_waiting(database, training, version.model, version.version, since)
         held = newest_held(database, version) if plan.downlink_sparsity < 1.0 else None
         _open_round(database, training, before + 1, (weights, held, None), now)
     return training
@@ -139,6 +142,12 @@ def newest_weights(database: sqlite3.Connection, version: VersionRecord) -> tupl
         (version.model, version.version),
     ).fetchone()
     return (row["round"], row["weights"]) if row else (0, version.weights)
+
+
+def newest_race(database: sqlite3.Connection, model: str, version: int) -> int:
+    """The number of the last round of a version that is or was a jump-start; 0 if there is none."""
+    own = (training for training in trainings(database) if (training.model, training.version) == (model, version))
+    return max((training.first for training in own if training.plan.jump_start), default=0)
 
 
 def newest_held(database: sqlite3.Connection, version: VersionRecord) -> bytes | None:
