@@ -173,6 +173,25 @@ def test_however_wrong_the_estimates_what_is_taken_fits_and_the_search_ends(data
         assert {one.name for one in found.refused} == {name for name, memory in ran.items() if memory > memory_mb}
 
 
+def test_a_run_that_was_ended_proves_no_fit():
+    """However little it had taken by then, what was ended for its memory is out for the profile, and runs once."""
+    ended, proved = Measured(70 * MIB, 0.0, ended=True), Measured(70 * MIB, 0.001)
+    fitting, _, rehearsals, said = search([4, 2, 1], lambda _, name: ended if rows_of(name) == 4 else proved)
+    found = fitting.fitted(board(100), PORTABLE)
+    assert (found.candidate.name, found.measured) == ("s2-fp32", proved)
+    assert [one.name for one in found.refused] == [name for _, name in rehearsals.ran if rows_of(name) == 4] != []
+    assert "s4-fp32 is too much for pi (memory): 100 MiB or more" in said
+
+
+def test_where_every_run_is_ended_nothing_fits():
+    """The error says of each how far it came at least; nothing is published as proof of a fit."""
+    fitting, _, rehearsals, _ = search([2, 1], lambda *_: Measured(70 * MIB, 0.0, ended=True))
+    with pytest.raises(FitError, match="cannot be trained") as caught:
+        fitting.fitted(board(100), PORTABLE)
+    assert all(f"{name} took 100 MiB or more" in caught.value.found for _, name in rehearsals.ran)
+    assert rehearsals.ran
+
+
 def test_a_long_step_is_a_budget_and_one_run_calibrates_it():
     """The largest is run first; what it took says which one is quick enough on the board, and that one is proved."""
     fitting, _, rehearsals, _ = search([8, 4, 2, 1], lambda _, name: Measured(70 * MIB, 0.001 * rows_of(name)))
