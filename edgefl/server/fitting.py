@@ -152,7 +152,7 @@ class Fitting:
                 tried = {one.structure.name for one in run.values()}  # which says most of its other precisions already
                 least = min(storable, key=lambda one: (one.structure.name in tried, budget.strain(one.cost)))
                 return least, plan(offers, budget)
-            shown = {one.name: one for one in offers if _is_shown(one, run)} | run
+            shown = {one.name: one for one in offers if _is_shown(one, run)} | dict(run)
             if not shown:
                 raise
             took = ", ".join(f"{name} took {_took(one)}" for name, one in shown.items())
