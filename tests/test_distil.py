@@ -12,8 +12,8 @@ import toyfleet as toy
 from edgefl.aggregate.ensemble import probabilities
 from edgefl.cli.main import run
 from edgefl.codec.marks import gone
-from edgefl.codec.weights import Precision, encode_weights
-from edgefl.compress.axes import encode_axes
+from edgefl.codec.weights import Precision, decode_weights, encode_weights
+from edgefl.compress.axes import encode_axes, index_from_axes
 from edgefl.engine.contract import VariantFiles
 from edgefl.engine.open import open_engine
 from edgefl.errors import EngineError, FleetError
@@ -151,12 +151,13 @@ def enter(fleet, model, parent, whole=GOLDEN.layout, axes=None, **said):
         row = (model, 1, toy.START, msgspec.msgpack.encode(whole), store_parent(fleet.blobs, parent))
         fleet.database.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?)", row)
         release(fleet.database, model, 1, toy.START)
-    offer(fleet, model, parent[: GOLDEN.layout.size], axes, **said)
+    index = nested_index(whole, GOLDEN.layout) if axes is None else index_from_axes(whole, GOLDEN.layout, axes)
+    offer(fleet, model, parent[index], axes, **said)
 
 
-def offer(fleet, model, start, axes=None, files=GOLDEN.files, **said):
+def offer(fleet, model, start, axes=None, files=GOLDEN.files, precision=Precision.FP32, **said):
     """The golden variant as what a version has for a profile."""
-    contents = {**files, "weights": encode_weights(start, GOLDEN.layout, Precision.FP32)}
+    contents = {**files, "weights": encode_weights(start, GOLDEN.layout, precision)}
     for data in contents.values():
         fleet.blobs.put(data)
     manifest = Manifest(
@@ -168,7 +169,7 @@ def offer(fleet, model, start, axes=None, files=GOLDEN.files, **said):
     manifest = msgspec.structs.replace(manifest, **said)
     with transaction(fleet.database):
         size, encoded = GOLDEN.layout.size, encode(manifest)
-        row = (model, 1, manifest.profile, manifest.variant, "fp32", size, 1, 10**6, None, encoded, axes)
+        row = (model, 1, manifest.profile, manifest.variant, str(precision), size, 1, 10**6, None, encoded, axes)
         fleet.database.execute("INSERT INTO variants VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
 
@@ -259,10 +260,35 @@ def test_variants_of_any_engine_are_judged(fleet, engine, models, capsys) -> Non
     parent = np.zeros(WHOLE.size, dtype=np.float32)
     parent[nested_index(WHOLE, GOLDEN.layout)] = trained(engine, examples(300), epochs=10)
     enter(fleet, "both", parent, WHOLE, encode_axes(WHOLE, GOLDEN.layout, KEPT))
-    offer(fleet, "both", START, engine="ort-training", profile="native", variant="w0.5-fp32")
+    offer(fleet, "both", parent[nested_index(WHOLE, GOLDEN.layout)], engine="ort-training", profile="native", variant="w0.5-fp32")
     assert run(["distil", "both", "left", *sources(models), "--epochs=5", "--learning-rate=0.2"]) == 0
     assert "both@1: keeps its weights, with new ones worse: w0.5-fp32, accuracy" in capsys.readouterr().out
     assert newest_weights(fleet.database, get_version(fleet.database, "both", 1))[0] == 0
+
+
+def test_what_devices_hold_is_judged_before_any_round(fleet, engine, models, capsys) -> None:
+    """A codebook is retrained where the parent is not: its own file is asked and judged, until there are weights of a round."""
+    healed = trained(engine, examples(300), epochs=10)
+    enter(fleet, "cut", START)
+    fleet.database.execute("DELETE FROM variants WHERE model='cut'")
+    fleet.database.commit()
+    offer(fleet, "cut", healed, precision=Precision.CODEBOOK, variant="w1-codebook")
+    pushed = decode_weights(encode_weights(healed, GOLDEN.layout, Precision.CODEBOOK), GOLDEN.layout)
+    member = members_of(fleet.database, fleet.blobs, ["cut"])[0]
+    assert np.array_equal(member.parent, START)
+    assert np.array_equal(member.voices[0].held, pushed)
+    assert np.allclose(member.beliefs(examples()), beliefs(engine, pushed, examples().x), atol=1e-6)
+    test = np.load(models / "test.npz")
+    engine.set_vector(pushed)
+    accuracy = engine.evaluate(Examples(test["x"], test["y"])).accuracy
+    assert run(["distil", "cut", "left", *sources(models), "--json", "--epochs=1", "--learning-rate=0.001"]) == 0
+    found = json.loads(capsys.readouterr().out)[0]
+    assert found["before"] == pytest.approx(accuracy)
+    assert (found["round"], found["worse"]) == (0, ["w1-codebook"])
+    version = get_version(fleet.database, "cut", 1)
+    add_rounds(fleet.database, [Taught(version, version.weights, Outcome((), store_parent(fleet.blobs, START * 2)))], toy.START)
+    decoded = decode_weights(encode_weights(START * 2, GOLDEN.layout, Precision.INT4), GOLDEN.layout)
+    assert np.array_equal(members_of(fleet.database, fleet.blobs, ["cut"])[0].voices[0].held, decoded)
 
 
 def teaching(directory):

@@ -149,14 +149,15 @@ def test_what_is_taken_fits_and_is_the_best_that_does(sizes, data, factor, memor
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.data(), st.integers(70, 300))
-def test_however_wrong_the_estimates_what_is_taken_fits_and_the_search_ends(data, memory_mb):
-    """Memories that have nothing to do with the estimates, some known as bounds only: at most `MOST` runs, no wrong choice."""
-    sizes = list(range(1, 25))
-    took = {f"s{n}-fp32": data.draw(st.integers(60, 400)) for n in sizes}
+@given(st.data(), st.integers(1, 24), st.integers(70, 300))
+def test_however_wrong_the_estimates_what_is_taken_fits_and_the_search_ends(data, count, memory_mb):
+    """Memories that have nothing to do with the estimates: no wrong choice, and none only after `MOST` runs or every one."""
+    sizes = list(range(1, count + 1))
+    took = {f"s{n}-fp32": (data.draw(st.integers(60, 400)), data.draw(st.booleans())) for n in sizes}
 
     def measured(_, name):
-        return Measured(took[name] * MIB, 0.0 if took[name] > 350 else 0.001, ended=took[name] > 350)
+        memory, ended = took[name]
+        return Measured(memory * MIB, 0.0 if ended else 0.001, ended=ended)
 
     fitting, _, rehearsals, _ = search(sizes, measured, [n / 25 for n in sizes])
     found, said = None, ""
@@ -164,13 +165,45 @@ def test_however_wrong_the_estimates_what_is_taken_fits_and_the_search_ends(data
         found = fitting.fitted(board(memory_mb), PORTABLE)
     except FitError as error:
         said = error.found
-    ran = {name: took[name] for _, name in rehearsals.ran}
+    ran = [name for _, name in rehearsals.ran]
+    fits = {name for name, (memory, ended) in took.items() if memory <= memory_mb and not ended}
     assert len(ran) <= MOST
     if found is None:
-        assert all(memory > memory_mb and f"{name} took {memory} MiB" in said for name, memory in ran.items())
+        assert fits.isdisjoint(took if len(ran) < MOST else ran)
+        assert all(f"{name} took {max(memory_mb, took[name][0]) if took[name][1] else took[name][0]} MiB" in said for name in ran)
     else:
-        assert took[found.candidate.name] <= memory_mb
-        assert {one.name for one in found.refused} == {name for name, memory in ran.items() if memory > memory_mb}
+        assert found.candidate.name in fits
+        assert {one.name for one in found.refused} == set(ran) - fits
+
+
+def test_a_run_that_scales_the_others_out_does_not_refuse_them():
+    """One that takes far more than was estimated says that all do; they are run before nothing is said to fit."""
+    took = {4: 300, 2: 70, 1: 66}
+    fitting, _, rehearsals, _ = search([4, 2, 1], lambda _, name: Measured(took[rows_of(name)] * MIB, 0.001))
+    assert fitting.fitted(board(100), PORTABLE).candidate.name == "s1-fp32"
+    assert [name for _, name in rehearsals.ran] == ["s4-fp32", "s1-fp32"]
+    with pytest.raises(FitError, match="cannot be trained") as caught:
+        fitting.fitted(board(60, name="least"), PORTABLE)
+    assert all(f"s{rows}-fp32 took {memory} MiB" in caught.value.found for rows, memory in took.items())
+
+
+def test_a_run_that_was_ended_proves_no_fit():
+    """However little it had taken by then, what was ended for its memory is out for the profile, and runs once."""
+    ended, proved = Measured(70 * MIB, 0.0, ended=True), Measured(70 * MIB, 0.001)
+    fitting, _, rehearsals, said = search([4, 2, 1], lambda _, name: ended if rows_of(name) == 4 else proved)
+    found = fitting.fitted(board(100), PORTABLE)
+    assert (found.candidate.name, found.measured) == ("s2-fp32", proved)
+    assert [one.name for one in found.refused] == [name for _, name in rehearsals.ran if rows_of(name) == 4] != []
+    assert "s4-fp32 is too much for pi (memory): 100 MiB or more" in said
+
+
+def test_where_every_run_is_ended_nothing_fits():
+    """The error says of each how far it came at least; nothing is published as proof of a fit."""
+    fitting, _, rehearsals, _ = search([2, 1], lambda *_: Measured(70 * MIB, 0.0, ended=True))
+    with pytest.raises(FitError, match="cannot be trained") as caught:
+        fitting.fitted(board(100), PORTABLE)
+    assert all(f"{name} took 100 MiB or more" in caught.value.found for _, name in rehearsals.ran)
+    assert rehearsals.ran
 
 
 def test_a_long_step_is_a_budget_and_one_run_calibrates_it():

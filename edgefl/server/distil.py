@@ -179,7 +179,7 @@ def _judged(member: Member, parent: Float32, teaching: Teaching) -> Learned:
     holdout = teaching.holdout
     if holdout is None:
         return Learned(member, parent)
-    pairs = [(voice.quality(member.parent, holdout), voice.quality(parent, holdout)) for voice in member.voices]
+    pairs = [(voice.quality(holdout), voice.quality_with(parent, holdout)) for voice in member.voices]
     worse = [one.variant.name for one, (before, after) in zip(member.voices, pairs, strict=True) if not after.loss <= before.loss]
     return Learned(member, parent, *pairs[0], tuple(worse))
 

@@ -5,10 +5,12 @@ board's trainer, which gives memory and step time; both go back to the planner, 
 others too. The choice stands when what was chosen has been run and still is the best that fits. So a variant that proves too
 large is out with its measured figure, and one that was thought too large comes in where the estimates were too high.
 
-Rules: nothing that could be stored is refused by an estimate alone: where estimates leave nothing, the least demanding is run. At
-most `MOST` runs for a profile; after that only what has been run can be chosen. A structure that an engine cannot export, open
-or run is out for that engine; the portable engine has nobody behind it, so that there such an error is the push's. An engine that
-has failed with `TRIES` structures and has managed none is given up.
+Rules: nothing that could be stored is refused by an estimate alone: where estimates leave nothing, what has not been run is, the
+least demanding first and another structure before another precision, until something fits. A run that was ended for its memory
+proves no fit, however little it had taken by then: what was run so is out for this profile. At most `MOST` runs for a profile;
+after that only what has been run can be chosen. A structure that an engine cannot export, open or run is out for that engine; the
+portable engine has nobody behind it, so that there such an error is the push's. An engine that has failed with `TRIES` structures
+and has managed none is given up.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -113,7 +115,7 @@ class Fitting:
                 self._say(f"{engine} cannot train {structure}: {error}")
                 self._unable[engine, structure] = error
                 continue
-            if name in run:
+            if name in run and not measured.ended:
                 refused = tuple(one for one in run.values() if budget_of(profile).excess(one.cost))
                 return Fitted(candidate, planned, files, measured, refused)
             run[name] = replace(candidate, demand=self._learn(profile, engine, candidate, measured))
@@ -138,20 +140,22 @@ class Fitting:
         )
 
     def _chosen(self, profile: Profile, engine: str, run: Mapping[str, Candidate]) -> tuple[Candidate, Planned[Candidate]]:
-        offers = self.offers(profile, engine)
+        offers = tuple(run.get(one.name, one) for one in self.offers(profile, engine))
         if len(run) >= MOST:
-            offers = tuple(one for one in offers if one.name in run) or offers
+            offers = tuple(one for one in offers if _is_shown(one, run)) or offers
         budget = budget_of(profile)
         try:
             return choose(profile.name, budget, offers, self._known)
         except FitError as error:
-            storable = tuple(one for one in offers if one.footprint <= budget.storage)
-            if storable and not run:
-                least = min(storable, key=lambda one: budget.strain(one.cost))
+            storable = tuple(one for one in offers if one.footprint <= budget.storage and not _is_shown(one, run))
+            if storable and len(run) < MOST:
+                tried = {one.structure.name for one in run.values()}  # which says most of its other precisions already
+                least = min(storable, key=lambda one: (one.structure.name in tried, budget.strain(one.cost)))
                 return least, plan(offers, budget)
-            if not run:
+            shown = {one.name: one for one in offers if _is_shown(one, run)} | dict(run)
+            if not shown:
                 raise
-            took = ", ".join(f"{name} took {_took(one.cost)}" for name, one in run.items())
+            took = ", ".join(f"{name} took {_took(one)}" for name, one in shown.items())
             raise FitError(error.problem, expected=error.expected, found=f"{error.found}; {took}", remedy=error.remedy) from error
 
     def _learn(self, profile: Profile, engine: str, candidate: Candidate, measured: Measured) -> Demand:
@@ -160,11 +164,13 @@ class Fitting:
         step = 1000.0 * measured.step_seconds
         run = Run(candidate.name, candidate.estimate, measured.peak_bytes, step, measured.ended)
         self._evidence[key] = self._evidence.get(key, Evidence()).after(run)
-        demand = Demand(measured.peak_bytes, step * (profile.slowdown or 1.0), measured=True)
-        excess = budget_of(profile).excess(Cost(candidate.footprint, demand.memory, demand.step))
-        if excess:
-            took = Cost(candidate.footprint, demand.memory, demand.step)
-            self._say(f"{candidate.name} is too much for {profile.name} ({' and '.join(excess)}): {_took(took)}")
+        budget, memory = budget_of(profile), measured.peak_bytes
+        if measured.ended:
+            memory = max(memory, profile.memory_mb * MIB + 1)  # a lower bound, which proves no fit however low it is
+        demand = Demand(memory, step * (profile.slowdown or 1.0), measured=not measured.ended)
+        ran = replace(candidate, demand=demand)
+        if excess := budget.excess(ran.cost):
+            self._say(f"{candidate.name} is too much for {profile.name} ({' and '.join(excess)}): {_took(ran)}")
         return demand
 
     def _check_able(self, engine: str) -> None:
@@ -180,6 +186,13 @@ def budget_of(profile: Profile) -> Budget:
     return Budget(profile.storage_bytes, profile.memory_mb * MIB, profile.step_ms or None)
 
 
-def _took(cost: Cost) -> str:
+def _is_shown(one: Candidate, run: Mapping[str, Candidate]) -> bool:
+    """Whether a candidate was run: for this profile, or to its end for another one."""
+    return one.name in run or (one.demand is not None and one.demand.measured)
+
+
+def _took(ran: Candidate) -> str:
+    cost = ran.cost
     step = f", {cost.step:.3g} ms a step" if cost.step else ""
-    return f"{cost.memory / MIB:.0f} MiB{step}"
+    more = "" if ran.demand is None or ran.demand.measured else " or more"
+    return f"{cost.memory / MIB:.0f} MiB{more}{step}"

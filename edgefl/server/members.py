@@ -1,13 +1,15 @@
 """The models of a live fleet as members of an ensemble: newest weights, every variant to judge them by, and who can be taught.
 
 Model: what a variant computes is asked of its forward graphs, which every engine's variants have and any ONNX Runtime runs; so a
-model is heard and judged by all of them. Lessons need a training step that weighs examples, which the portable engine alone has.
+model is heard and judged by all of them, with the weights that devices hold: before any round those of the push, which may have
+been retrained where the parent has not; then what they decode of the parent. Lessons need a training step that weighs examples,
+which the portable engine alone has.
 """
 
 import math
 import sqlite3
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,26 +35,29 @@ THREADS = 1
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """A variant of any engine, to be asked what it computes with a parent's weights.
+    """A variant of any engine, to be asked what it computes.
 
     Attributes:
         variant: which.
         forward: its graphs for evaluation and prediction.
+        held: the vector that its devices compute with now, float32, of the variant's layout.
     """
 
     variant: Variant
     forward: Inference
+    held: Float32
 
-    def beliefs(self, parent: Float32, x: Float32) -> Float64:
-        """The probabilities that it gives inputs of its own shape, with the weights that devices decode, `(n, classes)`."""
-        return probabilities(self.forward.predict(self._received(parent), x))
+    def beliefs(self, x: Float32) -> Float64:
+        """The probabilities that it gives inputs of its own shape now, `(n, classes)`."""
+        return probabilities(self.forward.predict(self.variant.layout.views(self.held), x))
 
-    def quality(self, parent: Float32, examples: Examples) -> Evaluation:
-        """How good it is with the weights that devices decode."""
-        return self.forward.evaluate(self._received(parent), examples)
+    def quality(self, examples: Examples) -> Evaluation:
+        """How good it is now."""
+        return self.forward.evaluate(self.variant.layout.views(self.held), examples)
 
-    def _received(self, parent: Float32) -> Mapping[str, Float32]:
-        return self.variant.layout.views(self.variant.as_received(parent))
+    def quality_with(self, parent: Float32, examples: Examples) -> Evaluation:
+        """How good it would be with what devices decode of another parent vector."""
+        return self.forward.evaluate(self.variant.layout.views(self.variant.as_received(parent)), examples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +107,7 @@ class Member:
 
     def beliefs(self, examples: Examples) -> Float64:
         """What it believes of examples, shape `(n, classes)`."""
-        return self.voices[0].beliefs(self.parent, self.inputs(examples))
+        return self.voices[0].beliefs(self.inputs(examples))
 
     def check(self, parent: Float32) -> None:
         """Whether these weights can be written for every variant. Raises ModelError."""
@@ -141,15 +146,17 @@ def _member(database: sqlite3.Connection, blobs: BlobStore, model: str) -> Membe
             expected=f"a variant of the engine {ENGINE} with the loss {' or '.join(LESSONS)}",
             remedy="Push it so for one of the profiles",
         )
-    known = newest_weights(database, version)[1]
+    number, known = newest_weights(database, version)
+    parent = load_parent(blobs, known)
     devices = _devices(database, version)
     distinct = load_variants(database, version).values()
-    voices = tuple(Voice(variant, Inference(variant.files(blobs), THREADS)) for variant in distinct)
+    held = [variant.as_received(parent) if number else variant.as_pushed(blobs) for variant in distinct]
+    voices = tuple(Voice(one, Inference(one.files(blobs), THREADS), now) for one, now in zip(distinct, held, strict=True))
     pupils = tuple(
         Pupil(open_engine(variant.files(blobs), threads=THREADS), variant.index, max(1.0, devices[variant.name]))
         for variant in teachable
     )
-    return Member(version, known, load_parent(blobs, known), voices, pupils)
+    return Member(version, known, parent, voices, pupils)
 
 
 def _teachable(database: sqlite3.Connection, version: VersionRecord) -> Sequence[Variant]:

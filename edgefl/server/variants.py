@@ -55,8 +55,16 @@ class Variant:
         return encode_weights(parent[self.index], self.layout, self.precision)
 
     def as_received(self, parent: Float32) -> Float32:
-        """Its vector after a trip through its weight file: what a device computes with."""
+        """Its vector after a trip through the weight file of a round: what a device computes with."""
         return decode_weights(self.weights(parent), self.layout)
+
+    def as_pushed(self, blobs: BlobStore) -> Float32:
+        """Its vector as the push has made it, which devices compute with before any round.
+
+        Raises:
+            StoreError: the file is missing or damaged.
+        """
+        return decode_weights(blobs.get(self.manifest.file("weights").sha256), self.layout)
 
     def files(self, blobs: BlobStore) -> VariantFiles:
         """The variant on this machine's disk, for evaluation."""
