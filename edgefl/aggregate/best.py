@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from edgefl.aggregate.contract import Held, in_parent
 from edgefl.aggregate.mean import PartialSum
 from edgefl.codec.sparsify import Sparse
 from edgefl.layout import Float32, Index
@@ -26,7 +25,8 @@ class Best:
 
     size: int
     updates: int = 0
-    _held: Held | None = None
+    _device: str = ""
+    _weight: float = 0.0
     _sum: PartialSum = field(init=False)
 
     def __post_init__(self) -> None:
@@ -36,9 +36,8 @@ class Best:
         """See `Aggregator.add`."""
         candidate = PartialSum(self.size)
         candidate.add(update, index, weight, key=key)  # checks
-        held = Held(device, key, weight, in_parent(update, index, self.size), index)
-        if self._held is None or (weight, self._held.device) > (self._held.weight, device):
-            self._held, self._sum = held, candidate
+        if not self.updates or (weight, self._device) > (self._weight, device):
+            self._device, self._weight, self._sum = device, weight, candidate
         self.updates += 1
 
     def result(self, root: Float32 | None = None) -> Float32:  # noqa: ARG002  the same call for all aggregators

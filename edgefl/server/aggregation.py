@@ -8,14 +8,11 @@ round's row names, so that a server that is killed between the two begins the sa
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-
-from edgefl.aggregate.best import Best
+from edgefl.aggregate.closing import collector, outcome
 from edgefl.aggregate.contract import Aggregator
-from edgefl.aggregate.robust import make
-from edgefl.aggregate.server import ServerState, advance, begin, read_state
+from edgefl.aggregate.server import ServerState, begin, read_state
 from edgefl.codec.sparsify import Sparse
-from edgefl.compress.magnitude import Moment, after_round
+from edgefl.compress.magnitude import Moment
 from edgefl.layout import Float32, Index, Layout
 from edgefl.plan import Plan
 from edgefl.store.blobs import BlobStore
@@ -46,14 +43,14 @@ class Aggregation:
 
     def __init__(self, plan: Plan, layout: Layout, blobs: BlobStore, state: bytes | None, *, race: bool = False) -> None:
         size = layout.size
-        self._make = partial(make, plan, size, tuple(place for _, place in layout.slices()))
+        self._collector = partial(collector, plan, size, [place for _, place in layout.slices()])
         self._plan = plan
         self._layout = layout
         self._blobs = blobs
         empty = begin(plan.optimizer, size)
         self._state = empty if state is None else read_state(blobs.get(state), plan.optimizer, size)
         self._race = race
-        self._aggregator: Aggregator = Best(size) if race else self._make()
+        self._aggregator: Aggregator = self._collector(race=race)
 
     def add(self, device: str, variant: str, update: Sparse, index: Index | None, weight: float) -> None:
         """Fold an update into the open round. Raises UpdateError when it does not fit."""
@@ -64,14 +61,7 @@ class Aggregation:
 
         What is not finite is for the caller to notice.
         """
-        with np.errstate(over="ignore", invalid="ignore"):
-            aggregate = self._aggregator.result()
-            if self._race:
-                moved, state = parent + aggregate, self._state
-            else:
-                covered = self._aggregator.covered() if self._state.vectors else None
-                moved, state = advance(parent, aggregate, self._state, self._plan.server_rate, covered)
-        moved = after_round(parent, moved, self._layout, self._plan.pruning, when)
+        moved, state = outcome(parent, self._aggregator, self._state, self._plan, self._layout, when, race=self._race)
         return Step(moved, state, dict(self._aggregator.scores()))
 
     def store(self, step: Step) -> bytes | None:
@@ -82,7 +72,7 @@ class Aggregation:
     def closed(self, state: ServerState) -> None:
         """The round has been closed with this state; the next one begins."""
         self._state = state
-        self._race, self._aggregator = False, self._make()
+        self._race, self._aggregator = False, self._collector(race=False)
 
     @property
     def state(self) -> ServerState:

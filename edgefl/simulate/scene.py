@@ -46,7 +46,7 @@ class Structure:
     @property
     def sent(self) -> int:
         """Coordinates of an update."""
-        return sum(tensor.size for tensor in self.head.layout.tensors if tensor.shared)
+        return self.head.layout.carried
 
     def parts(self) -> tuple[slice, ...]:
         """The place of each tensor in an update."""

@@ -14,16 +14,15 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from edgefl.aggregate.best import Best
+from edgefl.aggregate.closing import collector, outcome
 from edgefl.aggregate.contract import Aggregator
 from edgefl.aggregate.mean import polynomial_staleness
-from edgefl.aggregate.robust import make
-from edgefl.aggregate.server import advance, begin
+from edgefl.aggregate.server import begin
 from edgefl.codec.history import History
 from edgefl.codec.marks import gone, marked
 from edgefl.codec.sparsify import Sparse
 from edgefl.codec.update import decode
-from edgefl.compress.magnitude import Moment, after_round, share_gone
+from edgefl.compress.magnitude import Moment, share_gone
 from edgefl.errors import ModelError, UpdateError
 from edgefl.jumpstart import is_race, merit, rate_at
 from edgefl.layout import Float32, Index, Layout
@@ -75,7 +74,7 @@ class Server:
         self._number = 0
         self._largest = largest_weight(experiment.precision)
         self._parts = tuple(place for _, place in family.layout.slices())
-        self._sum: Aggregator = make(experiment.plan, family.layout.size, self._parts)
+        self._sum: Aggregator = collector(experiment.plan, family.layout.size, self._parts, race=False)
         self._optimizer = begin(experiment.plan.optimizer, family.layout.size)
 
     def _view(self, kind: int, index: Index | None, layout: Layout) -> _View:
@@ -87,10 +86,8 @@ class Server:
     def publish(self, number: int) -> Mapping[int, Published]:
         """Open a round; what the devices of each structure get."""
         self._number = number
-        race = is_race(self.experiment.plan, number)
-        self._sum = Best(len(self.parent)) if race else make(self.experiment.plan, len(self.parent), self._parts)
-        self.losses = []
         plan, seed = self.experiment.plan, self.experiment.seed
+        self._sum, self.losses = collector(plan, len(self.parent), self._parts, race=is_race(plan, number)), []
         task = msgspec.structs.replace(task_of(plan, number, self.loss), seed=(plan.seed + 1_000_003 * seed) % (1 << 32))
         return {kind: view.downlink.publish(number, task) for kind, view in self._views.items()}
 
@@ -153,18 +150,12 @@ class Server:
         """
         if not self._sum.updates:
             return 0
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite cannot be written
-            aggregate = self._sum.result(root)
-            if is_race(self.experiment.plan, self._number):
-                moved, optimizer = self.parent + aggregate, self._optimizer
-            else:
-                covered = self._sum.covered() if self._optimizer.vectors else None
-                moved, optimizer = advance(self.parent, aggregate, self._optimizer, self.experiment.plan.server_rate, covered)
-        when = Moment(self._number, self.experiment.plan.rounds, mean_loss(self.losses))
-        moved = after_round(self.parent, moved, self._layout, self.experiment.plan.pruning, when)
+        plan, loss = self.experiment.plan, mean_loss(self.losses)
+        when, race = Moment(self._number, plan.rounds, loss), is_race(plan, self._number)
+        moved, optimizer = outcome(self.parent, self._sum, self._optimizer, plan, self._layout, when, race=race, root=root)
         if self.follow(moved):
             self._optimizer = optimizer
-        self.loss = mean_loss(self.losses)
+        self.loss = loss
         return self._sum.updates
 
     def follow(self, parent: Float32) -> bool:
