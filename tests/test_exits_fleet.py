@@ -1,11 +1,8 @@
 """Two boards that hold different depths of one model: pushed, fetched, trained, aggregated where each lies in the parent."""
 
-import hashlib
 import os
-import random
 import shutil
 import sys
-import time
 from contextlib import closing
 
 import numpy as np
@@ -13,9 +10,6 @@ import pytest
 
 import toyboard
 from edgefl.device import hands
-from edgefl.device.agent import Agent
-from edgefl.device.config import Bundle, DeviceConfig
-from edgefl.device.voice import death
 from edgefl.link.memory import MemoryBroker
 from edgefl.plan import Plan
 from edgefl.profile import Profile
@@ -60,21 +54,6 @@ ROOM = {"deep": 60, "flat": 12}
 """KiB of each kind of board."""
 
 
-class Clock:
-    """Today, and time that passes when the test says so."""
-
-    def __init__(self):
-        self.now, self.begin = 0.0, time.time()
-
-    def wall(self):
-        """Seconds since 1970."""
-        return self.begin + self.now
-
-    def monotonic(self):
-        """Seconds since the test began."""
-        return self.now
-
-
 def profile(name):
     """A profile with this much room."""
     return Profile(
@@ -94,16 +73,9 @@ def created(path, clock):
 
 def agent(name, directory, root, broker, times):
     """A board with data of its own."""
-    (directory / "state").mkdir(parents=True)
-    (directory / "root.json").write_bytes(root)
     rng = np.random.default_rng(ord(name[0]))
     x, y = rng.standard_normal((64, 6)).astype(np.float32), rng.integers(0, 3, 64)
-    np.savez(directory / "data.npz", x=x, y=y)
-    config = DeviceConfig(
-        id=name, profile=name, engine="portable", threads=1, memory_mb=512, storage_kib=ROOM[name], host="localhost", port=1,
-        fleet=hashlib.sha256(root).hexdigest(), data=f"npz:{directory / 'data.npz'}",
-    )  # fmt: skip
-    made = Agent(Bundle(directory, config), broker.link(name, will=death(name, 1)), 1, rng=random.Random(1), **times)
+    made = toyboard.real_board(directory, root, broker, times, x, y, id=name, profile=name, storage_kib=ROOM[name])
     made._begin()
     return made
 
@@ -142,7 +114,7 @@ def test_shared_layers_learn_from_both_depths_and_the_last_from_the_deep_board_a
     monkeypatch.delitem(sys.modules, "stairs", raising=False)
     monkeypatch.setattr(hands, "TrainerProcess", toyboard.InlineTrainer)
     monkeypatch.setattr(os, "fsync", lambda _: None)  # processes die here, not the power
-    clock = Clock()
+    clock = toyboard.Today()
     fleet, variants = created(tmp_path / "fleet", clock)
     assert variants["deep"].startswith("w1-")
     assert variants["flat"].startswith("d1w1-")

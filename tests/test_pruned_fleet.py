@@ -1,10 +1,7 @@
 """A pruned variant on its way round: pushed, fetched by a board, trained there, aggregated where it lies in the parent."""
 
-import hashlib
 import os
-import random
 import sys
-import time
 from contextlib import closing
 
 import numpy as np
@@ -12,9 +9,6 @@ import pytest
 
 import toyboard
 from edgefl.device import hands
-from edgefl.device.agent import Agent
-from edgefl.device.config import Bundle, DeviceConfig
-from edgefl.device.voice import death
 from edgefl.link.memory import MemoryBroker
 from edgefl.plan import Plan
 from edgefl.profile import Profile
@@ -45,21 +39,6 @@ def plain():
 """
 
 
-class Clock:
-    """Today, and time that passes when the test says so."""
-
-    def __init__(self):
-        self.now, self.begin = 0.0, time.time()
-
-    def wall(self):
-        """Seconds since 1970."""
-        return self.begin + self.now
-
-    def monotonic(self):
-        """Seconds since the test began."""
-        return self.now
-
-
 def board(kib):
     """A profile with this much room."""
     return Profile(
@@ -76,7 +55,7 @@ def test_a_pruned_variant_is_trained_and_aggregated(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "windows", raising=False)
     monkeypatch.setattr(hands, "TrainerProcess", toyboard.InlineTrainer)
     monkeypatch.setattr(os, "fsync", lambda _: None)  # processes die here, not the power
-    fleet, clock, broker = create_fleet(tmp_path / "fleet", name="test"), Clock(), MemoryBroker()
+    fleet, clock, broker = create_fleet(tmp_path / "fleet", name="test"), toyboard.Today(), MemoryBroker()
     blobs = BlobStore(fleet.blobs)
     with closing(open_database(fleet.database)) as database, transaction(database):
         add_devices(database, [Device("a", "small", "01", clock.wall())])
@@ -96,18 +75,10 @@ def test_a_pruned_variant_is_trained_and_aggregated(tmp_path, monkeypatch):
         link.subscribe(topics.ALL_UP)
         return database, link, Service(database, blobs, link, online_signer(fleet), wall=clock.wall, clock=clock.monotonic)
 
-    state = tmp_path / "board"
-    (state / "state").mkdir(parents=True)
-    (state / "root.json").write_bytes(root)
+    times = {"wall": clock.wall, "clock": clock.monotonic}
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((64, 6)).astype(np.float32), rng.integers(0, 3, 64)
-    np.savez(state / "data.npz", x=x, y=y)
-    config = DeviceConfig(
-        id="a", profile="small", engine="portable", threads=1, memory_mb=512, storage_kib=24, host="localhost", port=1,
-        fleet=hashlib.sha256(root).hexdigest(), data=f"npz:{state / 'data.npz'}",
-    )  # fmt: skip
-    voice = broker.link("a", will=death("a", 1))
-    agent = Agent(Bundle(state, config), voice, 1, clock=clock.monotonic, wall=clock.wall, rng=random.Random(1))
+    agent = toyboard.real_board(tmp_path / "board", root, broker, times, x, y, id="a", profile="small", storage_kib=24)
     database, link, service = serve()
     agent._begin()
     restarted = False

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import random
 import sys
 import time
 from collections.abc import Sequence
@@ -21,10 +20,7 @@ from edgefl.compress.planner import Budget, Planned
 from edgefl.compress.planner import plan as plan_offers
 from edgefl.compress.sensitivity import Baseline
 from edgefl.device import hands
-from edgefl.device.agent import Agent
 from edgefl.device.conditions import working_bytes
-from edgefl.device.config import Bundle, DeviceConfig
-from edgefl.device.voice import death
 from edgefl.errors import DataError, ModelError
 from edgefl.examples import Examples, unlabelled
 from edgefl.layout import Layout, Tensor
@@ -173,22 +169,16 @@ def test_a_codebook_is_trained_in_rounds(fleet: Fleet, tmp_path: Path, monkeypat
         start_training(database, version, plan, "", now)
         root = documents(database)["1.root"]
         (view,) = load_variants(database, version).values()
-    state = tmp_path / "board"
-    (state / "state").mkdir(parents=True)
-    (state / "root.json").write_bytes(root)
     data = examples(64, 5)
-    np.savez(state / "data.npz", x=data.x, y=data.y)
-    config = DeviceConfig(
-        id="a", profile="small", engine="portable", threads=1, memory_mb=512, storage_kib=9999, host="localhost", port=1,
-        fleet=hashlib.sha256(root).hexdigest(), data=f"npz:{state / 'data.npz'}",
-    )  # fmt: skip
     broker, passed = MemoryBroker(), 0.0
-    voice, link = broker.link("a", will=death("a", 1)), broker.link("server", clean_session=False)
-    clock, wall = lambda: passed, lambda: now + passed
-    agent = Agent(Bundle(state, config), voice, 1, clock=clock, wall=wall, rng=random.Random(1))
+    link = broker.link("server", clean_session=False)
+    times = {"clock": lambda: passed, "wall": lambda: now + passed}
+    agent = toyboard.real_board(
+        tmp_path / "board", root, broker, times, data.x, data.y, id="a", profile="small", storage_kib=9999
+    )
     link.subscribe(topics.ALL_UP)
     with closing(open_database(fleet.database, busy=0.1)) as database:
-        service = Service(database, blobs, link, online_signer(fleet), wall=wall, clock=clock)
+        service = Service(database, blobs, link, online_signer(fleet), **times)
         agent._begin()
         try:
             for _ in range(2000):

@@ -5,6 +5,7 @@ No test in here. A test module imports it by its name (`pythonpath` in pyproject
 
 import hashlib
 import random
+import time
 from collections import defaultdict
 
 import msgspec
@@ -68,6 +69,32 @@ class Clock:
     def wall(self):
         """Seconds since 1970."""
         return START + self.now
+
+
+class Today(Clock):
+    """The same, from today on: for what looks at certificates and lifetimes."""
+
+    def __init__(self):
+        """It is today."""
+        super().__init__()
+        self.begin = time.time()
+
+    def wall(self):
+        """Seconds since 1970."""
+        return self.begin + self.now
+
+
+def real_board(directory, root, broker, times, x, y, **config):
+    """An agent of a fleet's real server, with these examples; `times` are its clocks, `config` the rest of its description."""
+    (directory / "state").mkdir(parents=True)
+    (directory / "root.json").write_bytes(root)
+    np.savez(directory / "data.npz", x=x, y=y)
+    described = DeviceConfig(
+        engine="portable", threads=1, memory_mb=512, host="localhost", port=1,
+        fleet=hashlib.sha256(root).hexdigest(), data=f"npz:{directory / 'data.npz'}", **config,
+    )  # fmt: skip
+    name = described.id
+    return Agent(Bundle(directory, described), broker.link(name, will=death(name, 1)), 1, rng=random.Random(1), **times)
 
 
 def delta_of(number):
