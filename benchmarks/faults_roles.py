@@ -32,7 +32,7 @@ from edgefl.server.variants import store_parent
 from edgefl.store.model_state import ModelState
 from edgefl.store.outbox import peek
 from edgefl.store.updates import UpdateRecord
-from edgefl.wire.messages import UpdatePart
+from edgefl.wire.rounds import UpdatePart
 
 PLAIN_EXIT = 4
 

@@ -14,7 +14,8 @@ from benchmarks.push_receivers import WHOLE, own_topic
 from benchmarks.push_stage import Stage
 from edgefl.names import SERVER
 from edgefl.store.blobs import BlobStore
-from edgefl.wire.messages import BLOCK_SIZE, Block, encode
+from edgefl.wire.files import BLOCK_SIZE, Block
+from edgefl.wire.messages import encode
 
 WINDOW = 20
 PATIENCE = 600.0

@@ -31,7 +31,9 @@ from edgefl.link.paho import PahoLink
 from edgefl.store.blobs import BlobStore
 from edgefl.store.partial import PartialFile
 from edgefl.wire import topics
-from edgefl.wire.messages import Block, FileRef, State, decode, encode
+from edgefl.wire.files import Block, FileRef
+from edgefl.wire.messages import decode, encode
+from edgefl.wire.presence import State
 
 WHOLE = f"{topics.ROOT}/all/whole/variant"
 """Topic of the one retained message."""

@@ -24,7 +24,7 @@ from edgefl.store.atomic import write_file
 from edgefl.store.database import open_database
 from edgefl.store.fleet import Fleet
 from edgefl.store.versions import all_variants, get_variant
-from edgefl.wire.messages import FileRef
+from edgefl.wire.files import FileRef
 
 PROFILE, MODEL = "rpi-5-8gb", "benchmarks.push_model:FiveMegabytes"
 LOOPBACK = "127.0.0.1"

@@ -24,7 +24,8 @@ from edgefl.engine.contract import VariantFiles
 from edgefl.engine.open import open_engine
 from edgefl.export.graphs import export_graphs
 from edgefl.export.models import load_factory
-from edgefl.wire.messages import Health, Task
+from edgefl.wire.releases import Health
+from edgefl.wire.rounds import Task
 
 EXAMPLES, BATCH, MEMORY_MB = 600, 32, 4096
 

@@ -11,7 +11,7 @@ from edgefl.device.config import Bundle
 from edgefl.device.examine import examine_models
 from edgefl.device.job import Failed, Job
 from edgefl.device.state import Failure
-from edgefl.wire.messages import Health
+from edgefl.wire.releases import Health
 
 
 class Crashing(toy.InlineTrainer):

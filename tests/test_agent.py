@@ -25,7 +25,8 @@ from edgefl.link.memory import Faults, MemoryBroker
 from edgefl.store import atomic
 from edgefl.store.blobs import BlobStore
 from edgefl.wire import topics
-from edgefl.wire.messages import PART_SIZE, Receipt, encode
+from edgefl.wire.messages import encode
+from edgefl.wire.rounds import PART_SIZE, Receipt
 
 NAME = toy.MODEL, toy.PROFILE
 

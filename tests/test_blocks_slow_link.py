@@ -24,7 +24,8 @@ from edgefl.store.blobs import BlobStore
 from edgefl.store.partial import PartialFile
 from edgefl.wire import topics
 from edgefl.wire.blocks import file_ref
-from edgefl.wire.messages import BLOCK_SIZE, Want, decode
+from edgefl.wire.files import BLOCK_SIZE, Want
+from edgefl.wire.messages import decode
 
 pytestmark = [
     pytest.mark.broker,

@@ -17,7 +17,8 @@ from edgefl.server.blocks import BlockServer, Rates
 from edgefl.store.blobs import BlobStore
 from edgefl.wire import topics
 from edgefl.wire.blocks import file_ref, want
-from edgefl.wire.messages import BLOCK_SIZE, Block, Difference, Want, decode
+from edgefl.wire.files import BLOCK_SIZE, Block, Difference, Want
+from edgefl.wire.messages import decode
 
 CONTENT = random.Random(6).randbytes(10 * BLOCK_SIZE)
 REF = file_ref("weights", CONTENT)

@@ -39,7 +39,10 @@ from edgefl.store.ledger import start_training
 from edgefl.store.outbox import read_entry, read_residual, read_update
 from edgefl.store.versions import latest_version, variants
 from edgefl.wire import topics
-from edgefl.wire.messages import Assigned, Assignment, Health, Manifest, Report, Task, UpdatePart, decode, encode
+from edgefl.wire.messages import decode, encode
+from edgefl.wire.presence import Report
+from edgefl.wire.releases import Assigned, Assignment, Health, Manifest
+from edgefl.wire.rounds import Task, UpdatePart
 
 pytest.importorskip("torch")
 MODEL = "mnist-2nn"

@@ -20,7 +20,8 @@ from edgefl.server.enrolment import Order
 from edgefl.server.founding import authority_of, create_fleet
 from edgefl.server.provision import provision, provision_all
 from edgefl.wire import topics
-from edgefl.wire.messages import ClaimReply, ClaimRequest, Renewed, RenewRequest, decode, encode
+from edgefl.wire.enrolment import ClaimReply, ClaimRequest, Renewed, RenewRequest
+from edgefl.wire.messages import decode, encode
 
 DAY = 86400.0
 

@@ -34,7 +34,9 @@ from edgefl.store.database import open_database
 from edgefl.store.fleet import Fleet
 from edgefl.store.presence import presences
 from edgefl.wire import topics
-from edgefl.wire.messages import Renewed, RenewRequest, State, decode, encode
+from edgefl.wire.enrolment import Renewed, RenewRequest
+from edgefl.wire.messages import decode, encode
+from edgefl.wire.presence import State
 
 pytestmark = [
     pytest.mark.broker,

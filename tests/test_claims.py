@@ -27,7 +27,8 @@ from edgefl.store.credentials import ask_rotation, certificates_of, find_claim, 
 from edgefl.store.database import open_database, transaction
 from edgefl.store.registry import get_device
 from edgefl.wire import topics
-from edgefl.wire.messages import ClaimReply, ClaimRequest, Renewed, RenewRequest, decode, encode
+from edgefl.wire.enrolment import ClaimReply, ClaimRequest, Renewed, RenewRequest
+from edgefl.wire.messages import decode, encode
 
 HOUR = 3600.0
 DAYS = 90

@@ -20,7 +20,7 @@ from edgefl.store.database import transaction
 from edgefl.store.presence import PresenceBook
 from edgefl.store.releases import release
 from edgefl.store.rollouts import newest_rollout
-from edgefl.wire.messages import State
+from edgefl.wire.presence import State
 
 NAMES = [f"d{i:02}" for i in range(10)]
 

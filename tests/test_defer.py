@@ -35,7 +35,7 @@ from edgefl.layout import Layout, Tensor
 from edgefl.link.memory import MemoryBroker
 from edgefl.strict_toml import read_toml, write_toml
 from edgefl.wire.blocks import file_ref
-from edgefl.wire.messages import Task
+from edgefl.wire.rounds import Task
 
 NOON, NIGHT = 12 * 60, 23 * 60 + 30
 

@@ -18,7 +18,7 @@ from edgefl.server.delivery import (
 from edgefl.server.delivery_events import Effect, Offered, Refuse, SendBlocks, Tick, Wanted, Withdrawn
 from edgefl.server.lanes import MOST_SLOTS, REMEMBERED, slot_of
 from edgefl.wire.blocks import want
-from edgefl.wire.messages import FileRef, Want
+from edgefl.wire.files import FileRef, Want
 
 ROOM = 8 << 20
 FILE = bytes(32)

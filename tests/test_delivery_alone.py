@@ -5,7 +5,7 @@ import pytest
 from edgefl.server.delivery import ALONE_EACH, BLOCK_COST, Delivery, step, wake_at
 from edgefl.server.delivery_events import Effect, Offered, Refuse, SendBlocks, Tick, Wanted
 from edgefl.wire.blocks import want
-from edgefl.wire.messages import FileRef, Want
+from edgefl.wire.files import FileRef, Want
 
 ROOM = 8 << 20
 FILES = [bytes([number] * 32) for number in range(10)]

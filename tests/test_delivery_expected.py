@@ -10,7 +10,7 @@ from edgefl.server.gather import PATIENCE
 from edgefl.store.database import transaction
 from edgefl.wire import topics
 from edgefl.wire.blocks import want
-from edgefl.wire.messages import State
+from edgefl.wire.presence import State
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from edgefl.server.delivery import BLOCK_COST, MERGE_WINDOW, Delivery, step, wak
 from edgefl.server.delivery_events import Offered, SendBlocks, Tick, Wanted
 from edgefl.server.gather import GATHER, PATIENCE, QUIET
 from edgefl.wire.blocks import want
-from edgefl.wire.messages import BLOCK_SIZE, FileRef
+from edgefl.wire.files import BLOCK_SIZE, FileRef
 
 FILE = toy.File(60)
 FAST = 10e6

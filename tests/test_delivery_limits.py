@@ -14,7 +14,7 @@ from edgefl.server.askers import (
 from edgefl.server.delivery import MOST_PER_REQUEST, Delivery, step, wake_at
 from edgefl.server.delivery_events import Offered, Refuse, SendBlocks, Tick, Wanted
 from edgefl.wire.blocks import want
-from edgefl.wire.messages import FileRef, Want
+from edgefl.wire.files import FileRef, Want
 
 ROOM = 64 << 20
 FILE = bytes(32)

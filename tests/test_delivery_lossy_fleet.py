@@ -6,7 +6,7 @@ import pytest
 
 import toylinks as toy
 from edgefl.server.gather import PATIENCE
-from edgefl.wire.messages import BLOCK_SIZE
+from edgefl.wire.files import BLOCK_SIZE
 
 FILE = toy.File(100)
 RATE = 33_000.0

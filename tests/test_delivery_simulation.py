@@ -13,7 +13,8 @@ from edgefl.link.memory import Faults, MemoryBroker, MemoryLink
 from edgefl.server import delivery, delivery_events
 from edgefl.wire import topics
 from edgefl.wire.blocks import file_ref
-from edgefl.wire.messages import BLOCK_SIZE, Block, Want, decode, encode
+from edgefl.wire.files import BLOCK_SIZE, Block, Want
+from edgefl.wire.messages import decode, encode
 
 CONTENT = random.Random(11).randbytes(60 * BLOCK_SIZE + 5)
 REF = file_ref("weights", CONTENT)

@@ -5,7 +5,7 @@ import random
 import pytest
 
 import toylinks as toy
-from edgefl.wire.messages import BLOCK_SIZE
+from edgefl.wire.files import BLOCK_SIZE
 
 FILE = toy.File(24)
 RATE = 16_000.0

@@ -185,7 +185,7 @@ def test_the_trainer_loads_neither_torch_nor_onnx(tmp_path):
     import make_graphs
     from edgefl.codec.weights import Precision, encode_weights
     from edgefl.device.job import Done, Job, decode_answer
-    from edgefl.wire.messages import Task
+    from edgefl.wire.rounds import Task
 
     golden = make_graphs.read("variant-dense")
     for role, data in golden.files.items():

@@ -12,7 +12,8 @@ from edgefl.link.contract import Arrived
 from edgefl.link.memory import MemoryBroker
 from edgefl.store.outbox import OutboxEntry, write_outbox
 from edgefl.wire import topics
-from edgefl.wire.messages import MAX_PACKET, PART_SIZE, UpdatePart, decode
+from edgefl.wire.messages import MAX_PACKET, decode
+from edgefl.wire.rounds import PART_SIZE, UpdatePart
 
 UPDATE = bytes(range(256)) * 8000
 

@@ -33,7 +33,8 @@ from edgefl.store.releases import release
 from edgefl.store.taught import Taught, add_rounds
 from edgefl.store.versions import get_version
 from edgefl.wire.blocks import file_ref
-from edgefl.wire.messages import Manifest, encode
+from edgefl.wire.messages import encode
+from edgefl.wire.releases import Manifest
 
 GOLDEN = make_graphs.read("variant-dense")
 START = np.frombuffer(GOLDEN.start, dtype=np.float32)

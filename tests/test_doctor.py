@@ -27,7 +27,8 @@ from edgefl.server.provision import provision
 from edgefl.store.blobs import BlobStore
 from edgefl.store.fleet import Fleet
 from edgefl.wire.blocks import file_ref
-from edgefl.wire.messages import Manifest, encode
+from edgefl.wire.messages import encode
+from edgefl.wire.releases import Manifest
 
 ROOT = Path(__file__).parent.parent
 PROFILE = "rpi-zero-2w"

@@ -12,7 +12,7 @@ from edgefl.device.download import begin, step, wake_at
 from edgefl.device.download_events import Ask, BlockArrived, Complete, Effect, Reconnected, Reject, Store, Tick
 from edgefl.device.download_state import LARGEST_WINDOW, Download
 from edgefl.wire.blocks import block_length, file_ref, wanted
-from edgefl.wire.messages import BLOCK_SIZE, Block, FileRef
+from edgefl.wire.files import BLOCK_SIZE, Block, FileRef
 
 CONTENT = random.Random(7).randbytes(40 * BLOCK_SIZE + 123)
 REF = file_ref("weights", CONTENT)

@@ -14,7 +14,7 @@ import pytest
 from edgefl.errors import BlockError, MessageError, StoreError
 from edgefl.store.partial import PartialFile
 from edgefl.wire.blocks import block_length, file_ref
-from edgefl.wire.messages import BLOCK_SIZE, FileRef
+from edgefl.wire.files import BLOCK_SIZE, FileRef
 
 CONTENT = random.Random(3).randbytes(9 * BLOCK_SIZE + 77)
 REF = file_ref("weights", CONTENT)
@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 from edgefl.store.partial import PartialFile
 from edgefl.wire.blocks import file_ref
-from edgefl.wire.messages import BLOCK_SIZE
+from edgefl.wire.files import BLOCK_SIZE
 import random, time
 content = random.Random(3).randbytes(9 * BLOCK_SIZE + 77)
 partial = PartialFile(Path(sys.argv[1]), file_ref("weights", content), reserve=0)
@@ -179,7 +179,7 @@ def test_large_file_needs_no_memory(tmp_path: Path) -> None:
     """A file of 64 MiB is assembled, reopened and finished by a process that never holds more than a few MiB more."""
     program = (
         "import resource, sys\nfrom pathlib import Path\nfrom edgefl.store.partial import PartialFile\n"
-        "from edgefl.wire.blocks import block_hash\nfrom edgefl.wire.messages import BLOCK_SIZE, FileRef\nimport hashlib\n"
+        "from edgefl.wire.blocks import block_hash\nfrom edgefl.wire.files import BLOCK_SIZE, FileRef\nimport hashlib\n"
         "n = 2048\ndigest = hashlib.sha256()\nhashes = []\n"
         "block = lambda i: i.to_bytes(4, 'big') * (BLOCK_SIZE // 4)\n"
         "for i in range(n):\n    digest.update(block(i)); hashes.append(block_hash(block(i)))\n"

@@ -11,7 +11,7 @@ from edgefl.device.download import GRACE, SLOWEST, begin, step, wake_at
 from edgefl.device.download_events import Ask, BlockArrived, Effect, GoAlone, Reconnected, Store, Tick, TooSlow
 from edgefl.device.download_state import Download
 from edgefl.wire.blocks import block_length, file_ref, wanted
-from edgefl.wire.messages import BLOCK_SIZE, Block
+from edgefl.wire.files import BLOCK_SIZE, Block
 
 CONTENT = random.Random(5).randbytes(40 * BLOCK_SIZE)
 REF = file_ref("weights", CONTENT)

@@ -12,7 +12,8 @@ from edgefl.device.rests import LONGEST_PAUSE, PAUSE
 from edgefl.errors import LinkError, MessageError
 from edgefl.wire import topics
 from edgefl.wire.blocks import file_ref
-from edgefl.wire.messages import BLOCK_SIZE, Block, FileRef, encode
+from edgefl.wire.files import BLOCK_SIZE, Block, FileRef
+from edgefl.wire.messages import encode
 
 CONTENT = random.Random(1).randbytes(5 * BLOCK_SIZE + 7)
 

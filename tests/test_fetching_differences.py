@@ -11,7 +11,7 @@ from edgefl.codec.difference import encode_difference
 from edgefl.codec.weights import Precision, encode_weights
 from edgefl.device.ways import Ways, ways_of
 from edgefl.layout import Layout, Tensor
-from edgefl.wire.messages import BLOCK_SIZE, Difference
+from edgefl.wire.files import BLOCK_SIZE, Difference
 
 LAYOUT = Layout((Tensor("w", (400, 500)),))
 RNG = np.random.default_rng(0)

@@ -17,7 +17,8 @@ from edgefl.device.rests import PAUSE
 from edgefl.errors import MessageError, SlowRetrievalError, StoreError
 from edgefl.link.memory import Faults
 from edgefl.wire.blocks import block_hash, block_length, file_ref
-from edgefl.wire.messages import BLOCK_SIZE, MAX_PACKET, Block, decode, encode
+from edgefl.wire.files import BLOCK_SIZE, Block
+from edgefl.wire.messages import MAX_PACKET, decode, encode
 
 CONTENT = random.Random(4).randbytes(15 * BLOCK_SIZE + 500)
 REF = file_ref("weights", CONTENT)

@@ -10,7 +10,7 @@ from edgefl.device import reuse
 from edgefl.device.reuse import BlockIndex
 from edgefl.store.partial import PartialFile
 from edgefl.wire.blocks import file_ref
-from edgefl.wire.messages import BLOCK_SIZE
+from edgefl.wire.files import BLOCK_SIZE
 
 OLD = random.Random(1).randbytes(20 * BLOCK_SIZE + 99)
 

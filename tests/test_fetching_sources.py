@@ -24,7 +24,7 @@ from edgefl.device.ways import Ways
 from edgefl.errors import BlockError, EndlessDataError, LinkError, MessageError, SlowRetrievalError
 from edgefl.store.partial import PartialFile
 from edgefl.wire.blocks import file_ref
-from edgefl.wire.messages import BLOCK_SIZE
+from edgefl.wire.files import BLOCK_SIZE
 
 CONTENT = random.Random(2).randbytes(12 * BLOCK_SIZE + 345)
 REF = file_ref("weights", CONTENT)

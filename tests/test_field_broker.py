@@ -16,7 +16,9 @@ from edgefl.errors import LinkError
 from edgefl.link.backoff import Backoff
 from edgefl.names import SERVER
 from edgefl.wire import topics
-from edgefl.wire.messages import MAX_PACKET, Report, State, Want, encode
+from edgefl.wire.files import Want
+from edgefl.wire.messages import MAX_PACKET, encode
+from edgefl.wire.presence import Report, State
 
 needs_mosquitto = pytest.mark.skipif(find_mosquitto() is None, reason="Mosquitto is not installed")
 KIB = 1024

@@ -28,7 +28,9 @@ from edgefl.store.database import open_database
 from edgefl.store.fleet import Fleet
 from edgefl.store.presence import presences
 from edgefl.wire import topics
-from edgefl.wire.messages import Assigned, Assignment, Report, decode, encode
+from edgefl.wire.messages import decode, encode
+from edgefl.wire.presence import Report
+from edgefl.wire.releases import Assigned, Assignment
 
 torch = pytest.importorskip("torch")
 pytestmark = [

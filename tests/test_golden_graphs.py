@@ -16,7 +16,7 @@ from edgefl.engine.open import open_engine
 from edgefl.engine.runtime import available_engines
 from edgefl.examples import Examples
 from edgefl.store.outbox import read_residual, read_update
-from edgefl.wire.messages import Task
+from edgefl.wire.rounds import Task
 
 NAMES = sorted(make.CASES)
 RUNNABLE = [name for name in NAMES if make.CASES[name][1] in available_engines()]

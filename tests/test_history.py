@@ -14,7 +14,7 @@ from edgefl.store.ledger import trainings
 from edgefl.store.offers import offered, offered_blobs, record_offers
 from edgefl.store.versions import get_version
 from edgefl.wire.blocks import file_ref
-from edgefl.wire.messages import HISTORY_REACH
+from edgefl.wire.rounds import HISTORY_REACH
 from edgefl.wire.tasks import LONGEST_CONTEXT
 
 PRESENT = b"EFU\x02 something that names a history"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edgefl.errors import UpdateError
 from edgefl.server.inbox import OVERHEAD, Inbox
-from edgefl.wire.messages import PART_SIZE, UpdatePart
+from edgefl.wire.rounds import PART_SIZE, UpdatePart
 
 
 def parts_of(data: bytes, size: int = PART_SIZE, sha256: bytes | None = None) -> list[UpdatePart]:

@@ -23,7 +23,7 @@ from edgefl.errors import DataError, InputError, PeerError, StoreError
 from edgefl.store.blobs import BlobStore
 from edgefl.store.model_state import ModelState, TrialRecord
 from edgefl.store.personal import keep_personal
-from edgefl.wire.messages import Health
+from edgefl.wire.releases import Health
 
 VARIANT = make_graphs.read("variant-dense")
 START = np.frombuffer(VARIANT.start, dtype=np.float32)

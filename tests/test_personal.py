@@ -11,7 +11,7 @@ from edgefl.layout import Layout, Tensor
 from edgefl.recipe import Recipe
 from edgefl.store.outbox import read_update
 from edgefl.store.personal import keep_personal, with_personal
-from edgefl.wire.messages import Task
+from edgefl.wire.rounds import Task
 
 LAYOUT = Layout((Tensor("w", (3, 2)), Tensor("norm", (4,), "state", personal=True), Tensor("b", (2,), "frozen")))
 PLAIN = Layout((Tensor("w", (3, 2)),))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from edgefl.store.database import Database, open_database, transaction
 from edgefl.store.presence import Presence, PresenceBook, presences
-from edgefl.wire.messages import Installed, Report, State
+from edgefl.wire.presence import Installed, Report, State
 
 
 @pytest.fixture

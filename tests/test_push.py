@@ -26,7 +26,8 @@ from edgefl.store.registry import Device, add_devices
 from edgefl.store.versions import VersionRecord, get_version, latest_version, variants
 from edgefl.wire import topics
 from edgefl.wire.blocks import check_ref, file_ref
-from edgefl.wire.messages import Manifest, decode
+from edgefl.wire.messages import decode
+from edgefl.wire.releases import Manifest
 
 torch = pytest.importorskip("torch")
 

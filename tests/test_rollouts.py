@@ -24,7 +24,8 @@ from edgefl.store.schema import MIGRATIONS
 from edgefl.store.tags import all_tags, tag, untag
 from edgefl.store.versions import get_version
 from edgefl.wire import topics
-from edgefl.wire.messages import Installed, Report, State, encode
+from edgefl.wire.messages import encode
+from edgefl.wire.presence import Installed, Report, State
 
 NAMES = [f"d{i:02}" for i in range(20)]
 ONE_THEN_ALL = Rules(stages=parse_stages("1,100%"))

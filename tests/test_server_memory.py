@@ -5,7 +5,8 @@ import tracemalloc
 
 import toyfleet as toy
 from edgefl.server.founding import create_fleet
-from edgefl.wire.messages import Report, State, encode
+from edgefl.wire.messages import encode
+from edgefl.wire.presence import Report, State
 
 FEW = 8
 ROUNDS = 24

@@ -14,7 +14,9 @@ from edgefl.store.documents import documents, put_documents
 from edgefl.store.garbage import pushed_blobs
 from edgefl.store.ledger import end_training, rounds
 from edgefl.wire import topics
-from edgefl.wire.messages import Assignment, Installed, Manifest, Report, Signed, State, decode, encode
+from edgefl.wire.messages import Signed, decode, encode
+from edgefl.wire.presence import Installed, Report, State
+from edgefl.wire.releases import Assignment, Manifest
 
 MODEL = toy.MODEL
 

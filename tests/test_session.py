@@ -37,7 +37,8 @@ from edgefl.device.session import step, wake_at
 from edgefl.device.state import Session, Step, Work
 from edgefl.layout import Layout, Tensor
 from edgefl.wire.blocks import file_ref
-from edgefl.wire.messages import Manifest, Receipt, RoundOrder, Task
+from edgefl.wire.releases import Manifest
+from edgefl.wire.rounds import Receipt, RoundOrder, Task
 
 LAYOUT = Layout((Tensor("w", (2, 3)),))
 TASK = Task(1, 0.1, 0.1, 4, 1.0, 0)

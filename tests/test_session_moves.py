@@ -39,7 +39,8 @@ from edgefl.device.session import step
 from edgefl.device.state import Failure, Install, Phase, Session, Step, Work
 from edgefl.layout import Layout, Tensor
 from edgefl.wire.blocks import file_ref
-from edgefl.wire.messages import Health, Manifest, Receipt, RoundOrder, Task
+from edgefl.wire.releases import Health, Manifest
+from edgefl.wire.rounds import Receipt, RoundOrder, Task
 
 DOCS = Path(__file__).parent.parent / "docs" / "device-states.md"
 LAYOUT = Layout((Tensor("w", (2, 3)),))

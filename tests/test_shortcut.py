@@ -25,7 +25,9 @@ from edgefl.device.shortcut import shortest
 from edgefl.device.state import Session
 from edgefl.layout import Layout, Tensor
 from edgefl.wire.blocks import file_ref
-from edgefl.wire.messages import Difference, FileRef, Manifest, RoundOrder, Task
+from edgefl.wire.files import Difference, FileRef
+from edgefl.wire.releases import Manifest
+from edgefl.wire.rounds import RoundOrder, Task
 
 TASK = Task(1, 0.1, 0.1, 4, 1.0, 0)
 OWN = file_ref("weights", b"weights of the version")

@@ -20,7 +20,7 @@ from edgefl.simulate.jobs import Job as Work
 from edgefl.simulate.jobs import Player, SceneHead
 from edgefl.simulate.scene import Scene, Structure
 from edgefl.store.outbox import read_update
-from edgefl.wire.messages import Task
+from edgefl.wire.rounds import Task
 
 GOLDEN = make.read("variant-dense")
 START = np.frombuffer(GOLDEN.start, dtype=np.float32)

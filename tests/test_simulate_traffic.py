@@ -13,7 +13,8 @@ from edgefl.simulate.jobs import Played
 from edgefl.simulate.traffic import file_length, order_length, publish_length, update_length
 from edgefl.wire import topics
 from edgefl.wire.blocks import file_ref
-from edgefl.wire.messages import PART_SIZE, UpdatePart, encode
+from edgefl.wire.messages import encode
+from edgefl.wire.rounds import PART_SIZE, UpdatePart
 from edgefl.wire.tasks import task_of
 
 LAYOUT = Layout((Tensor("a", (100, 100)), Tensor("b", (100,))))

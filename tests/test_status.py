@@ -14,7 +14,7 @@ from edgefl.store.ledger import Outcome, close_round
 from edgefl.store.presence import PresenceBook
 from edgefl.store.tally import add_counter
 from edgefl.store.updates import store_update
-from edgefl.wire.messages import Installed, Report, State
+from edgefl.wire.presence import Installed, Report, State
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from edgefl.errors import UpdateError
 from edgefl.participation import chance, takes_part
 from edgefl.plan import Plan
 from edgefl.wire.blocks import file_ref
-from edgefl.wire.messages import RoundOrder, Task
+from edgefl.wire.rounds import RoundOrder, Task
 from edgefl.wire.tasks import LONGEST_CONTEXT, keeps_history, scheme_of, task_of
 
 UNUSUAL = Plan(

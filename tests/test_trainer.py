@@ -22,7 +22,7 @@ from edgefl.plan import FleetPruning
 from edgefl.rates import smoothness
 from edgefl.sources.parse import open_source
 from edgefl.store.outbox import read_entry, read_memory, read_residual, read_update
-from edgefl.wire.messages import Task
+from edgefl.wire.rounds import Task
 
 GOLDEN = make.read("variant-dense")
 START = np.frombuffer(GOLDEN.start, dtype=np.float32)

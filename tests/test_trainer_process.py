@@ -20,7 +20,7 @@ from edgefl.device.job import Done, Failed, Job, encode_line
 from edgefl.device.resources import cpu_seconds, peak_rss, resident
 from edgefl.device.training import IDLE_SECONDS, JOB_SECONDS, STILL_SECONDS, TrainerProcess
 from edgefl.store.outbox import read_entry, read_memory
-from edgefl.wire.messages import Task
+from edgefl.wire.rounds import Task
 
 GOLDEN = make.read("variant-dense")
 LIMIT_MB = 512

@@ -17,7 +17,7 @@ from edgefl.server.variants import load_parent
 from edgefl.store.blobs import BlobStore
 from edgefl.store.database import Database
 from edgefl.store.ledger import end_training, rounds
-from edgefl.wire.messages import PART_SIZE
+from edgefl.wire.rounds import PART_SIZE
 
 
 @pytest.fixture

@@ -23,7 +23,8 @@ from edgefl.engine.contract import VariantFiles
 from edgefl.engine.open import open_engine
 from edgefl.errors import MessageError, ModelError
 from edgefl.store.model_state import TrialRecord
-from edgefl.wire.messages import Health, Task
+from edgefl.wire.releases import Health
+from edgefl.wire.rounds import Task
 
 VARIANT = make_graphs.read("variant-dense")
 START = np.frombuffer(VARIANT.start, dtype=np.float32)

@@ -15,7 +15,8 @@ from edgefl.errors import FreezeError, MessageError, MixError, PeerError, Rollba
 from edgefl.identity.signing import ASSIGNMENT, ROUND
 from edgefl.layout import Layout, Tensor
 from edgefl.link.memory import MemoryBroker
-from edgefl.wire.messages import BLOCK_SIZE, Difference, FileRef, Signed, decode, encode
+from edgefl.wire.files import BLOCK_SIZE, Difference, FileRef
+from edgefl.wire.messages import Signed, decode, encode
 from edgefl.wire.topics import target_path
 
 OFFICE = toy.Office(MemoryBroker(), toy.Clock())

@@ -27,7 +27,8 @@ from edgefl.layout import Layout, Tensor
 from edgefl.server.history import Histories
 from edgefl.store.documents import documents
 from edgefl.store.outbox import read_memory
-from edgefl.wire.messages import HISTORY_REACH, UpdatePart, decode
+from edgefl.wire.messages import decode
+from edgefl.wire.rounds import HISTORY_REACH, UpdatePart
 
 LAYOUT = Layout((Tensor("a.weight", (60, 80)), Tensor("a.bias", (60,)), Tensor("b.weight", (10, 60))))
 VARIANTS = {"big": ("w1-fp32", LAYOUT, Precision.FP32), "small": ("w1-fp16", LAYOUT, Precision.FP16)}

@@ -13,7 +13,7 @@ from edgefl.store.database import transaction
 from edgefl.store.garbage import pushed_blobs
 from edgefl.store.offers import record_offers
 from edgefl.wire.blocks import file_ref
-from edgefl.wire.messages import FileRef
+from edgefl.wire.files import FileRef
 
 RNG = np.random.default_rng(3)
 FIRST = RNG.normal(scale=0.1, size=toy.WIDE.size).astype(np.float32)

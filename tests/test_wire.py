@@ -1,6 +1,8 @@
 """Messages, blocks and topics: golden bytes, open ends, hostile bytes, and the laws of cutting a file."""
 
+import importlib
 import json
+import pkgutil
 import tracemalloc
 from pathlib import Path
 
@@ -10,10 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import make_messages as make
+from edgefl import wire
 from edgefl.errors import BlockError, InputError, MessageError
 from edgefl.recipe import Recipe
-from edgefl.wire import blocks, messages, topics
-from edgefl.wire.messages import BLOCK_SIZE, MAX_BLOCKS, MAX_PACKET, Block, FileRef, Receipt, State, Want, decode, encode
+from edgefl.wire import blocks, topics
+from edgefl.wire.files import BLOCK_SIZE, MAX_BLOCKS, Block, FileRef, Want
+from edgefl.wire.messages import MAX_PACKET, decode, encode
+from edgefl.wire.presence import Installed, State
+from edgefl.wire.releases import Manifest
+from edgefl.wire.rounds import PART_SIZE, Receipt, Task
 
 HERE = Path(__file__).parent / "golden"
 GOLDEN: dict[str, str] = json.loads((HERE / "messages.json").read_text())
@@ -33,10 +40,10 @@ def test_the_first_vectors_decode_for_ever() -> None:
     first = json.loads((HERE / "messages-first.json").read_text())
     for name, data in first.items():
         message = decode(bytes.fromhex(data), type(MESSAGES[name]))
-        if isinstance(message, messages.Manifest):
+        if isinstance(message, Manifest):
             assert message.recipe == Recipe("cross-entropy", "sgd", proximal=False)
             assert [(t.role, t.personal) for t in message.layout.tensors] == [("trained", False)] * 2
-        elif isinstance(message, messages.Task):
+        elif isinstance(message, Task):
             assert message.proximal == 0.0
         elif name not in {"round-order", "update-part"}:
             assert message == MESSAGES[name]
@@ -78,9 +85,11 @@ def test_the_fifth_vectors_decode_for_ever() -> None:
 
 def test_every_message_has_a_golden_vector() -> None:
     """A message that is added without a golden vector is noticed."""
-    parts = {messages.Installed}  # travels inside State only
-    structs = {kind for kind in vars(messages).values() if isinstance(kind, type) and issubclass(kind, msgspec.Struct)}
-    own = {kind for kind in structs if kind.__module__ == messages.__name__}
+    parts = {Installed}  # travels inside State only
+    modules = [importlib.import_module(f"edgefl.wire.{found.name}") for found in pkgutil.iter_modules(wire.__path__)]
+    values = [value for module in modules for value in vars(module).values()]
+    structs = {value for value in values if isinstance(value, type) and issubclass(value, msgspec.Struct)}
+    own = {kind for kind in structs if kind.__module__.startswith("edgefl.wire.")}
     assert own - parts == set(KINDS)
     assert set(GOLDEN) == set(MESSAGES)
 
@@ -207,7 +216,7 @@ def test_a_full_block_and_a_full_part_fit_a_packet() -> None:
     """The largest block and the largest update part, with the longest names, stay within a packet."""
     assert len(encode(Block(bytes(16), MAX_BLOCKS - 1, bytes(BLOCK_SIZE)))) < BLOCK_SIZE + 64
     part = make.MESSAGES["update-part"]
-    longest = msgspec.structs.replace(part, model="m" * 40, variant="v" * 40, data=bytes(messages.PART_SIZE))
+    longest = msgspec.structs.replace(part, model="m" * 40, variant="v" * 40, data=bytes(PART_SIZE))
     assert len(encode(longest)) < MAX_PACKET
 
 

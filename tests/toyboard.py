@@ -29,22 +29,11 @@ from edgefl.names import SERVER
 from edgefl.store.outbox import read_residual
 from edgefl.wire import topics
 from edgefl.wire.blocks import block_length, file_ref, wanted
-from edgefl.wire.messages import (
-    BLOCK_SIZE,
-    Assigned,
-    Assignment,
-    Block,
-    Manifest,
-    Receipt,
-    Report,
-    RoundOrder,
-    State,
-    Task,
-    UpdatePart,
-    Want,
-    decode,
-    encode,
-)
+from edgefl.wire.files import BLOCK_SIZE, Block, Want
+from edgefl.wire.messages import decode, encode
+from edgefl.wire.presence import Report, State
+from edgefl.wire.releases import Assigned, Assignment, Manifest
+from edgefl.wire.rounds import Receipt, RoundOrder, Task, UpdatePart
 
 DEVICE, PROFILE, MODEL, VARIANT = "cam-01", "toy-profile", "toy", "w1-fp32"
 LAYOUT = Layout((Tensor("w", (40, 10)),))

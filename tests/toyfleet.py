@@ -35,7 +35,9 @@ from edgefl.store.releases import release
 from edgefl.store.versions import get_version, listed_manifests
 from edgefl.wire import topics
 from edgefl.wire.blocks import file_ref
-from edgefl.wire.messages import PART_SIZE, Manifest, Receipt, RoundOrder, Signed, UpdatePart, decode, encode
+from edgefl.wire.messages import Signed, decode, encode
+from edgefl.wire.releases import Manifest
+from edgefl.wire.rounds import PART_SIZE, Receipt, RoundOrder, UpdatePart
 
 MODEL = "toy"
 WIDE = Layout((Tensor("a.weight", (8, 10)), Tensor("a.bias", (8,)), Tensor("b.weight", (4, 8))))

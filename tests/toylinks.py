@@ -15,7 +15,7 @@ from edgefl.server import delivery, delivery_events
 from edgefl.server.gather import GATHER
 from edgefl.server.lanes import slot_of
 from edgefl.wire.blocks import file_ref
-from edgefl.wire.messages import BLOCK_SIZE, Block, FileRef, Want
+from edgefl.wire.files import BLOCK_SIZE, Block, FileRef, Want
 
 STEP, LATENCY = 0.02, 0.05
 LONGEST = 4000.0

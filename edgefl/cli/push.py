@@ -93,7 +93,7 @@ def push(
     from edgefl.simulate.explaining import check_drawing, draw_explanations
     from edgefl.sources.parse import open_source
     from edgefl.store.fleet import Fleet
-    from edgefl.wire.messages import Health
+    from edgefl.wire.releases import Health
 
     if plot:
         check_drawing()

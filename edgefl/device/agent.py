@@ -33,7 +33,8 @@ from edgefl.link.contract import Link
 from edgefl.names import is_id
 from edgefl.store.model_state import ModelState
 from edgefl.wire import topics
-from edgefl.wire.messages import Receipt, decode
+from edgefl.wire.messages import decode
+from edgefl.wire.rounds import Receipt
 
 log = logging.getLogger("edgefl.device")
 

@@ -26,7 +26,8 @@ from edgefl.link.backoff import Backoff
 from edgefl.link.contract import Arrived, Connected, Disconnected, Link
 from edgefl.link.paho import PahoLink
 from edgefl.wire import topics
-from edgefl.wire.messages import ClaimReply, ClaimRequest, decode, encode
+from edgefl.wire.enrolment import ClaimReply, ClaimRequest
+from edgefl.wire.messages import decode, encode
 
 FIRST_PATIENCE = 2.0
 """Seconds that an answer may take before the board asks again; then ever more."""

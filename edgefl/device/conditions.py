@@ -14,7 +14,8 @@ from edgefl.device.power import battery_percent
 from edgefl.device.state import Session
 from edgefl.errors import StoreError
 from edgefl.store.blobs import BlobStore
-from edgefl.wire.messages import FileRef, Manifest
+from edgefl.wire.files import FileRef
+from edgefl.wire.releases import Manifest
 
 
 def conditions(

@@ -65,7 +65,7 @@ from edgefl.device.download_state import (
 )
 from edgefl.errors import BlockError
 from edgefl.wire.blocks import MAX_WINDOW_SPAN, check_block, want
-from edgefl.wire.messages import BLOCK_SIZE, Block, FileRef
+from edgefl.wire.files import BLOCK_SIZE, Block, FileRef
 
 MOST_BEHIND = 30.0
 """Seconds; the server remembers no longer what it has sent."""

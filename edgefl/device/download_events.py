@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from edgefl.wire.messages import Block, Want
+from edgefl.wire.files import Block, Want
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from edgefl.device.download_events import Counts
-from edgefl.wire.messages import FileRef
+from edgefl.wire.files import FileRef
 
 FIRST_WINDOW = 2.0
 LARGEST_WINDOW = 8.0

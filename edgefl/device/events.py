@@ -6,7 +6,9 @@ Events are facts in the past tense, effects are orders in the imperative. Both a
 from dataclasses import dataclass
 
 from edgefl.device.state import Failure
-from edgefl.wire.messages import Difference, FileRef, Manifest, Receipt, RoundOrder
+from edgefl.wire.files import Difference, FileRef
+from edgefl.wire.releases import Manifest
+from edgefl.wire.rounds import Receipt, RoundOrder
 
 
 @dataclass(frozen=True, slots=True)

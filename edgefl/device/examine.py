@@ -39,7 +39,7 @@ from edgefl.sources.parse import open_source
 from edgefl.store.blobs import BlobStore
 from edgefl.store.clock import SteadyWall, synchronised
 from edgefl.store.model_state import ModelState
-from edgefl.wire.messages import Manifest
+from edgefl.wire.releases import Manifest
 
 PATIENCE = 5.0
 """Seconds for the broker's answer."""

@@ -30,7 +30,8 @@ from edgefl.errors import BlockError, EdgeflError, SlowRetrievalError, StoreErro
 from edgefl.link.contract import Link
 from edgefl.store.blobs import BlobStore
 from edgefl.store.partial import PartialFile
-from edgefl.wire.messages import Block, FileRef, decode
+from edgefl.wire.files import Block, FileRef
+from edgefl.wire.messages import decode
 
 AT_ONCE = 4
 """Files fetched side by side."""

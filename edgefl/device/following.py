@@ -24,7 +24,7 @@ from edgefl.identity.metadata import TrustedMetadata
 from edgefl.link.contract import Link
 from edgefl.store.atomic import read_file, write_file
 from edgefl.wire import topics
-from edgefl.wire.messages import Assigned, Assignment, Manifest
+from edgefl.wire.releases import Assigned, Assignment, Manifest
 
 PATIENCE = 10.0
 """Seconds for which what belongs together may come apart."""

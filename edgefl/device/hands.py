@@ -44,7 +44,7 @@ from edgefl.errors import BlockError, StoreError, UpdateError
 from edgefl.link.contract import Link
 from edgefl.store.blobs import BlobStore
 from edgefl.wire import topics
-from edgefl.wire.messages import Difference, FileRef
+from edgefl.wire.files import Difference, FileRef
 
 log = logging.getLogger("edgefl.device")
 

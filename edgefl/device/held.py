@@ -23,7 +23,8 @@ from edgefl.errors import PeerError
 from edgefl.store.blobs import BlobStore
 from edgefl.store.model_state import ModelState, TrialRecord
 from edgefl.store.outbox import OutboxEntry
-from edgefl.wire.messages import Manifest, RoundOrder
+from edgefl.wire.releases import Manifest
+from edgefl.wire.rounds import RoundOrder
 
 log = logging.getLogger("edgefl.device")
 

@@ -27,7 +27,8 @@ from edgefl.identity.requests import make_request
 from edgefl.identity.validity import Validity, validity_of
 from edgefl.store.atomic import read_file, replace, store_error, write_file
 from edgefl.strict_toml import read_toml
-from edgefl.wire.messages import MAX_CSR, decode, encode
+from edgefl.wire.enrolment import MAX_CSR
+from edgefl.wire.messages import decode, encode
 
 CLAIM_FILE = "claim.toml"
 USED = "claimed"

@@ -38,7 +38,8 @@ from edgefl.device.events import (
     Try,
 )
 from edgefl.device.state import Failure, Install, Phase, Session, Step, Work, same
-from edgefl.wire.messages import Manifest, RoundOrder
+from edgefl.wire.releases import Manifest
+from edgefl.wire.rounds import RoundOrder
 
 CHECK_EVERY = 60.0
 """Seconds between two questions whether a version may be fetched or tried."""

@@ -11,7 +11,9 @@ import msgspec
 from edgefl.errors import Fault
 from edgefl.layout import Layout
 from edgefl.recipe import Recipe
-from edgefl.wire.messages import SERVE, FileRef, Health, Task
+from edgefl.wire.files import FileRef
+from edgefl.wire.releases import SERVE, Health
+from edgefl.wire.rounds import Task
 
 AGENT_VARIABLE = "EDGEFL_AGENT"
 """Environment variable that tells the trainer its agent's process id."""

@@ -9,7 +9,8 @@ from edgefl.errors import StoreError
 from edgefl.store.blobs import BlobStore
 from edgefl.store.model_state import ModelState
 from edgefl.store.outbox import OutboxEntry
-from edgefl.wire.messages import HISTORY_REACH, Manifest, RoundOrder
+from edgefl.wire.releases import Manifest
+from edgefl.wire.rounds import HISTORY_REACH, RoundOrder
 
 
 def training_job(train: Train, earlier: OutboxEntry | None, config: DeviceConfig, disk: ModelState, blobs: BlobStore) -> Job:

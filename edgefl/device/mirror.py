@@ -20,7 +20,7 @@ from typing import Protocol
 
 from edgefl.errors import BlockError, EdgeflError, EndlessDataError, LinkError, SlowRetrievalError
 from edgefl.wire.blocks import block_length, check_block
-from edgefl.wire.messages import BLOCK_SIZE, FileRef
+from edgefl.wire.files import BLOCK_SIZE, FileRef
 from edgefl.wire.sources import is_web, place_of
 
 QUEUE = 4

@@ -36,7 +36,7 @@ from edgefl.engine.predictor import Predictor
 from edgefl.errors import DataError, EdgeflError, EngineError, StoreError
 from edgefl.layout import Float32
 from edgefl.sources.arrays import examples_of
-from edgefl.wire.messages import Manifest
+from edgefl.wire.releases import Manifest
 
 log = logging.getLogger("edgefl.device")
 

@@ -15,7 +15,7 @@ from edgefl.device.ways import Ways
 from edgefl.errors import StoreError, UpdateError
 from edgefl.layout import Layout
 from edgefl.store.blobs import BlobStore
-from edgefl.wire.messages import Difference, FileRef
+from edgefl.wire.files import Difference, FileRef
 
 log = logging.getLogger("edgefl.device")
 

@@ -11,7 +11,7 @@ from edgefl.device.conditions import room_for
 from edgefl.errors import UpdateError
 from edgefl.layout import Layout
 from edgefl.store.blobs import BlobStore
-from edgefl.wire.messages import Difference, FileRef
+from edgefl.wire.files import Difference, FileRef
 
 
 def rebuild(blobs: BlobStore, difference: Difference, target: FileRef, layout: Layout, *, reserve: int) -> None:

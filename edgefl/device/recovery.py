@@ -11,7 +11,7 @@ from collections.abc import Callable
 from edgefl.device.state import Install, Phase, Session, same
 from edgefl.errors import StoreError
 from edgefl.store.model_state import ModelState, TrialRecord
-from edgefl.wire.messages import Manifest
+from edgefl.wire.releases import Manifest
 
 log = logging.getLogger("edgefl.device")
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from edgefl.store.partial import PartialFile
 from edgefl.wire.blocks import block_hash, block_length
-from edgefl.wire.messages import BLOCK_SIZE
+from edgefl.wire.files import BLOCK_SIZE
 
 MOST_READ = 64 << 20
 MOST_KNOWN = 1 << 16

@@ -19,7 +19,8 @@ from edgefl.identity.requests import check_answer
 from edgefl.link.backoff import Backoff
 from edgefl.link.contract import Link
 from edgefl.wire import topics
-from edgefl.wire.messages import Renewed, RenewRequest, decode, encode
+from edgefl.wire.enrolment import Renewed, RenewRequest
+from edgefl.wire.messages import decode, encode
 
 RENEW_AT = 0.6
 """Of a certificate's life: for 90 days that leaves 36 for a board that is off, or a server that is away."""

@@ -30,7 +30,8 @@ from edgefl.device.shortcut import shortest
 from edgefl.device.state import Session, Step, Work
 from edgefl.participation import chance
 from edgefl.participation import takes_part as draws
-from edgefl.wire.messages import Manifest, Receipt, RoundOrder
+from edgefl.wire.releases import Manifest
+from edgefl.wire.rounds import Receipt, RoundOrder
 
 RESEND_AFTER = 20.0
 """Seconds without a receipt after which an update is sent again on a living connection, for the first time."""

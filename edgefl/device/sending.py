@@ -15,7 +15,8 @@ from edgefl.errors import LinkError, StoreError
 from edgefl.link.contract import Link
 from edgefl.store.outbox import OutboxEntry, read_entry, read_update
 from edgefl.wire import topics
-from edgefl.wire.messages import PART_SIZE, UpdatePart, encode
+from edgefl.wire.messages import encode
+from edgefl.wire.rounds import PART_SIZE, UpdatePart
 
 WINDOW = 4 * PART_SIZE
 """Bytes in the link's queue above which the next part waits."""

@@ -20,7 +20,8 @@ from edgefl.names import check_id
 from edgefl.store.blobs import BlobStore
 from edgefl.store.model_state import ModelState
 from edgefl.store.personal import with_personal
-from edgefl.wire.messages import SERVE, Manifest, RoundOrder
+from edgefl.wire.releases import SERVE, Manifest
+from edgefl.wire.rounds import RoundOrder
 
 Marks = tuple[tuple[int, int, int] | None, ...]
 

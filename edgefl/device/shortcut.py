@@ -6,7 +6,8 @@ looked at: that file was given up for a reason, or belongs to a round that has p
 """
 
 from edgefl.device.state import Session
-from edgefl.wire.messages import Difference, RoundOrder
+from edgefl.wire.files import Difference
+from edgefl.wire.rounds import RoundOrder
 
 
 def shortest(state: Session, order: RoundOrder) -> Difference | None:

@@ -5,7 +5,9 @@ from enum import Enum
 
 import msgspec
 
-from edgefl.wire.messages import Difference, FileRef, Manifest, RoundOrder
+from edgefl.wire.files import Difference, FileRef
+from edgefl.wire.releases import Manifest
+from edgefl.wire.rounds import RoundOrder
 
 
 class Step(Enum):

@@ -12,7 +12,7 @@ import ssl
 from collections.abc import Callable, Iterator
 
 from edgefl.device.mirror import Bell, SourceFetch
-from edgefl.wire.messages import FileRef
+from edgefl.wire.files import FileRef
 
 REST_SECONDS = 900.0
 STILL_SECONDS = 120.0

@@ -20,7 +20,9 @@ from edgefl.errors import FreezeError, MessageError, MixError, PeerError, Rollba
 from edgefl.identity.signing import ASSIGNMENT, ROUND, verify
 from edgefl.profile import PORTABLE
 from edgefl.wire.blocks import check_ref
-from edgefl.wire.messages import Assignment, Manifest, RoundOrder, Signed, decode
+from edgefl.wire.messages import Signed, decode
+from edgefl.wire.releases import Assignment, Manifest
+from edgefl.wire.rounds import RoundOrder
 from edgefl.wire.topics import target_path
 
 SEAL = 32

@@ -13,7 +13,9 @@ from edgefl.device.config import DeviceConfig
 from edgefl.errors import LinkError
 from edgefl.link.contract import Link, Message
 from edgefl.wire import topics
-from edgefl.wire.messages import Installed, Manifest, Report, State, encode
+from edgefl.wire.messages import encode
+from edgefl.wire.presence import Installed, Report, State
+from edgefl.wire.releases import Manifest
 
 TOLD_AGAIN = 600.0
 """Seconds after which the same trouble is told again."""
@@ -71,7 +73,7 @@ class Voice:
         code: str = "",
         fetched: int = 0,
     ) -> None:
-        """Tell how far a model is; everything as in `wire.messages.Report`."""
+        """Tell how far a model is; everything as in `wire.presence.Report`."""
         received = self._link.traffic.received_bytes
         told = error[:LONGEST_ERROR]
         report = Report(model or "none", version, number, step, percent, received, self._memory(), told, code, fetched)

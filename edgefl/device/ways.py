@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from edgefl.errors import InputError, MessageError
 from edgefl.layout import Layout
-from edgefl.wire.messages import Difference, FileRef, Manifest
+from edgefl.wire.files import Difference, FileRef
+from edgefl.wire.releases import Manifest
 from edgefl.wire.sources import check_source
 
 

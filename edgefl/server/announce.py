@@ -20,7 +20,10 @@ from edgefl.server.rounds import widened
 from edgefl.server.training import Training
 from edgefl.store.versions import VariantRecord
 from edgefl.wire import topics
-from edgefl.wire.messages import Assigned, Assignment, FileRef, RoundOrder, encode
+from edgefl.wire.files import FileRef
+from edgefl.wire.messages import encode
+from edgefl.wire.releases import Assigned, Assignment
+from edgefl.wire.rounds import RoundOrder
 from edgefl.wire.tasks import task_of
 
 ORDER_SECONDS = 86400 * 7

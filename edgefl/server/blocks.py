@@ -16,7 +16,8 @@ from edgefl.server.lanes import slot_of
 from edgefl.store.blobs import BlobStore
 from edgefl.wire import topics
 from edgefl.wire.blocks import block_length, check_block
-from edgefl.wire.messages import BLOCK_SIZE, Block, FileRef, Want, encode
+from edgefl.wire.files import BLOCK_SIZE, Block, FileRef, Want
+from edgefl.wire.messages import encode
 
 PublishBlock = Callable[[str, str, bytes], None]
 """Model, topic, payload."""

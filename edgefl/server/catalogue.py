@@ -32,7 +32,9 @@ from edgefl.store.registry import Device, list_devices
 from edgefl.store.releases import assign
 from edgefl.store.updates import is_stored
 from edgefl.store.versions import VariantRecord, all_variants, variants
-from edgefl.wire.messages import Assigned, FileRef, Receipt, UpdatePart
+from edgefl.wire.files import FileRef
+from edgefl.wire.releases import Assigned
+from edgefl.wire.rounds import Receipt, UpdatePart
 
 log = logging.getLogger("edgefl.server")
 

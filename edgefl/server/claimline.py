@@ -17,7 +17,8 @@ from edgefl.link.contract import Arrived, Connected, Disconnected, Event, Link
 from edgefl.server.claims import ClaimDesk
 from edgefl.store.credentials import claims_since
 from edgefl.wire import topics
-from edgefl.wire.messages import ClaimRequest, decode, encode
+from edgefl.wire.enrolment import ClaimRequest
+from edgefl.wire.messages import decode, encode
 
 GRACE = 3600.0
 """Seconds after its use that a claim may be asked for again, because the reply was lost."""

@@ -39,7 +39,7 @@ from edgefl.store.credentials import (
 )
 from edgefl.store.database import transaction
 from edgefl.store.registry import get_device
-from edgefl.wire.messages import ClaimReply, ClaimRequest
+from edgefl.wire.enrolment import ClaimReply, ClaimRequest
 
 REFUSALS_A_MINUTE = 6.0
 ALL_REFUSALS_A_MINUTE = 30.0

@@ -41,7 +41,7 @@ from edgefl.server.gather import GATHER, gathering
 from edgefl.server.lanes import REMEMBERED, UNDER_WAY, Lane, LaneName, indices_of, slot_of
 from edgefl.server.turns import in_turn
 from edgefl.wire.blocks import wanted
-from edgefl.wire.messages import BLOCK_SIZE, Want
+from edgefl.wire.files import BLOCK_SIZE, Want
 
 MERGE_WINDOW = 0.05
 RETRY_ROOM = 0.02

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from edgefl.wire.messages import Want
+from edgefl.wire.files import Want
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,8 @@ from edgefl.layout import Float32
 from edgefl.server.variants import Variant
 from edgefl.store.blobs import BlobStore
 from edgefl.wire.blocks import file_ref
-from edgefl.wire.messages import HISTORY_REACH, Difference, FileRef
+from edgefl.wire.files import Difference, FileRef
+from edgefl.wire.rounds import HISTORY_REACH
 
 REACH = HISTORY_REACH
 """Rounds that a device may have missed and still be served with a difference; as many files are kept for updates anyway."""

@@ -24,7 +24,7 @@ from edgefl.profile import PORTABLE, Profile
 from edgefl.server.making import Bench
 from edgefl.server.rehearsal import MIB, Measured, Rehearsals, threads_of
 from edgefl.server.sensing import Offered
-from edgefl.wire.messages import FileRef
+from edgefl.wire.files import FileRef
 
 MOST = 8
 TRIES = 3

@@ -32,7 +32,8 @@ from edgefl.server.variants import Variant
 from edgefl.store.blobs import BlobStore
 from edgefl.store.ledger import TrainingRecord
 from edgefl.store.offers import offered, offered_blobs, record_offers
-from edgefl.wire.messages import HISTORY_REACH, FileRef
+from edgefl.wire.files import FileRef
+from edgefl.wire.rounds import HISTORY_REACH
 from edgefl.wire.tasks import LONGEST_CONTEXT, keeps_history
 
 IN_MEMORY = 4

@@ -12,7 +12,7 @@ import hashlib
 from dataclasses import dataclass, field
 
 from edgefl.errors import UpdateError
-from edgefl.wire.messages import PART_SIZE, UpdatePart
+from edgefl.wire.rounds import PART_SIZE, UpdatePart
 
 BUDGET = 64 * 1024 * 1024
 OVERHEAD = 256

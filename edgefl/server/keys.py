@@ -25,7 +25,8 @@ from edgefl.store.database import open_database, transaction
 from edgefl.store.documents import documents, put_documents
 from edgefl.store.fleet import Fleet
 from edgefl.store.versions import listed_manifests, replace_manifest
-from edgefl.wire.messages import Manifest, decode
+from edgefl.wire.messages import decode
+from edgefl.wire.releases import Manifest
 
 Role = Literal["root", "release", "online"]
 _FILES = {"root": "metadata-root", "release": "release", "online": "online"}

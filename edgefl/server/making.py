@@ -26,7 +26,7 @@ from edgefl.server.cuts import Cut, sizes_of_graphs
 from edgefl.server.rehearsal import Subject, rows_for
 from edgefl.store.blobs import BlobStore
 from edgefl.wire.blocks import file_ref
-from edgefl.wire.messages import FileRef
+from edgefl.wire.files import FileRef
 
 
 class Bench:

@@ -11,7 +11,7 @@ from edgefl.profile import Profile
 from edgefl.recipe import PLAIN, Recipe
 from edgefl.server.quantising import DROP
 from edgefl.server.retraining import Retraining, check_apart
-from edgefl.wire.messages import Health
+from edgefl.wire.releases import Health
 from edgefl.wire.sources import check_sources
 
 MAX_BATCH = 65536

@@ -27,7 +27,9 @@ from edgefl.store.documents import documents, put_documents
 from edgefl.store.fleet import Fleet
 from edgefl.store.releases import release
 from edgefl.store.versions import listed_manifests
-from edgefl.wire.messages import Difference, Manifest, decode, encode
+from edgefl.wire.files import Difference
+from edgefl.wire.messages import decode, encode
+from edgefl.wire.releases import Manifest
 
 
 @dataclass(frozen=True, slots=True)

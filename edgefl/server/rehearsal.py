@@ -39,7 +39,8 @@ from edgefl.plan import Plan
 from edgefl.profile import Profile
 from edgefl.recipe import Recipe
 from edgefl.store.blobs import BlobStore
-from edgefl.wire.messages import FileRef, Fit, Health
+from edgefl.wire.files import FileRef
+from edgefl.wire.releases import Fit, Health
 from edgefl.wire.tasks import task_of
 
 MIB = 1 << 20

@@ -30,7 +30,8 @@ from edgefl.store.credentials import (
     set_state,
 )
 from edgefl.store.database import transaction
-from edgefl.wire.messages import Renewed, RenewRequest, decode
+from edgefl.wire.enrolment import Renewed, RenewRequest
+from edgefl.wire.messages import decode
 
 MOST_IN_AN_HOUR = 4
 ROTATE = "rotate"

@@ -23,7 +23,7 @@ from edgefl.server.rollout_state import OPEN, Rollout, Step
 from edgefl.store.database import changes_by_others, transaction
 from edgefl.store.releases import release
 from edgefl.store.rollouts import RolloutRecord, drop_kept, get_rollout, heeded, members, open_rollouts, write_rollout
-from edgefl.wire.messages import Report, State
+from edgefl.wire.presence import Report, State
 
 TICK_EVERY = 5.0
 """Seconds between two looks at who is there and who has taken too long."""

@@ -36,7 +36,11 @@ from edgefl.server.rollouts import Rollouts
 from edgefl.server.speech import Speech
 from edgefl.store.blobs import BlobStore
 from edgefl.wire import topics
-from edgefl.wire.messages import Receipt, Renewed, Report, State, UpdatePart, Want, decode, encode
+from edgefl.wire.enrolment import Renewed
+from edgefl.wire.files import Want
+from edgefl.wire.messages import decode, encode
+from edgefl.wire.presence import Report, State
+from edgefl.wire.rounds import Receipt, UpdatePart
 
 LOOK_EVERY = 0.5
 """Seconds between two looks at the database."""

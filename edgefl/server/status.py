@@ -15,7 +15,8 @@ from edgefl.store.standings import Standing, standings
 from edgefl.store.tally import counters
 from edgefl.store.updates import bits_per_parameter, participations
 from edgefl.store.versions import able_devices
-from edgefl.wire.messages import Manifest, decode
+from edgefl.wire.messages import decode
+from edgefl.wire.releases import Manifest
 
 
 class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):

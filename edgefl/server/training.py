@@ -50,7 +50,8 @@ from edgefl.store.updates import (
     waiting_updates,
 )
 from edgefl.store.versions import get_version
-from edgefl.wire.messages import PART_SIZE, FileRef, Receipt, UpdatePart
+from edgefl.wire.files import FileRef
+from edgefl.wire.rounds import PART_SIZE, Receipt, UpdatePart
 
 LONG_EVALUATION = 5.0
 """Seconds; nothing else is served meanwhile."""

@@ -17,7 +17,7 @@ from edgefl.engine.contract import VariantFiles
 from edgefl.layout import Float32, Index, Layout, nested_index
 from edgefl.store.blobs import BlobStore
 from edgefl.store.versions import VariantRecord, VersionRecord, variants
-from edgefl.wire.messages import Manifest
+from edgefl.wire.releases import Manifest
 
 LARGEST = 1e30
 """Leaves float32 room for the sums of a forward pass."""

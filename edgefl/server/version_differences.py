@@ -23,7 +23,7 @@ from edgefl.store.database import open_database
 from edgefl.store.offers import recent_offers
 from edgefl.store.versions import earlier_variants
 from edgefl.wire.blocks import file_ref
-from edgefl.wire.messages import Difference, FileRef
+from edgefl.wire.files import Difference, FileRef
 
 if TYPE_CHECKING:
     from edgefl.server.workshop import Made  # loads torch, which differences do not need

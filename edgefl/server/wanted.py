@@ -23,7 +23,7 @@ from edgefl.store.releases import all_released, releases
 from edgefl.store.rollouts import failures, get_rollout, heeded
 from edgefl.store.tags import all_tags
 from edgefl.store.versions import VariantRecord, all_variants, get_variant
-from edgefl.wire.messages import Assigned
+from edgefl.wire.releases import Assigned
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,8 @@ from edgefl.server.rehearsal import Rehearsals, fit_of
 from edgefl.server.retraining import Retrainer, Retraining
 from edgefl.server.sensing import Offered, offer
 from edgefl.store.blobs import BlobStore
-from edgefl.wire.messages import SERVE, FileRef, Fit
+from edgefl.wire.files import FileRef
+from edgefl.wire.releases import SERVE, Fit
 
 
 @dataclass(frozen=True, slots=True)

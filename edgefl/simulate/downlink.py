@@ -19,7 +19,8 @@ from edgefl.layout import Float32, Layout
 from edgefl.server.downlink import LONGEST_LIST, REACH, WORTH
 from edgefl.simulate.experiment import Experiment
 from edgefl.wire.blocks import file_ref
-from edgefl.wire.messages import Difference, FileRef, Task
+from edgefl.wire.files import Difference, FileRef
+from edgefl.wire.rounds import Task
 
 _ENTRY = 120
 """Bytes of an entry of an order's list of differences, without its block hashes."""

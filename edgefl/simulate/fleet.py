@@ -11,7 +11,7 @@ from edgefl.participation import chance, lot, takes_part
 from edgefl.simulate.experiment import Experiment, Speeds
 from edgefl.simulate.jobs import Player
 from edgefl.simulate.traffic import VERSION
-from edgefl.wire.messages import HISTORY_REACH
+from edgefl.wire.rounds import HISTORY_REACH
 from edgefl.wire.tasks import keeps_history
 
 

@@ -32,7 +32,7 @@ from edgefl.simulate.attacks import Conspiracy, poisoned, twisted
 from edgefl.simulate.histories import Histories, Weights
 from edgefl.simulate.jobs import Job, Played, Player, floats
 from edgefl.simulate.scene import Scene
-from edgefl.wire.messages import Task
+from edgefl.wire.rounds import Task
 from edgefl.wire.tasks import scheme_of
 
 Kept = tuple[Played, bytes]

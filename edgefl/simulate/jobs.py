@@ -7,7 +7,7 @@ from edgefl.errors import EdgeflError, EngineError, InputError, MachineError, Pe
 from edgefl.layout import Float32, Layout
 from edgefl.recipe import Recipe
 from edgefl.simulate.experiment import Attack
-from edgefl.wire.messages import Task
+from edgefl.wire.rounds import Task
 
 
 class Player(msgspec.Struct, frozen=True, array_like=True):

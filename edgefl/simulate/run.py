@@ -30,7 +30,7 @@ from edgefl.simulate.schedule import Arrival, Buffered, Orders, Parts, Schedule,
 from edgefl.simulate.server import Server
 from edgefl.simulate.setting import Setting, set_scene
 from edgefl.simulate.workers import Workers
-from edgefl.wire.messages import HISTORY_REACH
+from edgefl.wire.rounds import HISTORY_REACH
 from edgefl.wire.tasks import task_of
 
 

@@ -1,6 +1,6 @@
 """How many bytes a device's messages are: the real messages, encoded as the live system encodes them, and what MQTT adds.
 
-Model: up go the parts of an update (`wire.messages.UpdatePart`); down come the signed round order and the blocks of the file that
+Model: up go the parts of an update (`wire.rounds.UpdatePart`); down come the signed round order and the blocks of the file that
 the device fetches. Each is one PUBLISH of MQTT 3.1.1 with QoS 1 (section 3.3): a byte, the remaining length in one to four bytes,
 the topic with two bytes of length, two bytes of packet id, the payload. Not counted are acknowledgements, requests for blocks,
 receipts, orders that reach devices which do not take part, TLS and TCP; nor that one multicast block may serve many: these
@@ -13,7 +13,9 @@ from functools import lru_cache
 from edgefl.simulate.jobs import Played
 from edgefl.wire import topics
 from edgefl.wire.blocks import block_length
-from edgefl.wire.messages import PART_SIZE, Block, Difference, FileRef, RoundOrder, Signed, Task, UpdatePart, encode
+from edgefl.wire.files import Block, Difference, FileRef
+from edgefl.wire.messages import Signed, encode
+from edgefl.wire.rounds import PART_SIZE, RoundOrder, Task, UpdatePart
 
 VERSION = 1
 _KEY_HINT = "0" * 16

@@ -23,7 +23,8 @@ from contextlib import AbstractContextManager
 from edgefl.store.atomic import remove_leftovers
 from edgefl.store.blobs import BlobStore
 from edgefl.store.lock import file_lock
-from edgefl.wire.messages import Manifest, decode
+from edgefl.wire.messages import decode
+from edgefl.wire.releases import Manifest
 
 
 def keeping_new_blobs(blobs: BlobStore) -> AbstractContextManager[bool]:

@@ -22,7 +22,7 @@ from typing import Self
 from edgefl.errors import BlockError, StoreError
 from edgefl.store.atomic import replace, store_error, sync_directory
 from edgefl.wire.blocks import block_hash, block_length, check_block, check_ref
-from edgefl.wire.messages import BLOCK_SIZE, FileRef
+from edgefl.wire.files import BLOCK_SIZE, FileRef
 
 RESERVE = 64 << 20
 """Bytes that are left free for everybody else."""

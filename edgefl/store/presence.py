@@ -11,7 +11,8 @@ older session's: then its will came late.
 import sqlite3
 from dataclasses import dataclass
 
-from edgefl.wire.messages import Report, State, decode, encode
+from edgefl.wire.messages import decode, encode
+from edgefl.wire.presence import Report, State
 
 UNKNOWN = State(0, online=True)
 """Stands for the birth of a device that has not been heard."""

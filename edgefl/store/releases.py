@@ -12,7 +12,7 @@ import msgspec
 
 from edgefl.server.rollout_state import OPEN
 from edgefl.store.rollouts import drop_kept
-from edgefl.wire.messages import Assigned
+from edgefl.wire.releases import Assigned
 
 
 def release(database: sqlite3.Connection, model: str, version: int, now: float) -> None:

@@ -20,7 +20,8 @@ from edgefl.rollout_rules import Rules, Target
 from edgefl.server.rollout_events import Member
 from edgefl.server.rollout_state import FAILURES, OPEN, Device, Rollout
 from edgefl.store.tags import all_tags
-from edgefl.wire.messages import State, decode
+from edgefl.wire.messages import decode
+from edgefl.wire.presence import State
 
 _OPEN = ", ".join(f"'{phase}'" for phase in OPEN)
 _FAILURES = ", ".join(f"'{step}'" for step in FAILURES)

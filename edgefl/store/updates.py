@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from edgefl.store.database import transaction
-from edgefl.wire.messages import UpdatePart
+from edgefl.wire.rounds import UpdatePart
 
 
 @dataclass(frozen=True, slots=True)

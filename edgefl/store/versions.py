@@ -8,7 +8,8 @@ import msgspec
 from edgefl.errors import FleetError
 from edgefl.layout import Layout
 from edgefl.server.rollout_state import OPEN
-from edgefl.wire.messages import Manifest, decode, encode
+from edgefl.wire.messages import decode, encode
+from edgefl.wire.releases import Manifest
 from edgefl.wire.topics import target_path
 
 LISTED = 4

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 
 from edgefl.errors import BlockError, MessageError
-from edgefl.wire.messages import BLOCK_SIZE, FileRef, Want
+from edgefl.wire.files import BLOCK_SIZE, FileRef, Want
 
 MAX_WINDOW_SPAN = 64 * 8
 """Blocks that one request's bitmap can reach."""

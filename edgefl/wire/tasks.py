@@ -7,7 +7,7 @@ from edgefl.codec.scheme import Scheme
 from edgefl.jumpstart import FINE, WHOLE, is_race
 from edgefl.plan import Plan
 from edgefl.rates import learning_rate_at, sparsity_at
-from edgefl.wire.messages import Task
+from edgefl.wire.rounds import Task
 
 LONGEST_CONTEXT = 32
 """Rounds that an update may be late if it is to be coded with the history: the server keeps the weights of as many."""

@@ -42,8 +42,10 @@ from edgefl.device.job import Done, Held, Job, decode_answer, encode_line
 from edgefl.profile import shipped_profiles
 from edgefl.store.blobs import BlobStore
 from edgefl.store.outbox import read_entry, read_residual, read_update
-from edgefl.wire.messages import Manifest, RoundOrder, Signed
+from edgefl.wire.messages import Signed
 from edgefl.wire.messages import decode as decode_message
+from edgefl.wire.releases import Manifest
+from edgefl.wire.rounds import RoundOrder
 
 S = TypeVar("S", bound=msgspec.Struct)
 MODEL, PROFILE = "mnist-2nn", "rpi-zero-2w"

@@ -12,30 +12,12 @@ import msgspec
 
 from edgefl.layout import Layout, Tensor
 from edgefl.recipe import Recipe
-from edgefl.wire.messages import (
-    Assigned,
-    Assignment,
-    Block,
-    ClaimReply,
-    ClaimRequest,
-    Difference,
-    FileRef,
-    Fit,
-    Health,
-    Installed,
-    Manifest,
-    Receipt,
-    Renewed,
-    RenewRequest,
-    Report,
-    RoundOrder,
-    Signed,
-    State,
-    Task,
-    UpdatePart,
-    Want,
-    encode,
-)
+from edgefl.wire.enrolment import ClaimReply, ClaimRequest, Renewed, RenewRequest
+from edgefl.wire.files import Block, Difference, FileRef, Want
+from edgefl.wire.messages import Signed, encode
+from edgefl.wire.presence import Installed, Report, State
+from edgefl.wire.releases import Assigned, Assignment, Fit, Health, Manifest
+from edgefl.wire.rounds import Receipt, RoundOrder, Task, UpdatePart
 
 GOLDEN = Path(__file__).with_name("messages.json")
 WEIGHTS = FileRef("weights", bytes(range(32)), 32769, (b"a" * 16, b"b" * 16))
