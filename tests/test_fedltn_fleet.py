@@ -1,5 +1,6 @@
 """A fleet whose model is pruned while it trains: over a real broker, with a real server and real boards."""
 
+import json
 import sys
 import time
 from contextlib import closing
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgefl.cli.main import run
 from edgefl.codec.marks import gone
 from edgefl.codec.weights import decode_weights
 from edgefl.compress.magnitude import share_gone
@@ -57,8 +59,8 @@ def fleet(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.broker
-def test_the_model_on_the_boards_becomes_sparser_from_round_to_round(fleet, tmp_path):
-    """Files shrink, what is gone stays gone, no update is refused, and boards end with the pruned weights."""
+def test_the_model_on_the_boards_becomes_sparser_from_round_to_round(fleet, tmp_path, capsys):
+    """Files shrink, what is gone stays gone and is shown, no update is refused, and boards end with the pruned weights."""
     company = Company(tmp_path)
     at = ("--fleet", str(fleet.path))
     plan = ("--rounds", str(ROUNDS), "--cohort", "2", "--quorum", "2", "--sparsity", "0.3", "--staleness", "2")
@@ -85,6 +87,10 @@ def test_the_model_on_the_boards_becomes_sparser_from_round_to_round(fleet, tmp_
         for before, after in pairwise(vectors):
             assert (gone(after, layout) >= gone(before, layout)).all()
         assert len(files[-1]) < len(files[0]) / 4
+        assert run(["status", "--json", *at]) == 0
+        (told,) = json.loads(capsys.readouterr().out)["trainings"]
+        assert [one["pruned"] for one in told["rounds"]] == pytest.approx([*shares[1:], shares[-1]])
+        assert (told["pruned"], told["pruning_target"]) == (pytest.approx(shares[-1]), 0.95)
         assert [tuple(row) for row in counted] == [(name, number + 1) for number in range(ROUNDS) for name in NAMES]
         for name in NAMES:
             until(lambda name=name: share_on_board(tmp_path, name, layout) == shares[-1])

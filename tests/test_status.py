@@ -7,6 +7,8 @@ import pytest
 import toyfleet as toy
 from edgefl.cli.main import run
 from edgefl.cli.text import printable
+from edgefl.compress.magnitude import share_gone
+from edgefl.plan import FleetPruning
 from edgefl.server.founding import create_fleet
 from edgefl.server.status import fleet_status
 from edgefl.store.database import transaction
@@ -126,9 +128,49 @@ def test_json_says_the_same_and_keeps_its_names(fleet, capsys):
         {
             "round": 1, "open": True, "seconds": None, "accuracy": None, "loss": None,
             "updates": 0, "uplink_bytes": 0, "downlink_bytes": 0, "bits_per_parameter": None,
+            "pruned": None,
         }
     ]  # fmt: skip
     assert training == 1
+
+
+def trained(capsys):
+    """The line of `edgefl status` about the newest training."""
+    return [line for line in shown(capsys) if line.startswith("toy@1: ")][-1]
+
+
+def test_what_is_pruned_is_shown_for_the_training_and_for_each_round(fleet, capsys):
+    """A server that prunes says how much is gone and how much will be; a later training of the version begins with as much."""
+    fleet.push()
+    fleet.train(rounds=3, cohort=1, pruning=FleetPruning(target=0.75, share=0.5, first=1))
+    assert ", pruned 0.0 % (75.0 % in the end), " in trained(capsys)
+    server, device = fleet.serve(), fleet.device("a")
+    device.send(1)
+    server.turns()
+    gone = share_gone(server.training.parent, toy.WIDE)
+    assert gone == pytest.approx(0.5, abs=0.01)
+    assert f", pruned {100 * gone:.1f} % (75.0 % in the end), " in trained(capsys)
+    run(["train", "stop", "toy"])
+    capsys.readouterr()
+    assert run(["train", "follow", "toy"]) == 0
+    assert f"  pruned {100 * gone:.1f} %" in capsys.readouterr().out.splitlines()[0]
+    fleet.train(rounds=2)
+    first, second = fleet_status(fleet.database, "farm").trainings
+    assert [one.pruned for one in first.rounds] == [gone, None]
+    assert (first.pruned, first.pruning_target) == (gone, 0.75)
+    assert (second.pruned, second.pruning_target) == (gone, None)
+    assert trained(capsys).endswith(f"round 3 of 4, pruned {100 * gone:.1f} %, 0 B up, 0 B down")
+
+
+def test_what_was_pruned_before_it_was_written_down_is_not_known(fleet, capsys):
+    """Of rounds that an older edgefl has closed nothing is claimed, not even that nothing is gone."""
+    fleet.push()
+    training = fleet.train(rounds=4, pruning=FleetPruning(first=1))
+    close_round(fleet.database, training, 1, Outcome([], bytes(32)), toy.START, last=False)
+    with transaction(fleet.database):
+        fleet.database.execute("UPDATE rounds SET pruned=NULL")
+    assert fleet_status(fleet.database, "farm").trainings[0].pruned is None
+    assert "pruned" not in trained(capsys)
 
 
 def test_newest_variant_of_each_profile_is_shown(fleet):

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 @json_option
 @fleet_option
 def status(as_json: bool, fleet_path: Path) -> None:
-    """The fleet at a glance: devices, newest variants, trainings, counters."""
+    """The fleet at a glance: devices, newest variants, trainings, counters.
+
+    Of a training that prunes: which part of the weights that can be pruned is gone, and which part is to be gone in the end. With
+    --json also after each round, as a number from 0 to 1.
+    """
     from edgefl.server.endings import endings, warnings
     from edgefl.server.status import fleet_status
     from edgefl.store.database import open_database
@@ -66,9 +70,18 @@ def _training(training: "TrainingStatus") -> str:
     accuracy = f", accuracy {measured[-1]:.4f}" if measured else ""
     up, down = sum(r.uplink_bytes for r in training.rounds), sum(r.downlink_bytes for r in training.rounds)
     name = f"{training.model}@{training.version}"
-    text = f"{name}: {training.state}, round {training.round} of {training.last_round}{accuracy}, {up} B up, {down} B down"
+    where = f"{training.state}, round {training.round} of {training.last_round}{accuracy}{_pruned(training)}"
+    text = f"{name}: {where}, {up} B up, {down} B down"
     if training.bits_per_parameter is None:
         return text
     even = training.fairness
     shares = f"{even.least} to {even.most} updates a device, Jain's index {even.jain:.2f}"
     return f"{text}, {training.bits_per_parameter:.3f} bits a parameter, {shares}"
+
+
+def _pruned(training: "TrainingStatus") -> str:
+    """How much is gone: of a training that is to prune, and of one whose version has been pruned before."""
+    target = "" if training.pruning_target is None else f" ({100 * training.pruning_target:.1f} % in the end)"
+    if training.pruned is None or not (training.pruned or target):
+        return ""
+    return f", pruned {100 * training.pruned:.1f} %{target}"

@@ -249,7 +249,8 @@ def stop(model: str, fleet_path: Path) -> None:
 def follow(model: str, as_json: bool, fleet_path: Path) -> None:
     """Print each round of MODEL's newest training as it closes, until the training ends.
 
-    With --json one object per round.
+    Of a model that has been pruned: which part of the weights that can be pruned is gone after the round. With --json one object
+    per round, in which `pruned` is that part, from 0 to 1.
     """
     from edgefl.server.status import FollowedRound, closed_rounds
     from edgefl.store.database import open_database
@@ -261,7 +262,8 @@ def follow(model: str, as_json: bool, fleet_path: Path) -> None:
         accuracy = "" if item.accuracy is None else f"  accuracy {item.accuracy:.4f}"
         traffic = f"{item.uplink_bytes} B up, {item.downlink_bytes} B down"
         bits = "" if item.bits_per_parameter is None else f"  {item.bits_per_parameter:.3f} bits a parameter"
-        return f"round {item.round}: {item.updates} updates, {traffic}{bits}{loss}{accuracy}"
+        pruned = f"  pruned {100 * item.pruned:.1f} %" if item.pruned else ""
+        return f"round {item.round}: {item.updates} updates, {traffic}{bits}{pruned}{loss}{accuracy}"
 
     fleet = Fleet.open(fleet_path)
     with closing(open_database(fleet.database)) as database:

@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 
 from edgefl.aggregate.ensemble import Float64, accuracy, fitted, pooled, uniform
+from edgefl.compress.magnitude import share_gone
 from edgefl.engine.contract import Evaluation
 from edgefl.errors import ConfigError, EdgeflError
 from edgefl.examples import Examples
@@ -186,12 +187,14 @@ def _judged(member: Member, parent: Float32, teaching: Teaching) -> Learned:
 
 def _recorded(database: sqlite3.Connection, blobs: BlobStore, learned: Sequence[Learned], now: float) -> Mapping[str, int]:
     """Keep what the models have learned that have not become worse; the numbers of their rounds by model."""
-    new = [
-        Taught(one.member.version, one.member.known, Outcome((), store_parent(blobs, one.parent), *one.measured))
-        for one in learned
-        if not one.worse
-    ]
+    new = [Taught(one.member.version, one.member.known, _outcome(blobs, one)) for one in learned if not one.worse]
     return dict(zip((one.version.model for one in new), add_rounds(database, new, now), strict=True))
+
+
+def _outcome(blobs: BlobStore, one: Learned) -> Outcome:
+    accuracy, loss = one.measured
+    pruned = share_gone(one.parent, one.member.version.layout)
+    return Outcome((), store_parent(blobs, one.parent), accuracy, loss, pruned=pruned)
 
 
 def _said(one: Learned, rounds: Mapping[str, int], ensemble: float | None) -> Distilled:

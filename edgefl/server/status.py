@@ -64,7 +64,8 @@ class VariantStatus(msgspec.Struct, frozen=True, kw_only=True):
 class RoundStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One round: accuracy and loss on the hold-out set, updates that counted, payload bytes up and down.
 
-    `bits_per_parameter` is the mean size of its updates, None if there were none.
+    `bits_per_parameter` is the mean size of its updates, None if there were none. `pruned` is the part of the weights that can be
+    pruned which is gone after it, in [0, 1]; None while it is open, and of a round that was closed before this was written down.
     """
 
     round: int
@@ -76,6 +77,7 @@ class RoundStatus(msgspec.Struct, frozen=True, kw_only=True):
     uplink_bytes: int
     downlink_bytes: int
     bits_per_parameter: float | None = None
+    pruned: float | None = None
 
 
 class FollowedRound(RoundStatus, frozen=True, kw_only=True):
@@ -88,7 +90,8 @@ class TrainingStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One training and its rounds; `state` is running, finished, stopped or superseded.
 
     `cohort` is that of the round it is in. `fairness` is over the valid devices that can take part. `bits_per_parameter` is the
-    mean of its updates, None before any.
+    mean of its updates, None before any. `pruned` is the part of the weights that can be pruned which is gone from its newest
+    weights; `pruning_target` is what its plan wants to be gone in the end, None if it prunes nothing.
     """
 
     model: str
@@ -100,6 +103,8 @@ class TrainingStatus(msgspec.Struct, frozen=True, kw_only=True):
     fairness: Fairness
     bits_per_parameter: float | None
     rounds: list[RoundStatus]
+    pruned: float | None = None
+    pruning_target: float | None = None
 
 
 class FleetStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -177,7 +182,19 @@ def _training(database: sqlite3.Connection, record: TrainingRecord) -> TrainingS
         if updates
         else None,
         rounds=[round_status(one, bits.get(one.round)) for one in history],
+        pruned=_pruned(database, record),
+        pruning_target=record.plan.pruning.target if record.plan.pruning else None,
     )
+
+
+def _pruned(database: sqlite3.Connection, record: TrainingRecord) -> float | None:
+    """After the newest closed round of the version up to this training, which may be another training's; a push begins with 0."""
+    row = database.execute(
+        """SELECT r.pruned FROM rounds r JOIN trainings t ON t.id=r.training
+           WHERE t.model=? AND t.version=? AND r.round<=? AND r.closed IS NOT NULL ORDER BY r.round DESC LIMIT 1""",
+        (record.model, record.version, record.last),
+    ).fetchone()
+    return row["pruned"] if row else 0.0
 
 
 def _fairness(database: sqlite3.Connection, record: TrainingRecord, until: int) -> Fairness:
@@ -210,4 +227,5 @@ def round_status(record: RoundRecord, bits: float | None) -> RoundStatus:
         uplink_bytes=record.uplink,
         downlink_bytes=record.downlink,
         bits_per_parameter=bits,
+        pruned=record.pruned,
     )

@@ -21,10 +21,9 @@ import numpy as np
 
 from edgefl.aggregate.mean import polynomial_staleness
 from edgefl.codec.difference import advance
-from edgefl.codec.marks import gone
 from edgefl.codec.sparsify import Sparse
 from edgefl.codec.update import max_length
-from edgefl.compress.magnitude import Moment
+from edgefl.compress.magnitude import Moment, share_gone
 from edgefl.engine.contract import Evaluation
 from edgefl.errors import EdgeflError, ModelError, StoreError, UpdateError
 from edgefl.jumpstart import is_race, merit, rate_at
@@ -61,17 +60,22 @@ log = logging.getLogger("edgefl.server")
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """A round has been aggregated: its number, how many updates counted, and how good the result is if that was measured."""
+    """A round has been aggregated: its number, how many updates counted, and how good the result is if that was measured.
+
+    `pruned` is the part of the prunable weights that is gone from the result.
+    """
 
     round: int
     updates: int
     evaluation: Evaluation | None
+    pruned: float = 0.0
 
     def __str__(self) -> str:
         quality = self.evaluation
         loss = "" if quality is None else f", loss {quality.loss:.4f}"
         accuracy = "" if quality is None or quality.accuracy is None else f", accuracy {quality.accuracy:.4f}"
-        return f"round {self.round}: {self.updates} updates{loss}{accuracy}"
+        pruned = f", pruned {100 * self.pruned:.1f} %" if self.pruned else ""
+        return f"round {self.round}: {self.updates} updates{loss}{accuracy}{pruned}"
 
 
 class Training:
@@ -119,7 +123,7 @@ class Training:
         self.state = Rounds(record.plan, newest.round, record.last, opened, finished=finished, raced=raced)
         self._layout = version.layout
         self.histories = Histories(database, blobs, record, self._variants)
-        self.histories.pruned = bool(gone(self.parent, self._layout).any())
+        self.histories.pruned = share_gone(self.parent, self._layout) > 0.0
         if not finished:
             self.histories.opens(newest.round, self.offer.files)
         self.loss = self._mean_loss(newest.round - 1)
@@ -241,7 +245,8 @@ class Training:
         kept = None if held is parent else store_parent(self._blobs, held)
         result, state = store_parent(self._blobs, parent), self._aggregation.store(step)
         plan = self.record.plan
-        outcome = Outcome(self._buffer, result, accuracy, loss, kept, state, step.scores, plan.exclude, plan.attackers)
+        pruned = share_gone(parent, self._layout)
+        outcome = Outcome(self._buffer, result, accuracy, loss, kept, state, step.scores, plan.exclude, plan.attackers, pruned)
         if not following.finished:
             self.histories.opens(following.number, offer.files)
         if not close_round(self._database, self.record.id, number, outcome, now, last=following.finished):
@@ -250,10 +255,10 @@ class Training:
         count, self._buffer = len(self._buffer), []
         self.earlier, self.offer, self.held = tuple(self.offer.all_files()), offer, held
         self.parent, self.state = parent, following
-        self.histories.pruned = bool(gone(parent, self._layout).any())
+        self.histories.pruned = pruned > 0.0
         self._aggregation.closed(step.state)
         self.loss = self._mean_loss(number)
-        return Closed(number, count, evaluation)
+        return Closed(number, count, evaluation, pruned)
 
     def _mean_loss(self, number: int) -> float:
         """Of the updates that were counted in a round; 0 if that cannot be read now: devices then do without."""

@@ -43,10 +43,11 @@ class TrainingRecord:
 
 @dataclass(frozen=True, slots=True)
 class RoundRecord:
-    """One round of a training; `result`, `accuracy` and `loss` are None until it is closed and evaluated.
+    """One round of a training; `result`, `accuracy`, `loss` and `pruned` are None until it is closed and evaluated.
 
     `held` and `held_after` are the vectors that devices hold where they are not the parents `weights` and `result` themselves;
-    `optimizer` is the state of the server's optimiser that it begins with.
+    `optimizer` is the state of the server's optimiser that it begins with. `pruned` is the part of the prunable weights that is
+    gone from the result; None too for a round that was closed before it was written down.
     """
 
     round: int
@@ -62,6 +63,7 @@ class RoundRecord:
     held: bytes | None = None
     held_after: bytes | None = None
     optimizer: bytes | None = None
+    pruned: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ class Outcome:
         scores: of the round's devices, in [0, 1].
         exclude: standing at which a device is excluded.
         attackers: fraction of the devices that may be excluded so.
+        pruned: part of the prunable weights that is gone from the result, in [0, 1].
     """
 
     counted: Sequence[tuple[str, int]]
@@ -88,6 +91,7 @@ class Outcome:
     scores: Mapping[str, float] = field(default_factory=dict)
     exclude: float = 0.0
     attackers: float = 0.0
+    pruned: float = 0.0
 
 
 def start_training(database: sqlite3.Connection, version: VersionRecord, plan: Plan, holdout: str, now: float) -> int:
@@ -226,8 +230,8 @@ def close_round(database: sqlite3.Connection, training: int, number: int, outcom
         if not is_running(database, training):
             return False
         database.execute(
-            "UPDATE rounds SET closed=?, result=?, accuracy=?, loss=?, held_after=? WHERE training=? AND round=?",
-            (now, outcome.result, outcome.accuracy, outcome.loss, outcome.held, training, number),
+            "UPDATE rounds SET closed=?, result=?, accuracy=?, loss=?, held_after=?, pruned=? WHERE training=? AND round=?",
+            (now, outcome.result, outcome.accuracy, outcome.loss, outcome.held, outcome.pruned, training, number),
         )
         database.executemany(
             "UPDATE updates SET counted=?, data=x'' WHERE training=? AND device=? AND round=? AND counted IS NULL",

@@ -214,4 +214,8 @@ MIGRATIONS = (
     -- Rows of the parent that the variant keeps (edgefl.compress.axes); NULL: the leading corner of every tensor
     ALTER TABLE variants ADD COLUMN axes BLOB;
     """,
+    """
+    -- Part of the prunable weights that is gone from the result, in [0, 1]; NULL while open, and of rounds from before this step
+    ALTER TABLE rounds ADD COLUMN pruned REAL;
+    """,
 )

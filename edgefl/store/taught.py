@@ -66,8 +66,8 @@ def _add(database: sqlite3.Connection, one: Taught, now: float) -> int:
         (version.model, version.version, msgspec.msgpack.encode(PLAN), before + 1, now),
     )
     database.execute(
-        """INSERT INTO rounds (training, round, opened, closed, weights, result, accuracy, loss)
-           VALUES (?, ?, ?, ?, ?, ?, ?, ?)""",
-        (cursor.lastrowid, before + 1, now, now, weights, outcome.result, outcome.accuracy, outcome.loss),
+        """INSERT INTO rounds (training, round, opened, closed, weights, result, accuracy, loss, pruned)
+           VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+        (cursor.lastrowid, before + 1, now, now, weights, outcome.result, outcome.accuracy, outcome.loss, outcome.pruned),
     )
     return before + 1
