@@ -79,6 +79,7 @@ FLOORS = {
     "edgefl.device.reuse": 4,
     "edgefl.device.supply": 4,
     "edgefl.device.web": 4,
+    "edgefl.server.admission": 5,
     "edgefl.server.announce": 5,
     "edgefl.server.blocks": 5,
     "edgefl.server.aggregation": 5,

@@ -21,7 +21,8 @@ from collections.abc import Callable, Sequence
 from edgefl.errors import EdgeflError, StoreError
 from edgefl.identity.repository import renewed
 from edgefl.identity.signing import Signer
-from edgefl.server.training import Training, receipt
+from edgefl.server.admission import receipt
+from edgefl.server.training import Training
 from edgefl.server.wanted import Said
 from edgefl.store.blobs import BlobStore
 from edgefl.store.database import changes_by_others, transaction

@@ -11,49 +11,33 @@ stopped meanwhile stores and closes nothing more.
 """
 
 import logging
-import math
 import sqlite3
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from edgefl.aggregate.mean import polynomial_staleness
+from edgefl.aggregate.counting import check_range, weight_of
 from edgefl.codec.difference import advance
 from edgefl.codec.sparsify import Sparse
-from edgefl.codec.update import max_length
 from edgefl.compress.magnitude import Moment, share_gone
 from edgefl.engine.contract import Evaluation
-from edgefl.errors import EdgeflError, ModelError, StoreError, UpdateError
-from edgefl.jumpstart import is_race, merit, rate_at
+from edgefl.errors import ModelError, StoreError, UpdateError
+from edgefl.jumpstart import is_race
 from edgefl.layout import Float32
 from edgefl.participation import mean_loss
+from edgefl.server.admission import Admission, receipt
 from edgefl.server.aggregation import Aggregation, Step
 from edgefl.server.downlink import REACH, Offer, offer_weights
 from edgefl.server.evaluate import Evaluator
 from edgefl.server.history import Histories
-from edgefl.server.rounds import Accept, Refuse, Rounds, UpdateKey, aggregated, due, judge, stored
+from edgefl.server.rounds import Rounds, UpdateKey, aggregated, due, stored
 from edgefl.server.variants import largest_weight, load_parent, load_variants, store_parent, variant_of_profile
 from edgefl.store.blobs import BlobStore
 from edgefl.store.ledger import Outcome, TrainingRecord, close_round, newest_race, newest_round
 from edgefl.store.offers import recent_offers
-from edgefl.store.standings import excluded
-from edgefl.store.updates import (
-    UpdateRecord,
-    is_stored,
-    known_updates,
-    losses,
-    store_update,
-    waiting_losses,
-    waiting_updates,
-)
+from edgefl.store.updates import UpdateRecord, known_updates, losses, store_update, waiting_losses, waiting_updates
 from edgefl.store.versions import get_version
 from edgefl.wire.files import FileRef
-from edgefl.wire.rounds import PART_SIZE, Receipt, UpdatePart
-
-LONG_EVALUATION = 5.0
-"""Seconds; nothing else is served meanwhile."""
+from edgefl.wire.rounds import Receipt, UpdatePart
 
 log = logging.getLogger("edgefl.server")
 
@@ -105,18 +89,19 @@ class Training:
         self._wall = wall
         version = get_version(database, record.model, record.version)
         self._variants = load_variants(database, version)
-        self._of_profile = variant_of_profile(database, version)
         newest = newest_round(database, record.id)
         self.parent = load_parent(blobs, newest.result or newest.weights)
         if len(self.parent) != version.layout.size or not self._variants:
             raise StoreError(f"version {record.model}@{record.version} is damaged", remedy="Restore the fleet, or push again")
         self._sent = {name: variant.sent for name, variant in self._variants.items()}
+        sizes = {name: len(sent) for name, sent in self._sent.items()}
+        self._admission = Admission(database, variant_of_profile(database, version), sizes)
         self._largest = min(largest_weight(variant.precision) for variant in self._variants.values())
         held = newest.held if newest.result is None else newest.held_after
         self.held = self.parent if held is None else load_parent(blobs, held)
         self.offer = self._write_files(self.held)
         self.earlier: tuple[FileRef, ...] = ()
-        self._evaluator = Evaluator(next(iter(self._variants.values())), blobs, record.holdout) if record.holdout else None
+        self._evaluator = Evaluator(next(iter(self._variants.values())), blobs, record.holdout)
         # A server whose clock was ahead when the round was opened must not wait for that time.
         opened, finished = min(newest.opened, wall()), newest.closed is not None or record.state != "running"
         raced = newest_race(database, record.model, record.version)
@@ -162,27 +147,7 @@ class Training:
         Raises:
             StoreError: the database cannot be read.
         """
-        match judge(self.state, (device, head.round)):
-            case Accept() if excluded(self._database, device):
-                return receipt(head, "this device is excluded; an operator can reinstate it")
-            case Accept():
-                reason = self._unfit(profile, head)
-                return receipt(head, reason) if reason else None
-            case verdict:
-                if is_stored(self._database, device, head):
-                    return receipt(head)
-                other = f"another update of this device for round {head.round} is stored already"
-                return receipt(head, verdict.reason if isinstance(verdict, Refuse) else other)
-
-    def _unfit(self, profile: str, head: UpdatePart) -> str:
-        """Why an update cannot be used, as far as its head tells; empty if it can."""
-        expected = self._of_profile.get(profile)
-        if head.variant != expected:
-            return f"variant {head.variant!r} is not the one of profile {profile}, which is {expected or 'none'}"
-        if not (math.isfinite(head.loss_before) and math.isfinite(head.loss_after)):
-            return "the loss is not finite: training has diverged"
-        most = -(-max_length(len(self._sent[expected])) // PART_SIZE)
-        return f"{head.parts} parts; the largest update has {most}" if head.parts > most else ""
+        return self._admission.examine(self.state, device, profile, head)
 
     def receive(self, device: str, head: UpdatePart, data: bytes) -> Receipt | None:
         """Store an update whose head has been examined; None when the training has been stopped meanwhile.
@@ -192,7 +157,8 @@ class Training:
         """
         try:
             update = self.histories.decode(data, head.variant, head.round, head.before)
-            self._check_range(head.variant, update)
+            sent, number = self._sent[head.variant], self.state.of_training
+            check_range(self.parent, sent, update, self.record.plan, number, self._largest)
         except UpdateError as error:
             return receipt(head, str(error))
         if not store_update(self._database, self.record.id, device, head, data, self._wall()):
@@ -200,22 +166,10 @@ class Training:
         self._fold((device, head.round), head, update)
         return receipt(head)
 
-    def _check_range(self, variant: str, update: Sparse) -> None:
-        """Refuse an update that would by itself make a weight too large to be written.
-
-        A mean of updates that pass is within the range too, because it is a convex combination of what each would come to.
-        """
-        before = self.parent[self._sent[variant][update.positions]].astype(np.float64)
-        rate = rate_at(self.record.plan, self.state.of_training)
-        largest = float(np.abs(before + update.values.astype(np.float64) * rate).max())
-        if largest > self._largest:
-            raise UpdateError("it makes a weight too large: training has diverged", found=f"{largest:g}")
-
     def _fold(self, key: UpdateKey, head: UpdatePart | UpdateRecord, update: Sparse) -> None:
         """Let a stored update take part in the open round."""
-        weight = head.samples * polynomial_staleness(self.state.number - key[1])
-        if is_race(self.record.plan, self.state.of_training):
-            weight = merit(head.loss_after)
+        late, plan = self.state.number - key[1], self.record.plan
+        weight = weight_of(plan, self.state.of_training, samples=head.samples, late=late, loss=head.loss_after)
         self._aggregation.add(key[0], head.variant, update, self._sent[head.variant], weight)
         self._buffer.append(key)
         self.state = stored(self.state, key)
@@ -239,7 +193,7 @@ class Training:
             return None
         step, held, offer = self._step()
         parent = step.parent
-        evaluation = self._evaluate(held)
+        evaluation = self._evaluator.evaluate(held, self.known)
         number, following = self.state.number, aggregated(self.state, now)
         accuracy, loss = (evaluation.accuracy, evaluation.loss) if evaluation else (None, None)
         kept = None if held is parent else store_parent(self._blobs, held)
@@ -289,22 +243,3 @@ class Training:
     def _write_files(self, held: Float32) -> Offer:
         bases = recent_offers(self._database, self.record.model, self.record.version, REACH + 1)
         return offer_weights(self._blobs, self._variants, held, bases)
-
-    def _evaluate(self, parent: Float32) -> Evaluation | None:
-        """None without a hold-out set, or when it cannot be used: then the log says why, and the training goes on."""
-        if self._evaluator is None:
-            return None
-        began = time.monotonic()
-        try:
-            return self._evaluator.evaluate(parent)
-        except EdgeflError as error:
-            log.error("%s cannot be evaluated: %s", self.record.model, error, extra=self.known)
-            return None
-        finally:
-            if (took := time.monotonic() - began) > LONG_EVALUATION:
-                log.warning("%s: evaluating took %.0f s; use fewer hold-out examples", self.record.model, took)
-
-
-def receipt(head: UpdatePart, reason: str = "") -> Receipt:
-    """The receipt for an update: stored, or refused for a reason."""
-    return Receipt(head.model, head.version, head.round, head.sha256, stored=not reason, reason=reason[:500])

@@ -12,19 +12,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
-import numpy as np
 
 from edgefl.aggregate.closing import collector, outcome
 from edgefl.aggregate.contract import Aggregator
-from edgefl.aggregate.mean import polynomial_staleness
+from edgefl.aggregate.counting import check_range, weight_of
 from edgefl.aggregate.server import begin
 from edgefl.codec.history import History
 from edgefl.codec.marks import gone, marked
-from edgefl.codec.sparsify import Sparse
 from edgefl.codec.update import decode
 from edgefl.compress.magnitude import Moment, share_gone
 from edgefl.errors import ModelError, UpdateError
-from edgefl.jumpstart import is_race, merit, rate_at
+from edgefl.jumpstart import is_race
 from edgefl.layout import Float32, Index, Layout
 from edgefl.participation import mean_loss
 from edgefl.server.variants import largest_weight
@@ -118,12 +116,11 @@ class Server:
             history: that it was coded against; None if it was coded plainly.
             alive: the coordinates that it is about, among those that updates carry; None for all.
         """
-        view = self._views[kind]
+        view, plan = self._views[kind], self.experiment.plan
         try:
             update = decode(played.data, view.size if alive is None else len(alive), history).within(alive, view.size)
-            self._check_range(update, view.sent)
-            race = is_race(self.experiment.plan, self._number)
-            weight = merit(played.loss_after) if race else played.samples * polynomial_staleness(late)
+            check_range(self.parent, view.sent, update, plan, self._number, self._largest)
+            weight = weight_of(plan, self._number, samples=played.samples, late=late, loss=played.loss_after)
             self._sum.add(update, view.sent, weight, key=f"w{kind}", device=f"{played.number:07d}")
         except UpdateError as error:
             self.refuse(str(error))
@@ -135,12 +132,6 @@ class Server:
         """Count an update that is of no use."""
         self.refused += 1
         self.trouble = self.trouble or reason
-
-    def _check_range(self, update: Sparse, sent: Index | None) -> None:
-        places = update.positions if sent is None else sent[update.positions]
-        moved = update.values.astype(np.float64) * rate_at(self.experiment.plan, self._number)
-        if float(np.abs(self.parent[places] + moved).max()) > self._largest:
-            raise UpdateError("it makes a weight too large: training has diverged")
 
     def close(self, root: Float32 | None = None) -> int:
         """Aggregate the round; how many updates counted.
