@@ -6,12 +6,12 @@ import msgspec
 import pytest
 
 import toyboard as toy
-from edgefl.device import hands
 from edgefl.device.config import Bundle
 from edgefl.device.examine import examine_models
 from edgefl.device.job import Failed, Job
 from edgefl.device.state import Failure
 from edgefl.wire.releases import Health
+from toyagent import scripted
 
 
 class Crashing(toy.InlineTrainer):
@@ -29,14 +29,10 @@ class Crashing(toy.InlineTrainer):
 @pytest.fixture
 def board(tmp_path, monkeypatch):
     """A board whose first version is active."""
-    monkeypatch.setattr(hands, "TrainerProcess", Crashing)
-    monkeypatch.setattr("edgefl.device.trainer.open_engine", toy.ScriptedEngine)
-    board = toy.Board(tmp_path)
-    board.first = version(board, 1)
-    board.start().run(board.active)
-    yield board
-    if board.agent:
-        board.agent._hands.close()
+    with scripted(tmp_path, monkeypatch, Crashing) as board:
+        board.first = version(board, 1)
+        board.start().run(board.active)
+        yield board
 
 
 def version(board, number, **changes):

@@ -36,6 +36,7 @@ from edgefl.link.memory import MemoryBroker
 from edgefl.strict_toml import read_toml, write_toml
 from edgefl.wire.blocks import file_ref
 from edgefl.wire.rounds import Task
+from toyagent import scripted
 
 NOON, NIGHT = 12 * 60, 23 * 60 + 30
 
@@ -98,12 +99,9 @@ def test_only_a_discharging_battery_of_the_board_counts(tmp_path: Path) -> None:
 @pytest.fixture
 def board(tmp_path, monkeypatch):
     """A board with a trainer in this process, at noon UTC."""
-    monkeypatch.setattr(hands, "TrainerProcess", toy.InlineTrainer)
-    monkeypatch.setattr("edgefl.device.trainer.open_engine", toy.ScriptedEngine)
     monkeypatch.setattr(conditions, "local_minute", lambda wall: (NOON + int(wall - toy.START) // 60) % DAY)
-    board = toy.Board(tmp_path)
-    yield board
-    board.agent._hands.close()
+    with scripted(tmp_path, monkeypatch) as board:
+        yield board
 
 
 def owner(board, **keys):
