@@ -29,9 +29,7 @@ def founded(tmp_path_factory):
 @pytest.fixture
 def fleet(founded, tmp_path, monkeypatch):
     """A fleet directory with four devices and one version; commands find it."""
-    fleet = toy.ToyFleet(shutil.copytree(founded, tmp_path / "fleet"))
-    fleet.provision(a="big", b="big", c="small", d="small")
-    fleet.push()
+    fleet = toy.fleet_of_four(shutil.copytree(founded, tmp_path / "fleet"))
     monkeypatch.setenv("EDGEFL_FLEET", str(fleet.root))
     return fleet
 

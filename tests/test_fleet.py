@@ -9,6 +9,7 @@ from edgefl.cli.main import COMMANDS, run
 from edgefl.errors import FleetError, InputError, StoreError
 from edgefl.server.founding import authority_of, create_fleet
 from edgefl.server.keys import online_signer, roles
+from edgefl.server.provision import provision
 from edgefl.store.database import open_database
 from edgefl.store.fleet import REQUIRED, Fleet
 from edgefl.store.registry import Device, add_devices, get_device, list_devices
@@ -175,3 +176,37 @@ def test_the_module_runs_as_the_command(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "root.key" in result.stdout
     assert Fleet.open(tmp_path / "farm").settings.port == 9001
+
+
+def test_the_root_key_may_live_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The fleet directory never holds it, and everything else works without it: provisioning, opening, revoking."""
+    stick = tmp_path / "stick"
+    stick.mkdir()
+    assert run(["init", str(tmp_path / "farm"), "--root", str(stick)]) == 0
+    assert f"keep {stick / 'root.key'} offline" in capsys.readouterr().out
+    assert not (tmp_path / "farm" / "ca" / "root.key").exists()
+    assert sorted(path.name for path in stick.iterdir()) == ["metadata-root.key", "root.crt", "root.key"]
+    assert (stick / "root.key").stat().st_mode & 0o777 == 0o600
+    fleet = Fleet.open(tmp_path / "farm")
+    assert fleet.root_certificate.read_bytes() == (stick / "root.crt").read_bytes()
+    provision(fleet, ["cam-01"], "rpi-zero-2w", tmp_path / "bundles")
+    assert run(["devices", "revoke", "cam-01", "--fleet", str(fleet.path)]) == 4  # no broker runs here
+
+
+@pytest.mark.parametrize("fault", ["missing", "inside", "used", "fleet exists"])
+def test_a_place_for_the_root_key_that_cannot_be_used_leaves_nothing(tmp_path: Path, fault: str) -> None:
+    """Refused in words; neither a fleet nor a stray key is left, and no other root's key is overwritten."""
+    place = tmp_path / "farm" / "stick" if fault == "inside" else tmp_path / "stick"
+    if fault != "missing":
+        place.mkdir(parents=True)
+    if fault == "used":
+        (place / "root.key").write_text("another's")
+    if fault == "fleet exists":
+        create_fleet(tmp_path / "farm", name="farm")
+    with pytest.raises(FleetError):
+        create_fleet(tmp_path / "farm", name="farm", root=place)
+    if fault == "used":
+        assert (place / "root.key").read_text() == "another's"
+    else:
+        assert not (place / "root.key").exists()
+    assert (tmp_path / "farm" / "fleet.toml").exists() == (fault == "fleet exists")

@@ -101,9 +101,7 @@ def test_the_best_is_believed_alone_in_any_order():
 def test_a_server_that_dies_in_the_race_still_finds_the_best(tmp_path, winner):
     """The best update is taken whole, past the server's optimiser, whether it came before the server died or after."""
     losses = {device: 0.25 if device == winner else 0.75 for device in "ab"}
-    fleet = toy.ToyFleet(tmp_path)
-    fleet.provision(a="big", b="big", c="small", d="small")
-    fleet.push()
+    fleet = toy.fleet_of_four(tmp_path)
     fleet.train(rounds=2, cohort=4, optimizer="momentum", server_rate=0.1, jump_start=JumpStart(devices=2, epochs=3))
     server, (a, b, c, _) = fleet.serve(), [fleet.device(name) for name in "abcd"]
     before = server.training.parent.copy()

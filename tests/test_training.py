@@ -23,15 +23,7 @@ from edgefl.wire.rounds import PART_SIZE
 @pytest.fixture
 def fleet(tmp_path):
     """A fleet of two wide and two narrow devices with one version."""
-    return new_fleet(tmp_path)
-
-
-def new_fleet(root):
-    """A fleet of two wide and two narrow devices with one version."""
-    fleet = toy.ToyFleet(root)
-    fleet.provision(a="big", b="big", c="small", d="small")
-    fleet.push()
-    return fleet
+    return toy.fleet_of_four(tmp_path)
 
 
 def with_scales(data, low, high):
@@ -389,7 +381,7 @@ def test_death_at_any_point_changes_nothing(tmp_path):
             root = tmp_path / str(kill_at)
             root.mkdir()
             patch.setattr("os.fsync", lambda _: None)  # processes die here, not the power
-            fleet = new_fleet(root)
+            fleet = toy.fleet_of_four(root)
             points = Points(patch, fleet)
             points.at = kill_at or 10**9
             deaths = course(fleet, points)
@@ -425,7 +417,7 @@ ACTIONS = st.lists(
 def test_whatever_happens_every_acknowledged_update_counts_once(tmp_path_factory, monkeypatch, actions):
     """Whatever arrives, is repeated, restarted or stopped: each receipt has its row, and the rows' dense mean is the result."""
     monkeypatch.setattr("os.fsync", lambda _: None)
-    fleet = new_fleet(tmp_path_factory.mktemp("toy"))
+    fleet = toy.fleet_of_four(tmp_path_factory.mktemp("toy"))
     training = fleet.train(rounds=50, cohort=3, quorum=1, deadline=60.0, staleness=2)
     server, devices = fleet.serve(), {name: fleet.device(name) for name in "abcd"}
     begun = server.training.parent.copy()

@@ -17,7 +17,7 @@ from edgefl.codec.update import decode as decode_update
 from edgefl.codec.update import encode as encode_update
 from edgefl.codec.weights import Precision, encode_weights
 from edgefl.identity.repository import found, with_targets
-from edgefl.identity.signing import ROUND, Signer, verify
+from edgefl.identity.signing import ASSIGNMENT, ROUND, Signer, verify
 from edgefl.layout import Layout, Tensor, nested_index
 from edgefl.link.contract import Arrived
 from edgefl.link.memory import MemoryBroker
@@ -36,7 +36,7 @@ from edgefl.store.versions import get_version, listed_manifests
 from edgefl.wire import topics
 from edgefl.wire.blocks import file_ref
 from edgefl.wire.messages import Signed, decode, encode
-from edgefl.wire.releases import Manifest
+from edgefl.wire.releases import Assignment, Manifest
 from edgefl.wire.rounds import PART_SIZE, Receipt, RoundOrder, UpdatePart
 
 MODEL = "toy"
@@ -201,9 +201,24 @@ class ToyFleet:
         """A connected scripted device."""
         return ToyDevice(self, name)
 
+    def announced(self, profile, model=MODEL):
+        """The version that devices of a profile are assigned, whose manifest is announced to them."""
+        name = next(name for name in self.profiles if self.profiles[name] == profile)
+        payload = decode(self.broker.retained[topics.assignment(name)], Signed)
+        (one,) = decode(verify(payload, ASSIGNMENT, self.online.public_key), Assignment).models
+        return decode(self.broker.retained[topics.manifest(model, profile, one.version)], Manifest).version
+
     def rows(self, sql, *values):
         """Rows of the database as tuples."""
         return [tuple(row) for row in self.database.execute(sql, values)]
+
+
+def fleet_of_four(root):
+    """A fleet of two wide and two narrow devices with one version."""
+    fleet = ToyFleet(root)
+    fleet.provision(a="big", b="big", c="small", d="small")
+    fleet.push()
+    return fleet
 
 
 class Served:
