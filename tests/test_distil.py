@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -24,6 +25,7 @@ from edgefl.recipe import Recipe
 from edgefl.server.distil import Teaching, distil
 from edgefl.server.founding import create_fleet
 from edgefl.server.members import members_of
+from edgefl.server.status import fleet_status
 from edgefl.server.teaching import Pupil, beliefs, taught
 from edgefl.server.variants import load_parent, store_parent
 from edgefl.store.database import transaction
@@ -116,7 +118,7 @@ def test_lessons_leave_out_what_is_gone_and_nothing_else(engine) -> None:
     """A pruned weight is still gone after lessons; a bias that happens to be negative zero learns like one that is zero."""
     places = {tensor.name: place for tensor, place in GOLDEN.layout.slices()}
     parent = START.copy()
-    parent[places["0.weight"]][::2] = -0.0
+    parent[places["2.weight"]][::2] = -0.0
     parent[places["2.bias"]] = 0.0
     odd = parent.copy()
     odd[places["2.bias"]] = -0.0
@@ -128,6 +130,7 @@ def test_lessons_leave_out_what_is_gone_and_nothing_else(engine) -> None:
     )
     assert found[places["2.bias"]].all()
     assert np.array_equal(found, plain)
+    assert gone(parent, GOLDEN.layout).sum() == 12
     assert np.array_equal(gone(found, GOLDEN.layout), gone(parent, GOLDEN.layout))
 
 
@@ -311,6 +314,17 @@ def test_models_change_together_or_not_at_all(fleet, models) -> None:
     assert rounds(fleet) == {"left": 0, "right": 1}
     distil(Fleet.open(fleet.root), teaching(models), now=toy.START)
     assert rounds(fleet) == {"left": 1, "right": 2}
+
+
+def test_a_pruned_model_is_shown_as_pruned_after_lessons(fleet, models) -> None:
+    """What is gone before the lessons is gone after them, and the round that they count as says how much that is."""
+    parent = START.copy()
+    parent[next(place for tensor, place in GOLDEN.layout.slices() if tensor.name == "2.weight")][::2] = -0.0
+    enter(fleet, "sparse", parent)
+    names = replace(teaching(models), models=("left", "sparse"))
+    distil(Fleet.open(fleet.root), names, now=toy.START)
+    told = {one.model: one.pruned for one in fleet_status(fleet.database, "test").trainings}
+    assert told == {"left": 0.0, "sparse": 0.5}
 
 
 def test_lessons_that_fail_name_their_model(fleet, models) -> None:
