@@ -1,6 +1,7 @@
 """Retrained codebooks in a push: what they are offered for, what is installed, what rounds are sent in, and what is refused."""
 
 import hashlib
+import math
 import os
 import sys
 import time
@@ -146,7 +147,7 @@ def test_what_only_just_does_not_fit_arrives_as_a_codebook(fleet: Fleet, tmp_pat
     assert view.precision == Precision.INT4
     assert view.weights(parent) == file
     moved = parent + np.linspace(-1e-3, 1e-3, len(parent), dtype=np.float32)
-    assert view.weights(moved) == encode_weights(start + (moved - parent), layout, Precision.INT4)
+    assert view.weights(moved) == encode_weights(view.healed.after(moved, layout), layout, Precision.INT4)
     assert part.footprint == part.bytes + working_bytes(record.manifest)
 
 
@@ -201,9 +202,9 @@ def test_a_codebook_is_trained_in_rounds(fleet: Fleet, tmp_path: Path, monkeypat
     before, after = load_parent(blobs, version.weights), load_parent(blobs, results[-1])
     assert np.count_nonzero(after != before) > 0.3 * len(before)
     pushed_file = view.manifest.file("weights").sha256
-    healed = decode_weights(blobs.get(pushed_file), view.layout)
     assert started[0] == pushed_file != started[1]
-    assert view.weights(after) == encode_weights(healed + (after - before), view.layout, Precision.INT4)
+    assert view.healed is not None
+    assert view.weights(after) == encode_weights(view.healed.after(after, view.layout), view.layout, Precision.INT4)
     assert blobs.has(hashlib.sha256(view.weights(after)).digest())
 
 
@@ -213,32 +214,43 @@ def chosen(offers: Sequence[Candidate]) -> tuple[Candidate, Planned[Candidate]]:
 
 
 def test_healed_weights_move_with_the_parent() -> None:
-    """Unmoved they are the pushed ones; what the parent moves by is added; what is gone from it is gone, even where it was 0."""
+    """Unmoved they are the pushed ones; what healed fades with the parent's way; what is gone from that is gone."""
     layout, rng = Layout((Tensor("a", (4, 10)), Tensor("b", (4,)))), np.random.default_rng(0)
     cut, weights = (rng.standard_normal(44).astype(np.float32) for _ in range(2))
     cut[3] = 0.0
     healed = Healed(b"", weights, cut)
     assert not healed.moved(cut.copy())
     np.testing.assert_array_equal(healed.after(cut, layout), weights)
-    further = cut.copy()
-    further[:40] += 0.25
-    assert healed.moved(further)
-    np.testing.assert_allclose(healed.after(further, layout) - weights, further - cut, atol=1e-6)
+    shares = []
+    for way in (0.01, 0.1, 10.0):
+        further = cut.copy()
+        further[0] += np.float32(way * np.linalg.norm(weights - cut))
+        assert healed.moved(further)
+        shares.append(float(np.mean((healed.after(further, layout) - further) / (weights - cut))))
+    np.testing.assert_allclose(shares, [math.exp(-0.1), math.exp(-1.0), 0.0], atol=1e-3)
     pruned = cut.copy()
     pruned[3] = np.float32(-0.0)
     assert healed.moved(pruned)
     assert list(np.flatnonzero(gone(healed.after(pruned, layout), layout))) == [3]
 
 
+def test_a_healed_variance_stays_positive() -> None:
+    """Statistics of a variant lie between the parent's and its own, wherever these have gone."""
+    layout = Layout((Tensor("a", (2, 10)), Tensor("v", (1,), "state")))
+    cut, weights, part = (np.full(21, value, dtype=np.float32) for value in (2.0, 0.5, 2.0))
+    part[20] = 0.125
+    assert 0.125 < Healed(b"", weights, cut).after(part, layout)[20] < 0.5
+
+
 def test_a_healed_variant_is_taught_from_its_own_weights() -> None:
-    """What a lesson changes is a difference from the healed weights, and moves the parent by as much."""
+    """What a lesson changes is a difference from what its devices hold, and moves the parent by as much."""
     layout, rng = Layout((Tensor("a", (2, 10)),)), np.random.default_rng(0)
     parent, weights = (rng.standard_normal(size).astype(np.float32) for size in (40, 20))
     index = np.arange(0, 40, 2)
     engine = type("Engine", (), {"layout": layout})
     pupil = Pupil(engine, index, 1.0, Healed(b"", weights, parent[index]))  # type: ignore[arg-type]  # only its layout counts
     np.testing.assert_array_equal(pupil.start(parent), weights)
-    np.testing.assert_allclose(pupil.start(parent + np.float32(0.5)), weights + 0.5, atol=1e-6)
+    np.testing.assert_array_equal(pupil.start(parent + np.float32(100.0)), parent[index] + np.float32(100.0))
 
 
 LAYOUTS = {name: Layout((Tensor("a", (rows, 1000)),)) for name, rows in (("whole", 90), ("cut", 60), ("least", 20))}

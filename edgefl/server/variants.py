@@ -3,12 +3,13 @@
 Model: profiles whose variant has the same name share layout, precision and therefore round orders and weight files. The index map
 of a variant says where its coordinates lie in the parent.
 
-A variant that was retrained for the push (a codebook, ADR 0025) is *healed*: its weights are not the parent's. Its rounds are
-about the healed weights and what the parent has moved by since the push, so that nothing of the retraining is lost when a
-training begins, and what its devices learn, a difference, moves the parent as that of any other. Until something has moved, its
-round file is the file that was pushed, which its devices hold.
+A variant that was retrained for the push (a codebook, ADR 0025) is *healed*: its weights are not the parent's. While the parent
+has not moved since the push, its round file is the file that was pushed, which its devices hold. From then on it is of the parent
+with a share of the healing, the difference that retraining has made, which fades as the parent moves, because the fleet's own
+learning heals better. What its devices learn, a difference too, moves the parent as that of any other variant.
 """
 
+import math
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,8 +26,11 @@ from edgefl.store.blobs import BlobStore
 from edgefl.store.versions import VariantRecord, VersionRecord, variants
 from edgefl.wire.messages import Manifest
 
+FADE = 0.1
+"""The share of a healing is `exp(-moved / FADE)`, `moved` being the length of the parent's way since the push in healings."""
 LARGEST = 1e30
 """Leaves float32 room for the sums of a forward pass."""
+TINY = 1e-30
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +52,17 @@ class Healed:
         return not np.array_equal(part.view(np.uint32), self.cut.view(np.uint32))
 
     def after(self, part: Float32, layout: Layout) -> Float32:
-        """The healed weights, moved as the variant's part of the parent was; what is gone from that is gone."""
-        return marked(self.weights + (part - self.cut), gone(part, layout))
+        """The weights when the variant's part of the parent is this one; what is gone from that is gone."""
+        if not self.moved(part):
+            return self.weights
+        healing = self.weights - self.cut
+        way = _length(part - self.cut) / max(_length(healing), TINY)
+        share = np.float32(round(math.exp(-way / FADE), 3))  # rounded, so that it is the same after a restart elsewhere
+        vector = part + share * healing
+        for tensor, place in layout.slices():
+            if tensor.role == "state":  # statistics lie between the two: a variance is not to become negative
+                vector[place] = part[place] + share * (self.weights[place] - part[place])
+        return marked(vector, gone(part, layout))
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +122,11 @@ class Variant:
         paths = {ref.role: blobs.path(ref.sha256) for ref in self.manifest.files}
         m = self.manifest
         return VariantFiles(m.engine, m.layout, m.input_shape, m.classes, m.batch, paths, m.recipe)
+
+
+def _length(vector: Float32) -> float:
+    """Euclidean; not by BLAS, whose threads add up in any order."""
+    return math.sqrt(np.square(vector, dtype=np.float64).sum())
 
 
 def largest_weight(precision: Precision) -> float:
