@@ -26,7 +26,8 @@ from torch import nn
 
 from benchmarks.rows import Asked, Row, by_label, mean, spread
 from edgefl.codec.weights import decode_weights, encode_weights
-from edgefl.compress.budget import Candidate, candidates, choose
+from edgefl.compress.budget import Candidate, candidates
+from edgefl.compress.choice import choose
 from edgefl.compress.planner import Budget
 from edgefl.errors import DataError, FitError
 from edgefl.examples import Examples

@@ -1,7 +1,8 @@
 import pytest
 
 from edgefl.codec.weights import Precision, weights_length
-from edgefl.compress.budget import WIDTHS, Candidate, Structure, candidates, choose
+from edgefl.compress.budget import WIDTHS, Candidate, Structure, candidates
+from edgefl.compress.choice import choose
 from edgefl.compress.planner import Budget
 from edgefl.errors import FitError
 from edgefl.layout import Layout, Tensor
@@ -69,5 +70,5 @@ def test_what_does_not_fit_is_explained() -> None:
 
 def test_what_cannot_be_trained_is_explained() -> None:
     """Storage would do and memory does not: the error says so, and what it would take."""
-    with pytest.raises(FitError, match=r"cannot be trained on profile tiny.*memory at most 1,000 bytes"):
+    with pytest.raises(FitError, match=r"cannot be trained on profile tiny.*memory at most .* MiB \(memory_mb\)"):
         choose("tiny", Budget(10**9, 1000), OFFERED)

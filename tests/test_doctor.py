@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -28,7 +29,7 @@ from edgefl.store.blobs import BlobStore
 from edgefl.store.fleet import Fleet
 from edgefl.wire.blocks import file_ref
 from edgefl.wire.messages import encode
-from edgefl.wire.releases import Manifest
+from edgefl.wire.releases import Fit, Manifest
 
 ROOT = Path(__file__).parent.parent
 PROFILE = "rpi-zero-2w"
@@ -86,6 +87,7 @@ UNIT["StatusText"] = "connected, 1 model"
         (doctor.judge_broker("b:8883", "", ""), "ok", "accepts"),
         (doctor.judge_broker("b:8883", "connection refused", "Start the broker"), "failed", "b:8883: connection refused"),
         (doctor.judge_model(FIT, 256), "ok", "2.0 ms a step, 100 MiB of 256"),
+        (doctor.judge_model(msgspec.structs.replace(FIT, slowdown=12.5), 256), "ok", "2.0 ms a step (slowdown 12.5), 100 MiB"),
         (doctor.judge_model(FIT, 99), "failed", "more than the 99 MiB"),
     ],
 )
@@ -151,6 +153,7 @@ def store(bundle: Path, model: str, replaced: dict[str, bytes]) -> None:
         created=0,
         expires=2_000_000_000,
         recipe=golden.recipe,
+        fit=Fit(step_ms=0.01),
     )
     folder = bundle / "state" / "models" / model
     folder.mkdir(parents=True)
@@ -204,6 +207,7 @@ def test_a_healthy_device_can_take_part(fleet: Fleet, board: Path) -> None:
     (model,) = found.models
     assert (model.model, model.version, model.variant, model.engine) == ("tiny", 1, "w1-fp32", "portable")
     assert 0.0 < model.step_ms < 1000.0
+    assert model.slowdown == pytest.approx(model.step_ms / 0.01, rel=0.1)
     assert 20.0 < model.peak_rss_mb < 250.0
     assert [check.name for check in found.checks] == [
         "machine", "engine", "clock", "service", "certificate", "authority", "storage", "temperature", "data", "broker",
@@ -364,7 +368,7 @@ def test_json_and_exit_code_say_the_same(fleet: Fleet, board: Path) -> None:
         assert set(found["versions"]) == {"edgefl", "python", "numpy", "onnxruntime", "kernel", "architecture"}
         assert all(set(check) == {"name", "state", "text", "remedy"} for check in found["checks"])
         (model,) = found["models"]
-        assert set(model) == {"model", "version", "variant", "engine", "step_ms", "peak_rss_mb"}
+        assert set(model) == {"model", "version", "variant", "engine", "step_ms", "peak_rss_mb", "slowdown"}
 
 
 def test_people_are_told_what_to_do(board: Path) -> None:

@@ -36,7 +36,7 @@ def test_a_run_that_was_ended_is_a_bound() -> None:
     """It takes at least what it had reached, says nothing of times, and counts as not measured."""
     evidence = Evidence().after(Run("a", Cost(1, BASE + 10 * MIB, 2.0), BASE + 100 * MIB, 0.0, ended=True))
     demand = evidence.demand("a", Cost(1, BASE + 10 * MIB, 2.0))
-    assert (demand.memory, demand.step, demand.measured) == (BASE + 100 * MIB, 0.0, False)
+    assert (demand.memory, demand.step, demand.measured, demand.bound) == (BASE + 100 * MIB, 0.0, False, True)
     assert evidence.demand("b", Cost(1, BASE + 20 * MIB, 2.0)).memory == BASE + 200 * MIB
 
 
@@ -48,3 +48,31 @@ def test_one_run_keeps_the_order_of_the_estimates(ran: Cost, memory: int, step: 
     first, second = evidence.demand("one", one), evidence.demand("other", other)
     assert (first.memory <= second.memory * 1.000001) or one.memory > other.memory
     assert (first.step <= second.step * 1.000001) or one.step > other.step
+
+
+def test_between_two_runs_the_line_decides_and_beyond_them_it_goes_on() -> None:
+    """A refusal makes others dearer and a success cheaper; what every candidate takes is not taken for a part of its size."""
+    ten, forty = (Cost(1, BASE + mib * MIB, mib) for mib in (10, 40))
+    evidence = Evidence().after(Run("forty", forty, BASE + 200 * MIB, 30.0)).after(Run("ten", ten, BASE + 80 * MIB, 15.0))
+
+    def demand(mib: float) -> tuple[float, float]:
+        found = evidence.demand("other", Cost(1, BASE + mib * MIB, mib))
+        return (found.memory - BASE) / MIB, found.step
+
+    assert demand(25) == pytest.approx((140.0, 22.5))
+    assert demand(5) == pytest.approx((60.0, 12.5))
+    assert demand(50) == pytest.approx((240.0, 35.0))
+    steep = Evidence().after(Run("ten", ten, BASE + 10 * MIB, 0.0)).after(Run("forty", forty, BASE + 400 * MIB, 0.0))
+    assert steep.demand("other", Cost(1, BASE + 5 * MIB)).memory == pytest.approx(BASE + 5 * MIB)
+    assert steep.demand("other", Cost(1, BASE + 80 * MIB)).memory == pytest.approx(BASE + 800 * MIB)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(COSTS, st.integers(1, 900)), min_size=1, max_size=5), COSTS, COSTS)
+def test_runs_in_order_keep_the_order_of_the_estimates(ran: list[tuple[Cost, int]], one: Cost, other: Cost) -> None:
+    """As many as there are, if what was estimated to take more took more."""
+    evidence, costs, took = Evidence(), sorted((c for c, _ in ran), key=lambda c: c.memory), sorted(m for _, m in ran)
+    for number, (cost, memory) in enumerate(zip(costs, took, strict=True)):
+        evidence = evidence.after(Run(str(number), cost, BASE + memory * MIB, 0.0))
+    small, large = sorted((one, other), key=lambda cost: cost.memory)
+    assert evidence.demand("small", small).memory <= evidence.demand("large", large).memory * 1.000001

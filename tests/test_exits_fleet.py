@@ -120,7 +120,7 @@ def test_shared_layers_learn_from_both_depths_and_the_last_from_the_deep_board_a
     assert variants["flat"].startswith("d1w1-")
     with closing(open_database(fleet.database)) as database:
         version = get_version(database, "stairs", 1)
-        views = load_variants(database, version)
+        views = load_variants(database, version, BlobStore(fleet.blobs))
     shared = np.zeros(version.layout.size, dtype=bool)
     shared[views[variants["flat"]].index] = True
     shallow = {t.name for t, place in version.layout.slices() if shared[place].all()}

@@ -8,7 +8,8 @@ from click.testing import CliRunner
 
 from edgefl.cli.push import push
 from edgefl.codec.weights import Precision
-from edgefl.compress.budget import Structure, candidates, choose
+from edgefl.compress.budget import Structure, candidates
+from edgefl.compress.choice import choose
 from edgefl.compress.planner import Budget
 from edgefl.layout import Layout, Tensor
 from edgefl.server.explained import COLUMNS, Explanation, explain, limits, table

@@ -36,7 +36,7 @@ def histories(fleet, **plan):
         fleet.train(**plan)
     (record,) = trainings(fleet.database)
     return Histories(
-        fleet.database, fleet.blobs, record, load_variants(fleet.database, get_version(fleet.database, toy.MODEL, 1))
+        fleet.database, fleet.blobs, record, load_variants(fleet.database, get_version(fleet.database, toy.MODEL, 1), fleet.blobs)
     )
 
 
@@ -62,7 +62,7 @@ def test_a_history_is_what_the_devices_decoded(fleet, variant):
     """Of every precision, start, before and now are to the last bit what boards have; 0 stands for the version's own."""
     memory = histories(fleet)
     vectors = [offer(fleet, memory, number)[1][variant] for number in (1, 2)]
-    manifest = load_variants(fleet.database, get_version(fleet.database, toy.MODEL, 1))[variant].manifest
+    manifest = load_variants(fleet.database, get_version(fleet.database, toy.MODEL, 1), fleet.blobs)[variant].manifest
     start = decode_weights(fleet.blobs.get(manifest.file("weights").sha256), manifest.layout)
     one, other = read(memory, variant, 2, 1), read(memory, variant, 2, 0)
     np.testing.assert_array_equal(one.before, vectors[0])

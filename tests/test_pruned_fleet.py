@@ -63,7 +63,7 @@ def test_a_pruned_variant_is_trained_and_aggregated(tmp_path, monkeypatch):
     assert pushed.variant.startswith("p")
     with closing(open_database(fleet.database)) as database:
         version = get_version(database, "windows", 1)
-        view = load_variants(database, version)[pushed.variant]
+        view = load_variants(database, version, blobs)[pushed.variant]
         plan = Plan(rounds=2, cohort=1, quorum=1, deadline=60.0, sparsity=0.5, bits=4)
         start_training(database, version, plan, "", clock.wall())
         root = documents(database)["1.root"]

@@ -244,7 +244,7 @@ def test_a_model_without_widths_is_pushed_to_a_small_board_all_the_same(fleet: F
     assert "storage binds" in explained[1].reason
     with closing(open_database(fleet.database)) as database:
         version = get_version(database, "boards", 1)
-        view = load_variants(database, version)[part.variant]
+        view = load_variants(database, version, BlobStore(fleet.blobs))[part.variant]
         record = {record.profile: record for record in variants(database, "boards", 1)}["small"]
     blobs = BlobStore(fleet.blobs)
     parent = load_parent(blobs, version.weights)

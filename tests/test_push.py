@@ -92,7 +92,7 @@ def test_every_variant_fits_its_profile_and_is_what_its_manifest_says(fleet: Fle
     with closing(open_database(fleet.database)) as database:
         version = get_version(database, "digits", 1)
         records = {record.profile: record for record in variants(database, "digits", 1)}
-        views = load_variants(database, version)
+        views = load_variants(database, version, blobs)
         known = listed(documents(database))
     parent = load_parent(blobs, version.weights)
     for outcome, profile in zip(pushed, boards, strict=True):

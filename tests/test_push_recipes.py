@@ -90,7 +90,7 @@ def test_recipe_and_marks_stand_in_the_manifest(fleet: Fleet) -> None:
     with closing(open_database(fleet.database)) as database:
         version = get_version(database, "windows", 1)
         (record,) = variants(database, "windows", 1)
-        (view,) = load_variants(database, version).values()
+        (view,) = load_variants(database, version, BlobStore(fleet.blobs)).values()
     assert record.manifest.recipe == request.recipe
     assert [t.name for t in record.manifest.layout.tensors if t.shared] == ["4.weight", "4.bias"]
     assert len(view.sent) == 75

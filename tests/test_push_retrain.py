@@ -1,6 +1,7 @@
 """Retrained codebooks in a push: what they are offered for, what is installed, what rounds are sent in, and what is refused."""
 
 import hashlib
+import math
 import os
 import sys
 import time
@@ -14,6 +15,7 @@ from click.testing import CliRunner
 
 import toyboard
 from edgefl.cli.push import push as command
+from edgefl.codec.marks import gone
 from edgefl.codec.weights import Precision, decode_weights, encode_weights, weights_length
 from edgefl.compress.budget import Candidate, Structure, candidates
 from edgefl.compress.planner import Budget, Planned
@@ -31,12 +33,14 @@ from edgefl.server.founding import create_fleet
 from edgefl.server.history import Histories
 from edgefl.server.keys import online_signer
 from edgefl.server.service import Service
-from edgefl.server.variants import load_parent, load_variants
+from edgefl.server.teaching import Pupil
+from edgefl.server.variants import Healed, load_parent, load_variants
 from edgefl.store.blobs import BlobStore
 from edgefl.store.database import open_database, transaction
 from edgefl.store.documents import documents
 from edgefl.store.fleet import Fleet
 from edgefl.store.ledger import start_training
+from edgefl.store.offers import offered
 from edgefl.store.registry import Device, add_devices
 from edgefl.store.versions import get_version, variants
 from edgefl.wire import topics
@@ -131,7 +135,7 @@ def test_what_only_just_does_not_fit_arrives_as_a_codebook(fleet: Fleet, tmp_pat
     with closing(open_database(fleet.database)) as database:
         version = get_version(database, "windows", 2)
         (record,) = variants(database, "windows", 2)
-        (view,) = load_variants(database, version).values()
+        (view,) = load_variants(database, version, blobs).values()
         parent = load_parent(blobs, version.weights)
         file = blobs.get(record.manifest.file("weights").sha256)
         record_of = type("Record", (), {"model": "windows", "version": 2, "plan": None})
@@ -141,13 +145,15 @@ def test_what_only_just_does_not_fit_arrives_as_a_codebook(fleet: Fleet, tmp_pat
     assert encode_weights(decode_weights(file, layout), layout, Precision.CODEBOOK) == file
     np.testing.assert_array_equal(start, decode_weights(file, layout))
     assert view.precision == Precision.INT4
-    assert view.weights(parent) == encode_weights(parent, layout, Precision.INT4)
+    assert view.weights(parent) == file
+    moved = parent + np.linspace(-1e-3, 1e-3, len(parent), dtype=np.float32)
+    assert view.weights(moved) == encode_weights(view.healed.after(moved, layout), layout, Precision.INT4)
     assert part.footprint == part.bytes + working_bytes(record.manifest)
 
 
 @pytest.mark.slow
 def test_a_codebook_is_trained_in_rounds(fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A board installs it, fetches int4 weights for two rounds, and what it learns arrives in the parent."""
+    """A board begins with what it holds, goes on from that and what was learnt, and what it learns arrives in the parent."""
     monkeypatch.setattr(hands, "TrainerProcess", toyboard.InlineTrainer)
     monkeypatch.setattr(os, "fsync", lambda _: None)  # processes die here, not the power
     module, profile, now = trained(load_factory("retrained:plain")), board("small", 9999), time.time()
@@ -168,7 +174,7 @@ def test_a_codebook_is_trained_in_rounds(fleet: Fleet, tmp_path: Path, monkeypat
         plan = Plan(rounds=2, cohort=1, quorum=1, deadline=60.0, sparsity=0.5, bits=4)
         start_training(database, version, plan, "", now)
         root = documents(database)["1.root"]
-        (view,) = load_variants(database, version).values()
+        (view,) = load_variants(database, version, blobs).values()
     data = examples(64, 5)
     broker, passed = MemoryBroker(), 0.0
     link = broker.link("server", clean_session=False)
@@ -191,15 +197,60 @@ def test_a_codebook_is_trained_in_rounds(fleet: Fleet, tmp_path: Path, monkeypat
             agent._hands.close()
         results = [row[0] for row in database.execute("SELECT result FROM rounds ORDER BY round")]
         updates = [row[0] for row in database.execute("SELECT data FROM updates ORDER BY round")]
+        started = [offered(database, "windows", 1, number, view.name) for number in (1, 2)]
     assert len(results) == len(updates) == 2
     before, after = load_parent(blobs, version.weights), load_parent(blobs, results[-1])
     assert np.count_nonzero(after != before) > 0.3 * len(before)
+    pushed_file = view.manifest.file("weights").sha256
+    assert started[0] == pushed_file != started[1]
+    assert view.healed is not None
+    assert view.weights(after) == encode_weights(view.healed.after(after, view.layout), view.layout, Precision.INT4)
     assert blobs.has(hashlib.sha256(view.weights(after)).digest())
 
 
 def chosen(offers: Sequence[Candidate]) -> tuple[Candidate, Planned[Candidate]]:
     """The codebook if there is one, otherwise the first."""
     return next((one for one in offers if one.precision == Precision.CODEBOOK), offers[0]), plan_offers(offers, Budget(10**9))
+
+
+def test_healed_weights_move_with_the_parent() -> None:
+    """Unmoved they are the pushed ones; what healed fades with the parent's way; what is gone from that is gone."""
+    layout, rng = Layout((Tensor("a", (4, 10)), Tensor("b", (4,)))), np.random.default_rng(0)
+    cut, weights = (rng.standard_normal(44).astype(np.float32) for _ in range(2))
+    cut[3] = 0.0
+    healed = Healed(b"", weights, cut)
+    assert not healed.moved(cut.copy())
+    np.testing.assert_array_equal(healed.after(cut, layout), weights)
+    shares = []
+    for way in (0.01, 0.1, 10.0):
+        further = cut.copy()
+        further[0] += np.float32(way * np.linalg.norm(weights - cut))
+        assert healed.moved(further)
+        shares.append(float(np.mean((healed.after(further, layout) - further) / (weights - cut))))
+    np.testing.assert_allclose(shares, [math.exp(-0.1), math.exp(-1.0), 0.0], atol=1e-3)
+    pruned = cut.copy()
+    pruned[3] = np.float32(-0.0)
+    assert healed.moved(pruned)
+    assert list(np.flatnonzero(gone(healed.after(pruned, layout), layout))) == [3]
+
+
+def test_a_healed_variance_stays_positive() -> None:
+    """Statistics of a variant lie between the parent's and its own, wherever these have gone."""
+    layout = Layout((Tensor("a", (2, 10)), Tensor("v", (1,), "state")))
+    cut, weights, part = (np.full(21, value, dtype=np.float32) for value in (2.0, 0.5, 2.0))
+    part[20] = 0.125
+    assert 0.125 < Healed(b"", weights, cut).after(part, layout)[20] < 0.5
+
+
+def test_a_healed_variant_is_taught_from_its_own_weights() -> None:
+    """What a lesson changes is a difference from what its devices hold, and moves the parent by as much."""
+    layout, rng = Layout((Tensor("a", (2, 10)),)), np.random.default_rng(0)
+    parent, weights = (rng.standard_normal(size).astype(np.float32) for size in (40, 20))
+    index = np.arange(0, 40, 2)
+    engine = type("Engine", (), {"layout": layout})
+    pupil = Pupil(engine, index, 1.0, Healed(b"", weights, parent[index]))  # type: ignore[arg-type]  # only its layout counts
+    np.testing.assert_array_equal(pupil.start(parent), weights)
+    np.testing.assert_array_equal(pupil.start(parent + np.float32(100.0)), parent[index] + np.float32(100.0))
 
 
 LAYOUTS = {name: Layout((Tensor("a", (rows, 1000)),)) for name, rows in (("whole", 90), ("cut", 60), ("least", 20))}

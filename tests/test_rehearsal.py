@@ -13,11 +13,13 @@ from edgefl.codec.weights import Precision, encode_weights
 from edgefl.engine.runtime import available_engines
 from edgefl.errors import EngineError, FitError
 from edgefl.examples import Examples
+from edgefl.plan import JumpStart, Plan
 from edgefl.profile import Profile
 from edgefl.server import rehearsal
 from edgefl.server.rehearsal import Measured, Rehearsals, Subject, ceiling, fit_of, rows_for, this_machine
 from edgefl.store.blobs import BlobStore
 from edgefl.wire.blocks import file_ref
+from edgefl.wire.tasks import task_of
 
 MIB = 1 << 20
 
@@ -65,6 +67,17 @@ def test_the_trainer_says_what_a_variant_takes(blobs):
     assert fit.threads == min(64, here)
     assert fit.machine == this_machine()
     assert "ONNX Runtime" in fit.machine
+
+
+def test_what_is_rehearsed_is_the_most_that_a_plan_may_ask_for(blobs, monkeypatch):
+    """The round sends all of its update as finely as a race does, with history and momentum."""
+    run, jobs = rehearsal._run, []
+    monkeypatch.setattr(rehearsal, "_run", lambda process, job: (jobs.append(job), run(process, job))[1])
+    rehearsal.rehearse(subject(blobs), blobs, threads=1, memory_mb=512)
+    race = task_of(Plan(jump_start=JumpStart(), correction=0.9), 1)
+    asked = jobs[-1].task
+    assert (asked.sparsity, asked.bits, asked.context) == (race.sparsity, race.bits, race.context) == (1.0, 8, True)
+    assert asked.correction == race.correction
 
 
 def test_too_much_memory_is_measured_although_the_files_are_small(blobs):

@@ -25,7 +25,7 @@ Rules: pure. Sizes of graphs are not known before they are exported, so the call
 exports, and asks again with the real sizes.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from edgefl.codec.memory import memory_bytes
@@ -33,9 +33,8 @@ from edgefl.codec.precision import in_rounds
 from edgefl.codec.weights import TRAINABLE, Precision, weights_length
 from edgefl.compress.cost import Work, training_cost
 from edgefl.compress.evidence import Demand, Weigh
-from edgefl.compress.planner import UNITS, Budget, Cost, Planned, plan
-from edgefl.errors import FitError
-from edgefl.layout import Layout, Tensor
+from edgefl.compress.planner import Cost
+from edgefl.layout import Layout
 from edgefl.recipe import PLAIN, Recipe
 
 WIDTHS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125, 0.0625)
@@ -181,68 +180,6 @@ def candidates(
     return tuple(replace(one, demand=weigh(one.name, one.estimate)) for one in offered) if weigh else tuple(offered)
 
 
-def choose(
-    profile: str, budget: Budget, offered: Sequence[Candidate], others: Iterable[tuple[str, int]] = ()
-) -> tuple[Candidate, Planned[Candidate]]:
-    """What to make, and how it was found.
-
-    Args:
-        profile: name, for the error.
-        budget: of the profile.
-        offered: in order of preference, at least one.
-        others: name and bytes of storage of other profiles, to suggest one.
-
-    Raises:
-        FitError: none fits. The text says by how much, which tensor dominates, and which profile would do.
-    """
-    planned = plan(offered, budget)
-    if planned.winner is None:
-        raise _does_not_fit(profile, budget, offered, others)
-    return planned.winner, planned
-
-
 def _learning(layout: Layout) -> int:
     """Parameters that training changes."""
     return sum(tensor.size for tensor in layout.tensors if tensor.role == "trained")
-
-
-def dominant(layout: Layout) -> Tensor:
-    """The tensor with the most parameters."""
-    return max(layout.tensors, key=lambda tensor: tensor.size)
-
-
-def _does_not_fit(profile: str, budget: Budget, offered: Sequence[Candidate], others: Iterable[tuple[str, int]]) -> FitError:
-    least = min(offered, key=lambda candidate: candidate.footprint)
-    if least.footprint <= budget.storage:
-        return _too_demanding(profile, budget, offered)
-    tensor = dominant(least.layout)
-    share = 100 * tensor.size // least.layout.size
-    enough = sorted((size, name) for name, size in others if size >= least.footprint)
-    advice = (
-        f"Use profile {enough[0][1]} ({enough[0][0]} bytes)"
-        if enough
-        else "No known profile is large enough: use a smaller model"
-    )
-    over = least.footprint - int(budget.storage)
-    return FitError(
-        f"the model does not fit profile {profile} even as {least.name}: it is {over} bytes too large",
-        expected=f"at most {budget.storage:.0f} bytes",
-        found=f"{least.footprint} bytes, of which tensor {tensor.name!r} {tensor.shape} has {share} % of the parameters",
-        remedy=f"{advice}, or make {tensor.name!r} smaller",
-    )
-
-
-def _too_demanding(profile: str, budget: Budget, offered: Sequence[Candidate]) -> FitError:
-    """It could be stored, but not be trained."""
-    least = min(offered, key=lambda candidate: budget.strain(candidate.cost))
-    cost, excess = least.cost, budget.excess(least.cost)
-    return FitError(
-        f"the model cannot be trained on profile {profile} even as {least.name}",
-        expected=", ".join(f"{r} at most {budget.limit(r):,.0f} {UNITS[r]}" for r in excess),
-        found=", ".join(f"{r} {_about(least)}{cost.of(r):,.0f} {UNITS[r]}" for r in excess),
-        remedy="Use a smaller --batch, a smaller model, or a profile with more room",
-    )
-
-
-def _about(candidate: Candidate) -> str:
-    return "" if candidate.demand and candidate.demand.measured else "about "

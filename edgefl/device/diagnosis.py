@@ -23,7 +23,15 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
-    """What a stored variant needs on this machine, in a process of its own."""
+    """What a stored variant needs on this machine, in a process of its own.
+
+    Attributes:
+        model, version, variant, engine: which one.
+        step_ms: of the fastest training step.
+        peak_rss_mb: MiB of the process at its largest.
+        slowdown: how many times longer a step takes here than where the variant was pushed, as a profile says it
+            (`edgefl.profile`); 0 if the push has not measured one.
+    """
 
     model: str
     version: int
@@ -31,6 +39,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     engine: str
     step_ms: float
     peak_rss_mb: float
+    slowdown: float = 0.0
 
 
 class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):

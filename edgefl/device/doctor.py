@@ -202,7 +202,10 @@ def judge_broker(address: str, trouble: str, remedy: str) -> Check:
 def judge_model(measured: Measured, limit_mb: int) -> Check:
     """Whether a stored variant trains within the profile's memory."""
     name = f"model {measured.model}"
-    told = f"{measured.variant} of version {measured.version}: {measured.step_ms:.1f} ms a step, {measured.peak_rss_mb:.0f} MiB"
+    step = f"{measured.step_ms:.1f} ms a step"
+    if measured.slowdown:
+        step += f" (slowdown {measured.slowdown:.3g})"
+    told = f"{measured.variant} of version {measured.version}: {step}, {measured.peak_rss_mb:.0f} MiB"
     if measured.peak_rss_mb > limit_mb:
         text = f"{told}, more than the {limit_mb} MiB that the profile allows."
         return Check(name=name, state="failed", text=text, remedy="Push the model again: a narrower variant, or simpler layers")

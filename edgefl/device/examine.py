@@ -189,6 +189,7 @@ def measure(bundle: Bundle, manifest: Manifest, examples: Examples | None) -> Me
         engine=manifest.engine,
         step_ms=round(1000.0 * answer.step_seconds, 3),
         peak_rss_mb=round(answer.peak_rss / MIB, 1),
+        slowdown=float(f"{1000.0 * answer.step_seconds / manifest.fit.step_ms:.3g}") if manifest.fit.step_ms else 0.0,
     )
 
 

@@ -5,20 +5,24 @@ board's trainer, which gives memory and step time; both go back to the planner, 
 others too. The choice stands when what was chosen has been run and still is the best that fits. So a variant that proves too
 large is out with its measured figure, and one that was thought too large comes in where the estimates were too high.
 
-Rules: nothing that could be stored is refused by an estimate alone: where estimates leave nothing, what has not been run is, the
-least demanding first and another structure before another precision, until something fits. A run that was ended for its memory
-proves no fit, however little it had taken by then: what was run so is out for this profile. At most `MOST` runs for a profile;
-after that only what has been run can be chosen. A structure that an engine cannot export, open or run is out for that engine; the
-portable engine has nobody behind it, so that there such an error is the push's. An engine that has failed with `TRIES` structures
-and has managed none is given up.
+What was chosen and is proved to fit gives way to whatever is predicted to be better and might fit: that is run first. When it
+might and when it is refused is the rule of `edgefl.compress.search`: an estimate alone refuses nothing, a proof about something
+that is estimated to take no more does.
+
+Rules: a run that was ended for its memory proves no fit, however little it had taken by then: it is noted as taking more than the
+profile allows. At most `MOST` runs for a profile; after that only what is proved can be chosen. A structure that an engine cannot
+export, open or run is out for that engine; the portable engine has nobody behind it, so that there such an error is the push's.
+An engine that has failed with `TRIES` structures and has managed none is given up.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from edgefl.compress.budget import Candidate, Resting, candidates, choose
+from edgefl.compress.budget import Candidate, Resting, candidates
+from edgefl.compress.choice import choose
 from edgefl.compress.evidence import Demand, Evidence, Run
 from edgefl.compress.planner import Budget, Cost, Planned, plan
+from edgefl.compress.search import is_proved, worth_a_run
 from edgefl.errors import EngineError, FitError, ModelError
 from edgefl.profile import PORTABLE, Profile
 from edgefl.server.making import Bench
@@ -97,7 +101,7 @@ class Fitting:
         run: dict[str, Candidate] = {}
         while True:
             self._check_able(engine)
-            candidate, planned = self._chosen(profile, engine, run)
+            candidate, planned = self._chosen(profile, engine, len(run))
             name, structure = candidate.name, candidate.structure.name
             try:
                 if not self._bench.exported(engine, structure):
@@ -118,7 +122,7 @@ class Fitting:
             if name in run and not measured.ended:
                 refused = tuple(one for one in run.values() if budget_of(profile).excess(one.cost))
                 return Fitted(candidate, planned, files, measured, refused)
-            run[name] = replace(candidate, demand=self._learn(profile, engine, candidate, measured))
+            run[name] = self._learn(profile, engine, candidate, measured)
 
     def offers(self, profile: Profile, engine: str) -> tuple[Candidate, ...]:
         """What an engine can train, in order of preference, with what is known of it by now."""
@@ -139,39 +143,36 @@ class Fitting:
             weigh=weigh,
         )
 
-    def _chosen(self, profile: Profile, engine: str, run: Mapping[str, Candidate]) -> tuple[Candidate, Planned[Candidate]]:
-        offers = tuple(run.get(one.name, one) for one in self.offers(profile, engine))
-        if len(run) >= MOST:
-            offers = tuple(one for one in offers if _is_shown(one, run)) or offers
-        budget = budget_of(profile)
+    def _chosen(self, profile: Profile, engine: str, runs: int) -> tuple[Candidate, Planned[Candidate]]:
+        """What to make next: to run it, or because it stands."""
+        budget, offers = budget_of(profile), self.offers(profile, engine)
+        proved = tuple(one for one in offers if is_proved(one, budget))
+        if runs >= MOST:
+            offers = proved or offers
         try:
-            return choose(profile.name, budget, offers, self._known)
+            candidate, planned = choose(profile.name, budget, offers, self._known)
         except FitError as error:
-            storable = tuple(one for one in offers if one.footprint <= budget.storage and not _is_shown(one, run))
-            if storable and len(run) < MOST:
-                tried = {one.structure.name for one in run.values()}  # which says most of its other precisions already
-                least = min(storable, key=lambda one: (one.structure.name in tried, budget.strain(one.cost)))
-                return least, plan(offers, budget)
-            shown = {one.name: one for one in offers if _is_shown(one, run)} | dict(run)
-            if not shown:
+            if runs < MOST and (open_one := worth_a_run(offers, budget, None)):
+                return open_one, plan(offers, budget)
+            if not proved:
                 raise
-            took = ", ".join(f"{name} took {_took(one)}" for name, one in shown.items())
+            took = ", ".join(f"{one.name} took {_took(one)}" for one in proved)
             raise FitError(error.problem, expected=error.expected, found=f"{error.found}; {took}", remedy=error.remedy) from error
+        if runs < MOST and candidate in proved and (open_one := worth_a_run(offers, budget, candidate)):
+            return open_one, planned
+        return candidate, planned
 
-    def _learn(self, profile: Profile, engine: str, candidate: Candidate, measured: Measured) -> Demand:
-        """Keep what a run has shown; the demand of what was run."""
-        key = (engine, threads_of(profile))
-        step = 1000.0 * measured.step_seconds
-        run = Run(candidate.name, candidate.estimate, measured.peak_bytes, step, measured.ended)
-        self._evidence[key] = self._evidence.get(key, Evidence()).after(run)
-        budget, memory = budget_of(profile), measured.peak_bytes
+    def _learn(self, profile: Profile, engine: str, candidate: Candidate, measured: Measured) -> Candidate:
+        """Keep what a run has shown; the candidate with it."""
+        key, memory = (engine, threads_of(profile)), measured.peak_bytes
         if measured.ended:
             memory = max(memory, profile.memory_mb * MIB + 1)  # a lower bound, which proves no fit however low it is
-        demand = Demand(memory, step * (profile.slowdown or 1.0), measured=not measured.ended)
-        ran = replace(candidate, demand=demand)
-        if excess := budget.excess(ran.cost):
+        run = Run(candidate.name, candidate.estimate, memory, 1000.0 * measured.step_seconds, measured.ended)
+        evidence = self._evidence[key] = self._evidence.get(key, Evidence()).after(run)
+        ran = replace(candidate, demand=evidence.demand(run.name, run.estimated, slowdown=profile.slowdown or 1.0))
+        if excess := budget_of(profile).excess(ran.cost):
             self._say(f"{candidate.name} is too much for {profile.name} ({' and '.join(excess)}): {_took(ran)}")
-        return demand
+        return ran
 
     def _check_able(self, engine: str) -> None:
         """Raise what an engine last failed with, if there is no use in trying it on."""
@@ -184,11 +185,6 @@ class Fitting:
 def budget_of(profile: Profile) -> Budget:
     """What a profile allows; a step may take as long as it does where the profile sets no limit."""
     return Budget(profile.storage_bytes, profile.memory_mb * MIB, profile.step_ms or None)
-
-
-def _is_shown(one: Candidate, run: Mapping[str, Candidate]) -> bool:
-    """Whether a candidate was run: for this profile, or to its end for another one."""
-    return one.name in run or (one.demand is not None and one.demand.measured)
 
 
 def _took(ran: Candidate) -> str:

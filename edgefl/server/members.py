@@ -139,7 +139,7 @@ def _member(database: sqlite3.Connection, blobs: BlobStore, model: str) -> Membe
     version = released_version(database, model)
     if is_trained(database, model):
         raise FleetError(f"model {model!r} is being trained", remedy=f"Wait for it, or stop it: edgefl train stop {model}")
-    teachable = _teachable(database, version)
+    teachable = _teachable(database, version, blobs)
     if not teachable:
         raise FleetError(
             f"{model}@{version.version} cannot be taught",
@@ -149,23 +149,23 @@ def _member(database: sqlite3.Connection, blobs: BlobStore, model: str) -> Membe
     number, known = newest_weights(database, version)
     parent = load_parent(blobs, known)
     devices = _devices(database, version)
-    distinct = load_variants(database, version).values()
+    distinct = load_variants(database, version, blobs).values()
     held = [variant.as_received(parent) if number else variant.as_pushed(blobs) for variant in distinct]
     voices = tuple(Voice(one, Inference(one.files(blobs), THREADS), now) for one, now in zip(distinct, held, strict=True))
     pupils = tuple(
-        Pupil(open_engine(variant.files(blobs), threads=THREADS), variant.index, max(1.0, devices[variant.name]))
+        Pupil(open_engine(variant.files(blobs), threads=THREADS), variant.index, max(1.0, devices[variant.name]), variant.healed)
         for variant in teachable
     )
     return Member(version, known, parent, voices, pupils)
 
 
-def _teachable(database: sqlite3.Connection, version: VersionRecord) -> Sequence[Variant]:
+def _teachable(database: sqlite3.Connection, version: VersionRecord, blobs: BlobStore) -> Sequence[Variant]:
     """The distinct variants of a version that can be taught, the widest first."""
     found: dict[str, Variant] = {}
     for record in variants(database, version.model, version.version):
         manifest = record.manifest
         if manifest.engine == ENGINE and manifest.recipe.loss in LESSONS and manifest.variant not in found:
-            found[manifest.variant] = variant_of(version, record)
+            found[manifest.variant] = variant_of(version, record, blobs)
     return sorted(found.values(), key=lambda variant: -variant.layout.size)
 
 

@@ -1,10 +1,11 @@
 """Weights at rest for a push: structures that only just do not fit are retrained into few values, which take less room.
 
 Model. A structure is pruned weight by weight and its values are shared (`edgefl.retrain`), towards the whole model's outputs or
-towards labels, and written as a codebook: a small part of an int4 file. That file is what is installed. Rounds are sent in int4
-(`edgefl.codec.precision.in_rounds`), because the server makes them anew of the parent, which has not been retrained; they and the
-residuals are what most of a footprint is. So a codebook lets a somewhat larger structure fit, makes one that is pruned arrive
-better than it was cut, and makes a push many times shorter; it does not make a board hold ten times the model. See ADR 0025.
+towards labels, and written as a codebook: a small part of an int4 file. That file is what is installed, and what the first round
+begins with. Later rounds are sent in int4 (`edgefl.codec.precision.in_rounds`), because the server makes them anew of the parent
+and of what retraining has changed (`edgefl.server.variants.Healed`); they and the residuals are what most of a footprint is. So a
+codebook lets a somewhat larger structure fit, makes one that is pruned arrive better than it was cut, and makes a push many times
+shorter; it does not make a board hold ten times the model. See ADR 0025.
 
 Rules: retrained is what would fit as a codebook and is cut at no greater cost than what the profile would get otherwise; the
 `MOST` most accurate ones; nothing where the profile is within the noise of the best already. A codebook that is not shorter than

@@ -24,6 +24,7 @@ from edgefl.codec.sparsify import Sparse
 from edgefl.engine.contract import Engine
 from edgefl.examples import Examples
 from edgefl.layout import Float32, Index, Layout
+from edgefl.server.variants import Healed
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +35,18 @@ class Pupil:
         engine: that can train it with weighted examples.
         index: int64, the parent coordinate of each of its own; None if it is the parent.
         weight: positive; how much it counts, for example how many devices have it.
+        healed: what its weights are if the push has retrained them.
     """
 
     engine: Engine
     index: Index | None
     weight: float
+    healed: Healed | None = None
+
+    def start(self, parent: Float32) -> Float32:
+        """Its weights when those of the parent are these."""
+        part = parent if self.index is None else parent[self.index]
+        return self.healed.after(part, self.engine.layout) if self.healed else part
 
 
 def beliefs(engine: Engine, vector: Float32, x: Float32) -> Float64:
@@ -90,7 +98,7 @@ def _learned(
     parent: Float32, pupil: Pupil, examples: Examples, lesson: Lessons, rate: float, rng: np.random.Generator
 ) -> tuple[Float32, Index | None]:
     """What one pass changes in a pupil, and at which of the parent's coordinates (None: all)."""
-    start = parent if pupil.index is None else parent[pupil.index]
+    start = pupil.start(parent)
     pupil.engine.set_vector(start)
     left = factors(start, pupil.engine.layout)
     pupil.engine.train(examples, epochs=1, learning_rate=rate, rng=rng, weights=lesson.weights, kept=left)

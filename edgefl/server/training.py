@@ -88,7 +88,7 @@ class Training:
         self._blobs = blobs
         self._wall = wall
         version = get_version(database, record.model, record.version)
-        self._variants = load_variants(database, version)
+        self._variants = load_variants(database, version, blobs)
         newest = newest_round(database, record.id)
         self.parent = load_parent(blobs, newest.result or newest.weights)
         if len(self.parent) != version.layout.size or not self._variants:

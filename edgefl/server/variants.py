@@ -2,15 +2,22 @@
 
 Model: profiles whose variant has the same name share layout, precision and therefore round orders and weight files. The index map
 of a variant says where its coordinates lie in the parent.
+
+A variant that was retrained for the push (a codebook, ADR 0025) is *healed*: its weights are not the parent's. While the parent
+has not moved since the push, its round file is the file that was pushed, which its devices hold. From then on it is of the parent
+with a share of the healing, the difference that retraining has made, which fades as the parent moves, because the fleet's own
+learning heals better. What its devices learn, a difference too, moves the parent as that of any other variant.
 """
 
+import math
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from edgefl.codec.precision import in_rounds
+from edgefl.codec.marks import gone, marked
+from edgefl.codec.precision import ROUNDS, in_rounds
 from edgefl.codec.weights import Precision, decode_weights, encode_weights
 from edgefl.compress.axes import index_from_axes
 from edgefl.engine.contract import VariantFiles
@@ -19,8 +26,43 @@ from edgefl.store.blobs import BlobStore
 from edgefl.store.versions import VariantRecord, VersionRecord, variants
 from edgefl.wire.releases import Manifest
 
+FADE = 0.1
+"""The share of a healing is `exp(-moved / FADE)`, `moved` being the length of the parent's way since the push in healings."""
 LARGEST = 1e30
 """Leaves float32 room for the sums of a forward pass."""
+TINY = 1e-30
+
+
+@dataclass(frozen=True, slots=True)
+class Healed:
+    """What a push has retrained.
+
+    Attributes:
+        file: the weights file as it was pushed.
+        weights: what it holds, float32.
+        cut: the variant's part of the parent as it was pushed, float32.
+    """
+
+    file: bytes
+    weights: Float32
+    cut: Float32
+
+    def moved(self, part: Float32) -> bool:
+        """Whether the variant's part of the parent is another by now, be it by a mark."""
+        return not np.array_equal(part.view(np.uint32), self.cut.view(np.uint32))
+
+    def after(self, part: Float32, layout: Layout) -> Float32:
+        """The weights when the variant's part of the parent is this one; what is gone from that is gone."""
+        if not self.moved(part):
+            return self.weights
+        healing = self.weights - self.cut
+        way = _length(part - self.cut) / max(_length(healing), TINY)
+        share = np.float32(round(math.exp(-way / FADE), 3))  # rounded, so that it is the same after a restart elsewhere
+        vector = part + share * healing
+        for tensor, place in layout.slices():
+            if tensor.role == "state":  # statistics lie between the two: a variance is not to become negative
+                vector[place] = part[place] + share * (self.weights[place] - part[place])
+        return marked(vector, gone(part, layout))
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +74,14 @@ class Variant:
         manifest: of one of the profiles that have it; layout and evaluation graphs are those of all.
         precision: of the weight files of its rounds.
         index: int64, the parent coordinate of each of its coordinates.
+        healed: what its weights are if the push has retrained them; None if they are the parent's.
     """
 
     name: str
     manifest: Manifest
     precision: Precision
     index: Index
+    healed: Healed | None = None
 
     @property
     def layout(self) -> Layout:
@@ -50,9 +94,16 @@ class Variant:
         shared = self.layout.shared()
         return self.index if shared is None else self.index[shared]
 
+    def vector(self, parent: Float32) -> Float32:
+        """Its weights when those of the parent are these, before they are written."""
+        part = parent[self.index]
+        return self.healed.after(part, self.layout) if self.healed else part
+
     def weights(self, parent: Float32) -> bytes:
         """The weight file that its devices get of a parent vector in a round."""
-        return encode_weights(parent[self.index], self.layout, self.precision)
+        if self.healed and not self.healed.moved(parent[self.index]):
+            return self.healed.file
+        return encode_weights(self.vector(parent), self.layout, self.precision)
 
     def as_received(self, parent: Float32) -> Float32:
         """Its vector after a trip through the weight file of a round: what a device computes with."""
@@ -73,25 +124,35 @@ class Variant:
         return VariantFiles(m.engine, m.layout, m.input_shape, m.classes, m.batch, paths, m.recipe)
 
 
+def _length(vector: Float32) -> float:
+    """Euclidean; not by BLAS, whose threads add up in any order."""
+    return math.sqrt(np.square(vector, dtype=np.float64).sum())
+
+
 def largest_weight(precision: Precision) -> float:
     """Magnitude up to which a weight can be written and computed with."""
     return float(np.finfo(np.float16).max) if precision == Precision.FP16 else LARGEST
 
 
-def load_variants(database: sqlite3.Connection, version: VersionRecord) -> Mapping[str, Variant]:
-    """The distinct variants of a version by name, the widest first."""
+def load_variants(database: sqlite3.Connection, version: VersionRecord, blobs: BlobStore) -> Mapping[str, Variant]:
+    """The distinct variants of a version by name, the widest first. Raises StoreError where healed weights cannot be read."""
     found: dict[str, Variant] = {}
     for record in variants(database, version.model, version.version):
         manifest = record.manifest
         if manifest.variant not in found:
-            found[manifest.variant] = variant_of(version, record)
+            found[manifest.variant] = variant_of(version, record, blobs)
     return dict(sorted(found.items(), key=lambda item: -item[1].layout.size))
 
 
-def variant_of(version: VersionRecord, record: VariantRecord) -> Variant:
-    """What a version has for one profile."""
-    manifest, precision = record.manifest, in_rounds(Precision(record.precision))
-    return Variant(manifest.variant, manifest, precision, _index(version.layout, manifest.layout, record.axes))
+def variant_of(version: VersionRecord, record: VariantRecord, blobs: BlobStore) -> Variant:
+    """What a version has for one profile. Raises StoreError where healed weights cannot be read."""
+    manifest, precision = record.manifest, Precision(record.precision)
+    index = _index(version.layout, manifest.layout, record.axes)
+    healed = None
+    if precision not in ROUNDS:
+        file = blobs.get(manifest.file("weights").sha256)
+        healed = Healed(file, decode_weights(file, manifest.layout), load_parent(blobs, version.weights)[index])
+    return Variant(manifest.variant, manifest, in_rounds(precision), index, healed)
 
 
 def _index(parent: Layout, child: Layout, axes: bytes | None) -> Index:
