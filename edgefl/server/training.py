@@ -278,7 +278,10 @@ class Training:
     def _next_held(self, parent: Float32) -> Float32:
         """What devices are to hold of the next weights; after the last round nearly all of it. Raises ModelError."""
         share = self.record.plan.downlink_sparsity
-        return parent if share == 1.0 else advance(self.held, parent, share, last=self.state.number >= self.record.last)
+        if share == 1.0:
+            return parent
+        last = self.state.number >= self.record.last
+        return advance(self.held, parent, share, gone(parent, self._layout), last=last)
 
     def _write_files(self, held: Float32) -> Offer:
         bases = recent_offers(self._database, self.record.model, self.record.version, REACH + 1)
