@@ -293,8 +293,7 @@ def test_what_devices_hold_is_judged_before_any_round(fleet, engine, models, cap
 
 
 def test_what_a_sparse_downlink_has_brought_is_judged(fleet, engine, models, capsys) -> None:
-    """After a round whose weights devices hold only in part it is that part which is asked and judged, and the lessons go on
-    from the whole."""
+    """The part of a round's weights that devices hold is asked and judged, and the lessons go on from the whole."""
     version, learned = get_version(fleet.database, "right", 1), trained(engine, examples(300), epochs=10)
     plan = Plan(rounds=1, downlink_sparsity=0.1)
     training = start_training(fleet.database, version, plan, "", toy.START)

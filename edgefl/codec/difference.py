@@ -67,8 +67,8 @@ def advance(held: Float32, parent: Float32, sparsity: float, removed: Flags | No
         held: float32, shape `(n,)`, what devices hold now; not changed.
         parent: float32, shape `(n,)`, where they should be.
         sparsity: fraction of the coordinates that may change, in (0, 1].
-        removed: bool, shape `(n,)`, those that are gone from the parent (`edgefl.codec.marks`): they go at once, beside the others,
-            and are marked in what is returned, which has no other marks; None if none is gone.
+        removed: bool, shape `(n,)`, those that are gone from the parent (`edgefl.codec.marks`): they go at once, beside the
+            others, and are marked in what is returned, which has no other marks; None if none is gone.
         last: nothing follows: every coordinate moves that is half a step or more away.
 
     Raises:
