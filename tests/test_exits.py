@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 
 from edgefl.codec.weights import Precision  # noqa: E402
+from edgefl.compress.axes import index_from_axes  # noqa: E402
 from edgefl.compress.sensitivity import Baseline  # noqa: E402
 from edgefl.engine.contract import batches  # noqa: E402
 from edgefl.engine.open import open_engine  # noqa: E402
@@ -18,11 +19,12 @@ from edgefl.errors import ModelError  # noqa: E402
 from edgefl.examples import Examples  # noqa: E402
 from edgefl.export.graphs import export_graphs, variant_files  # noqa: E402
 from edgefl.export.losses import loss_and_gradient, loss_in_torch  # noqa: E402
+from edgefl.export.measuring import right_of  # noqa: E402
 from edgefl.export.models import load_factory  # noqa: E402
 from edgefl.export.tensors import layout_of, load_vector, outputs_of, vector_of  # noqa: E402
 from edgefl.export.verify import Reference, verify_graphs  # noqa: E402
 from edgefl.recipe import LABELLED, Recipe  # noqa: E402
-from edgefl.server.cuts import nested_cuts, sizes_of_graphs  # noqa: E402
+from edgefl.server.cuts import Pruner, full_cuts, nested_cuts, sizes_of_graphs  # noqa: E402
 from edgefl.server.sensing import offer  # noqa: E402
 
 MODELS = '''
@@ -236,6 +238,35 @@ def test_every_depth_is_offered_at_every_width_as_a_view_of_the_parent() -> None
     assert len(np.unique(cuts["d2w0.5"].index)) == cuts["d2w0.5"].structure.layout.size
 
 
+def test_a_depth_is_pruned_like_any_model_and_keeps_the_channels_of_the_whole() -> None:
+    """Its first exits, without what they read of channels that give nothing, say the same; a restart finds the same places."""
+    source = load_factory("stairs:Fixed")
+    whole, x = source.build(seed=3), torch.randn(5, 6)
+    pruner = Pruner(source, vector_of(whole), None)
+    full = {cut.source.exits: cut for cut in full_cuts(nested_cuts(source))}
+    parts = {exits: pruner if exits == 3 else pruner.at(cut) for exits, cut in full.items()}
+    halves = {exits: part.cut({group.name: 0.5 for group in part.groups}) for exits, part in parts.items()}
+    parent = layout_of(whole)
+    for exits, cut in halves.items():
+        assert cut.structure.name == f"{'' if exits == 3 else f'd{exits}'}p{cut.structure.layout.size}"
+        assert cut.source.exits == exits
+        np.testing.assert_array_equal(index_from_axes(parent, cut.structure.layout, cut.axes), cut.index)
+        module = cut.source.build()
+        assert layout_of(module) == cut.structure.layout
+        load_vector(module, cut.slice(np.arange(parent.size, dtype=np.float32)))
+        assert np.array_equal(vector_of(module), cut.index), "names and places go together"
+        quiet = vector_of(whole)
+        lost = np.setdiff1d(full[exits].index, cut.index)
+        quiet[lost] = 0.0
+        load_vector(whole, quiet)
+        load_vector(module, cut.slice(quiet))
+        with torch.no_grad():
+            torch.testing.assert_close(module(x), whole(x)[:, :exits])
+        load_vector(whole, vector_of(source.build(seed=3)))
+    places = {exits: set(cut.index.tolist()) for exits, cut in halves.items()}
+    assert places[1] < places[2] < places[3]
+
+
 @pytest.mark.parametrize("marks", [{"freeze": ("*.0.*",)}, {"personal": ("*.0.*",)}])
 def test_depths_with_nothing_to_train_or_to_share_are_not_offered(marks) -> None:
     """Where the first layers and the first exit are frozen or personal, a board needs the second exit as well."""
@@ -259,7 +290,13 @@ def test_depths_are_offered_beside_pruned_structures_by_what_each_is_measured_to
         turned = float((right[exits - 1] != right[-1]).mean())
         assert found.drops[name] == pytest.approx(baseline.cost(float(right[exits - 1].mean()), turned))
         assert found.predicted(found.cuts[name].structure, Precision.FP32) > 0.6
-    assert any(name.startswith("p") for name in found.cuts)
+    kinds = {name.rpartition("p")[0] for name in found.cuts if "p" in name and "f" not in name}
+    assert kinds == {"", "d1", "d2"}
+    for name, cut in found.cuts.items():
+        assert np.array_equal(np.unique(cut.index), np.sort(cut.index)), name
+        right_here = right_of(cut.source, cut.structure.width, cut.slice(vector_of(reference.module)), test)
+        turned = float(np.abs(right_here - right[-1]).mean())
+        assert found.drops[name] == pytest.approx(baseline.cost(float(right_here.mean()), turned)), name
     frozen = found.cuts["d2w1f1"]
     assert [t.name for t in frozen.structure.layout.tensors if t.role == "frozen"] == ["stages.0.weight", "stages.0.bias"]
     assert frozen.source.exits == 2
