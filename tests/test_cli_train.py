@@ -212,6 +212,17 @@ def test_a_plan_that_the_codec_or_the_graphs_cannot_follow_is_refused(fleet, tmp
     assert "expected a version whose optimiser is plain SGD, found adamw" in capsys.readouterr().err
 
 
+def test_a_ramp_needs_exits_that_can_be_told(fleet, tmp_path, capsys):
+    """A version whose graphs have no weight for it is refused with what to do; one that has is trained."""
+    path = tmp_path / "plan.toml"
+    path.write_text("ramp = 10\n")
+    assert start("--plan", str(path)) == 2
+    assert "Push it again with --loss self-distillation, or train without ramp" in capsys.readouterr().err
+    fleet.push(recipe=Recipe("self-distillation", mutual=True))
+    assert start("--plan", str(path)) == 0
+    assert plan_of(fleet).ramp == 10
+
+
 def test_a_velocity_that_does_not_fit_is_refused(fleet, tmp_path, capsys):
     """Momentum correction stores a second vector twice: a profile without room for it is named."""
     path = tmp_path / "plan.toml"

@@ -15,7 +15,7 @@ from edgefl.compress.axes import index_from_axes  # noqa: E402
 from edgefl.compress.sensitivity import Baseline  # noqa: E402
 from edgefl.engine.contract import batches  # noqa: E402
 from edgefl.engine.open import open_engine  # noqa: E402
-from edgefl.errors import ModelError  # noqa: E402
+from edgefl.errors import EngineError, ModelError  # noqa: E402
 from edgefl.examples import Examples  # noqa: E402
 from edgefl.export.graphs import export_graphs, variant_files  # noqa: E402
 from edgefl.export.losses import loss_and_gradient, loss_in_torch  # noqa: E402
@@ -110,18 +110,19 @@ def examples(rows: int, seed: int = 0) -> Examples:
     padding=st.integers(0, 3),
     exits=st.integers(1, 4),
     scale=st.sampled_from([0.1, 3.0, 300.0]),
+    mutual=st.sampled_from([1.0, 0.3, 0.0]),
     seed=st.integers(0, 999),
 )
-def test_the_written_gradients_are_autograds(loss, rows, padding, exits, scale, seed) -> None:
+def test_the_written_gradients_are_autograds(loss, rows, padding, exits, scale, mutual, seed) -> None:
     """Of every loss of labels, over any number of exits, with padding, and without overflow where exits are sure."""
     generator = torch.Generator().manual_seed(seed)
     outputs = torch.randn(rows + padding, exits, 5, generator=generator) * scale
     y = torch.randint(0, 5, (rows + padding,), generator=generator)
     w = torch.cat([torch.ones(rows), torch.zeros(padding)])
     real = outputs[:rows].clone().requires_grad_()
-    expected = loss_in_torch(loss, real, y[:rows])
+    expected = loss_in_torch(loss, real, y[:rows], mutual)
     expected.backward()
-    value, gradient = loss_and_gradient(loss, outputs, y, w)
+    value, gradient = loss_and_gradient(loss, outputs, y, w, None if mutual == 1.0 else torch.tensor(mutual))
     torch.testing.assert_close(value, expected.detach(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(gradient[:rows], real.grad, rtol=1e-4, atol=1e-6)
     assert not gradient[rows:].any()
@@ -182,6 +183,37 @@ def test_each_depth_trains_as_torch_does(loss, exits, width) -> None:
     source = load_factory("stairs:Stairs", Recipe(loss, "momentum")).shallower(exits)
     exported = export_graphs(source, width, "portable", 4)
     assert verify_graphs(source, width, exported, engine="portable", batch=4).difference < 1e-5
+
+
+def test_a_round_chooses_how_much_exits_learn_of_each_other(tmp_path: Path) -> None:
+    """The same graph trains as cross-entropy does with weight 0, and as self-distillation with weight 1; torch agrees between."""
+    data, ends = examples(20), {}
+    for name, recipe, mutual in (
+        ("plain", Recipe("cross-entropy"), 1.0),
+        ("none", Recipe("self-distillation", mutual=True), 0.0),
+        ("all", Recipe("self-distillation", mutual=True), 1.0),
+        ("fixed", Recipe("self-distillation"), 1.0),
+    ):
+        source = load_factory("stairs:Stairs", recipe)
+        exported = export_graphs(source, 1.0, "portable", 4)
+        (tmp_path / name).mkdir()
+        engine = open_engine(variant_files(source, exported, "portable", 4, tmp_path / name), threads=1)
+        engine.set_vector(vector_of(source.build(seed=1)))
+        engine.train(data, epochs=3, learning_rate=0.1, rng=np.random.default_rng(0), mutual=mutual)
+        ends[name] = engine.vector()
+    np.testing.assert_allclose(ends["none"], ends["plain"], atol=1e-6)
+    np.testing.assert_allclose(ends["all"], ends["fixed"], atol=1e-6)
+    assert np.abs(ends["all"] - ends["none"]).max() > 1e-3
+    with pytest.raises(EngineError, match=r"Push the model again with --loss self-distillation"):
+        engine.train(data, epochs=1, learning_rate=0.1, rng=np.random.default_rng(0), mutual=0.5)
+
+
+@pytest.mark.slow
+def test_a_chosen_weight_trains_as_torch_does() -> None:
+    """Compared as a push does it, with a weight between none and all."""
+    source = load_factory("stairs:Stairs", Recipe("self-distillation", "adamw", proximal=True, mutual=True))
+    exported = export_graphs(source, 0.5, "portable", 4)
+    assert verify_graphs(source, 0.5, exported, engine="portable", batch=4).difference < 1e-5
 
 
 def test_the_native_engine_refuses_exits_and_says_which_does_not() -> None:

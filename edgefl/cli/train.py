@@ -36,6 +36,7 @@ MORE = """
 \b
 More keys of a plan file, for which there is no option:
   by_layer, sampled, rotated, context, correction, warmup   how updates are chosen and coded
+  ramp                                                      how slowly exits begin to learn of each other
   attackers                                                 how many the robust aggregators are to stand
 What each key means: python -m pydoc edgefl.plan
 """
@@ -183,6 +184,9 @@ def _check_recipes(plan: Plan, name: str, recipes: "Sequence[Recipe]") -> None:
     """Refuse a plan that a version's graphs cannot follow. Raises ConfigError."""
     if plan.proximal > 0.0 and not all(recipe.proximal for recipe in recipes):
         raise ConfigError(f"{name} has no proximal term", remedy="Push it again with --proximal")
+    if plan.ramp and not all(recipe.mutual for recipe in recipes):
+        remedy = "Push it again with --loss self-distillation, or train without ramp"
+        raise ConfigError(f"{name} has no weight for what its exits learn of each other", remedy=remedy)
     others = sorted({recipe.optimizer for recipe in recipes} - {"sgd"})
     if plan.rate == "curvature" and others:
         raise ConfigError(

@@ -80,7 +80,8 @@ class Trainer:
         kept = factors(received, job.layout)
         task, rate = job.task, _rate(job, engine, examples, base, kept)
         engine.set_vector(base)
-        trained = engine.train(examples, epochs=task.epochs, learning_rate=rate, rng=rng, proximal=task.proximal, kept=kept)
+        mu, mutual = task.proximal, task.mutual
+        trained = engine.train(examples, epochs=task.epochs, learning_rate=rate, rng=rng, proximal=mu, mutual=mutual, kept=kept)
         vector = engine.vector()
         delta = carried(job.layout, vector) - carried(job.layout, base)
         if not np.isfinite(delta).all():

@@ -132,7 +132,13 @@ class Bench:
             rate = self._rate(player, number, task, base, examples, left)
             self._engine.set_vector(base)
             trained = self._engine.train(
-                examples, epochs=task.epochs, learning_rate=rate, rng=rng, proximal=task.proximal, kept=left
+                examples,
+                epochs=task.epochs,
+                learning_rate=rate,
+                rng=rng,
+                proximal=task.proximal,
+                mutual=task.mutual,
+                kept=left,
             )
         except EngineError as error:
             return Played(player.number, len(examples), failure=str(error))
