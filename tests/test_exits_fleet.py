@@ -67,7 +67,7 @@ def created(path, clock):
     fleet = create_fleet(path, name="test")
     with closing(open_database(fleet.database)) as database, transaction(database):
         add_devices(database, [Device(name, name, f"{place:02d}", clock.wall()) for place, name in enumerate(ROOM, 1)])
-    request = PushRequest("stairs", "stairs:Stairs", batch=8, recipe=Recipe("self-distillation"))
+    request = PushRequest("stairs", "stairs:Stairs", batch=8, recipe=Recipe("self-distillation", mutual=True))
     return fleet, {one.profile: one.variant for one in push(fleet, request, [profile(n) for n in ROOM], now=clock.wall())}
 
 
@@ -84,7 +84,9 @@ def change(fleet, boards, clock):
     """By how much the parent is another after a round in which these boards take part, flat."""
     blobs, broker, times = BlobStore(fleet.blobs), MemoryBroker(), {"wall": clock.wall, "clock": clock.monotonic}
     with closing(open_database(fleet.database, busy=0.1)) as database:
-        plan = Plan(rounds=1, cohort=len(boards), quorum=len(boards), deadline=600.0, sparsity=1.0, bits=8, learning_rate=0.5)
+        plan = Plan(
+            rounds=1, cohort=len(boards), quorum=len(boards), deadline=600.0, sparsity=1.0, bits=8, learning_rate=0.5, ramp=2
+        )
         start_training(database, get_version(database, "stairs", 1), plan, "", clock.wall())
         link = broker.link("server", clean_session=False)
         link.subscribe(topics.ALL_UP)
