@@ -14,6 +14,7 @@ from edgefl.codec.weights import Precision  # noqa: E402
 from edgefl.compress.axes import index_from_axes  # noqa: E402
 from edgefl.compress.sensitivity import Baseline  # noqa: E402
 from edgefl.engine.contract import batches  # noqa: E402
+from edgefl.engine.curvature import curvature  # noqa: E402
 from edgefl.engine.open import open_engine  # noqa: E402
 from edgefl.errors import EngineError, ModelError  # noqa: E402
 from edgefl.examples import Examples  # noqa: E402
@@ -187,7 +188,7 @@ def test_each_depth_trains_as_torch_does(loss, exits, width) -> None:
 
 def test_a_round_chooses_how_much_exits_learn_of_each_other(tmp_path: Path) -> None:
     """The same graph trains as cross-entropy does with weight 0, and as self-distillation with weight 1; torch agrees between."""
-    data, ends = examples(20), {}
+    data, ends, sharp = examples(20), {}, {}
     for name, recipe, mutual in (
         ("plain", Recipe("cross-entropy"), 1.0),
         ("none", Recipe("self-distillation", mutual=True), 0.0),
@@ -201,9 +202,12 @@ def test_a_round_chooses_how_much_exits_learn_of_each_other(tmp_path: Path) -> N
         engine.set_vector(vector_of(source.build(seed=1)))
         engine.train(data, epochs=3, learning_rate=0.1, rng=np.random.default_rng(0), mutual=mutual)
         ends[name] = engine.vector()
+        sharp[name] = curvature(engine, recipe, ends[name], data.take(np.arange(4)), 0.1, kept=None, mutual=mutual)
     np.testing.assert_allclose(ends["none"], ends["plain"], atol=1e-6)
     np.testing.assert_allclose(ends["all"], ends["fixed"], atol=1e-6)
     assert np.abs(ends["all"] - ends["none"]).max() > 1e-3
+    assert sharp["none"] == pytest.approx(sharp["plain"], rel=0.05)
+    assert sharp["all"] == pytest.approx(sharp["fixed"], rel=0.05)
     with pytest.raises(EngineError, match=r"Push the model again with --loss self-distillation"):
         engine.train(data, epochs=1, learning_rate=0.1, rng=np.random.default_rng(0), mutual=0.5)
 

@@ -153,7 +153,8 @@ class Bench:
             return rate_by_loss(task.learning_rate, player.loss, task.loss)
         if task.rate == "curvature":
             rows = np.random.default_rng([task.seed, number]).permutation(len(examples))[: self._head.batch]
-            sharp = curvature(self._engine, self._head.recipe, base, examples.take(rows), task.learning_rate, kept=left)
+            recipe, batch = self._head.recipe, examples.take(rows)
+            sharp = curvature(self._engine, recipe, base, batch, task.learning_rate, kept=left, mutual=task.mutual)
             return rate_by_curvature(task.learning_rate, sharp)
         return task.learning_rate
 
