@@ -220,6 +220,7 @@ def depthfl() -> Sequence[Case]:
     cases = [
         case("four depths", deep, groups=depths, plan=fast),
         case("four depths, self-distillation", deep, groups=depths, loss="self-distillation"),
+        case("four depths, slow self-distillation", deep, groups=depths, loss="self-distillation", plan=with_plan(deep, ramp=60)),
         case("four widths", base, groups=widths),
         case("equal mean cost", base, width=AS_MEAN),
         case("all use the smallest", deep, groups=smallest),

@@ -13,8 +13,16 @@ from edgefl.plan import Plan
 from edgefl.wire.tasks import LONGEST_CONTEXT, scheme_of, task_of
 
 
-def check_plan(plan: Plan) -> None:
-    """Refuse a plan whose parts contradict each other. Raises ConfigError."""
+def check_plan(plan: Plan, *, pruned: bool = False) -> None:
+    """Refuse a plan whose parts contradict each other, or what it begins with.
+
+    Args:
+        plan: of the training.
+        pruned: whether weights are gone from the parent that it begins with.
+
+    Raises:
+        ConfigError: they do.
+    """
     asked = {f"aggregator {plan.aggregator}": plan.aggregator != "mean", "clip": plan.clip > 0.0, "exclude": plan.exclude > 0.0}
     if plan.jump_start and any(asked.values()):
         raise ConfigError(
@@ -30,12 +38,13 @@ def check_plan(plan: Plan) -> None:
             found=f"after round {plan.pruning.first}",
             remedy="Prune earlier (--pruning-first), or train for more rounds",
         )
-    if plan.pruning and plan.staleness > LONGEST_CONTEXT:
+    if (plan.pruning or pruned) and plan.staleness > LONGEST_CONTEXT:
+        which = "of a pruned model" if pruned else "with pruning"
         raise ConfigError(
-            "with pruning, late updates are read with the weights they were trained from, of which too many would be kept",
+            f"{which}, late updates are read with the weights they were trained from, of which too many would be kept",
             expected=f"a staleness of at most {LONGEST_CONTEXT}",
             found=str(plan.staleness),
-            remedy="Use a smaller staleness, or train without pruning",
+            remedy="Use a smaller staleness" if pruned else "Use a smaller staleness, or train without pruning",
         )
     try:
         scheme_of(task_of(plan, max(plan.warmup + 1, 2 if plan.jump_start else 1)))  # a round after warm-up and race

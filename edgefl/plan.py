@@ -83,6 +83,8 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         downlink_sparsity: fraction of the coordinates that change from one round's weights to the next; with 1 all may.
         jump_start: what the first round is instead, with the aggregator `mean` alone; None for a round as any other.
         pruning: of the model during the training; None leaves it as it is.
+        ramp: rounds over which exits begin to learn of each other; 0 lets them at once. Needs a version with the loss
+            `self-distillation` that was pushed with a weight for it.
     """
 
     rounds: Count = 20
@@ -116,3 +118,4 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     downlink_sparsity: Share = 1.0
     jump_start: JumpStart | None = None
     pruning: FleetPruning | None = None
+    ramp: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0

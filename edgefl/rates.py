@@ -1,7 +1,8 @@
-"""Learning rates, and the sparsity's warm-up: what a plan's numbers are in a given round, and on a given device. Pure.
+"""Learning rates, and what else rises or falls from round to round: a plan's numbers in a given round, and on a device. Pure.
 
-Model: the server writes into each round's task what depends on the round alone: the decayed learning rate and the sparsity. A
-device may then adapt the rate to itself, by the plan's `rate`:
+Model: the server writes into each round's task what depends on the round alone: the decayed learning rate, the sparsity, and how
+much exits learn of each other, which have little to teach at first. A device may then adapt the rate to itself, by the plan's
+`rate`:
 
 * `fixed`: not at all.
 * `loss`: in proportion to its own last training loss against the fleet's mean; who is behind takes larger steps.
@@ -55,6 +56,19 @@ def sparsity_at(plan: Plan, round_of_training: int) -> float:
     if done >= plan.warmup or plan.sparsity >= WARMUP_SPARSITY:
         return plan.sparsity
     return float(WARMUP_SPARSITY * (plan.sparsity / WARMUP_SPARSITY) ** (done / plan.warmup))
+
+
+def mutual_at(plan: Plan, round_of_training: int) -> float:
+    """The weight of what exits learn of each other, in (0, 1]: over `ramp` rounds it rises to 1 as half a Gaussian.
+
+    That is `exp(-5 * (1 - t)^2)` with t from 0 to 1 (Laine and Aila, ICLR 2017, https://arxiv.org/abs/1610.02242, section 2.1).
+
+    Args:
+        plan: of the training.
+        round_of_training: counts from 1 in each training.
+    """
+    done = max(0, round_of_training - 1)
+    return 1.0 if done >= plan.ramp else math.exp(-5.0 * (1.0 - done / plan.ramp) ** 2)
 
 
 def rate_by_loss(rate: float, own_loss: float, mean_loss: float) -> float:

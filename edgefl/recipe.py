@@ -1,8 +1,8 @@
 """The recipe of a version: which loss its graphs compute and which optimiser their training step takes.
 
 Model: both are part of the exported graphs, so they are chosen at `push` and stand in the manifest. The numbers that every
-round may choose anew (learning rate, weight of the proximal term) are inputs of the graphs and come with the round's task; the
-optimisers' other constants are fixed here, once, for torch, both engines and the verification.
+round may choose anew (learning rate, weights of the proximal term and of mutual teaching) are inputs of the graphs and come with
+the round's task; the optimisers' other constants are fixed here, once, for torch, both engines and the verification.
 
 Rule: optimisers (torch.optim.SGD, torch.optim.AdamW; Loshchilov and Hutter, https://arxiv.org/abs/1711.05101) keep a second flat
 vector that starts at zero in every round and never leaves the device. Averaged weights are another point than the one at which a
@@ -48,11 +48,14 @@ class Recipe(msgspec.Struct, frozen=True, array_like=True):
         optimizer: `sgd`; `momentum`, SGD with momentum 0.9; `adamw` with torch's default constants.
         proximal: whether the step can add FedProx's term `mu/2 * |w - w_round|^2` (Li et al., MLSys 2020,
             https://arxiv.org/abs/1812.06127); it costs the portable step three more passes over the parameters.
+        mutual: whether each round chooses the weight of what exits learn of each other, with the loss `self-distillation`;
+            otherwise it is 1.
     """
 
     loss: Loss = "cross-entropy"
     optimizer: Optimizer = "sgd"
     proximal: bool = False
+    mutual: bool = False
 
     @property
     def labels(self) -> bool:

@@ -10,14 +10,16 @@ import pytest
 
 import toyfleet as toy
 from edgefl.cli.main import run
+from edgefl.compress.magnitude import pruned
 from edgefl.layout import Layout
 from edgefl.plan import FleetPruning, JumpStart, Plan
 from edgefl.recipe import Recipe
 from edgefl.server.founding import create_fleet
 from edgefl.server.status import fleet_status
+from edgefl.server.variants import store_parent
 from edgefl.store.database import open_database
 from edgefl.store.ledger import Outcome, close_round, newest_training, trainings
-from edgefl.store.versions import variants
+from edgefl.store.versions import get_version, variants
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +139,24 @@ def test_a_plan_that_would_not_do_what_it_says_is_refused(fleet, options, said, 
     assert trainings(fleet.database) == []
 
 
+def test_a_pruned_model_needs_the_weights_of_late_updates(fleet, capsys):
+    """Who asks for more lateness than there are weights kept for is told so, also when the plan itself does not prune."""
+    assert start("--staleness", "33") == 0
+    training = newest_training(fleet.database, "toy")
+    layout = get_version(fleet.database, "toy", 1).layout
+    parent = pruned(np.ones(layout.size, dtype=np.float32), layout, FleetPruning(target=0.5, share=1.0))
+    assert close_round(fleet.database, training.id, 1, Outcome((), store_parent(fleet.blobs, parent)), toy.START, last=False)
+    run(["train", "stop", "toy"])
+    capsys.readouterr()
+    assert start("--staleness", "33") == 2
+    error = capsys.readouterr().err
+    assert "of a pruned model, late updates" in error
+    assert "expected a staleness of at most 32, found 33" in error
+    assert error.endswith("Use a smaller staleness.\n")
+    assert len(trainings(fleet.database)) == 1
+    assert start("--staleness", "32") == 0
+
+
 def test_a_model_without_anything_to_prune_is_not_pruned(fleet, capsys):
     """Frozen tensors stay whole: a parent of them alone is refused, and trained without pruning."""
     with fleet.database:
@@ -188,6 +208,17 @@ def test_a_plan_that_the_codec_or_the_graphs_cannot_follow_is_refused(fleet, tmp
     fleet.push(recipe=Recipe(optimizer="adamw"))
     assert start("--rate", "curvature") == 2
     assert "expected a version whose optimiser is plain SGD, found adamw" in capsys.readouterr().err
+
+
+def test_a_ramp_needs_exits_that_can_be_told(fleet, tmp_path, capsys):
+    """A version whose graphs have no weight for it is refused with what to do; one that has is trained."""
+    path = tmp_path / "plan.toml"
+    path.write_text("ramp = 10\n")
+    assert start("--plan", str(path)) == 2
+    assert "Push it again with --loss self-distillation, or train without ramp" in capsys.readouterr().err
+    fleet.push(recipe=Recipe("self-distillation", mutual=True))
+    assert start("--plan", str(path)) == 0
+    assert plan_of(fleet).ramp == 10
 
 
 def test_a_velocity_that_does_not_fit_is_refused(fleet, tmp_path, capsys):

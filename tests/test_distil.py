@@ -12,6 +12,7 @@ import make_graphs
 import toyfleet as toy
 from edgefl.aggregate.ensemble import probabilities
 from edgefl.cli.main import run
+from edgefl.codec.difference import advance
 from edgefl.codec.marks import gone
 from edgefl.codec.weights import Precision, decode_weights, encode_weights
 from edgefl.compress.axes import encode_axes, index_from_axes
@@ -30,7 +31,7 @@ from edgefl.server.teaching import Pupil, beliefs, taught
 from edgefl.server.variants import load_parent, store_parent
 from edgefl.store.database import transaction
 from edgefl.store.fleet import Fleet
-from edgefl.store.ledger import Outcome, newest_training, newest_weights, start_training
+from edgefl.store.ledger import Outcome, close_round, end_training, newest_training, newest_weights, start_training
 from edgefl.store.releases import release
 from edgefl.store.taught import Taught, add_rounds
 from edgefl.store.versions import get_version
@@ -293,6 +294,40 @@ def test_what_devices_hold_is_judged_before_any_round(fleet, engine, models, cap
     add_rounds(fleet.database, [Taught(version, version.weights, Outcome((), store_parent(fleet.blobs, START * 2)))], toy.START)
     decoded = decode_weights(encode_weights(START * 2, GOLDEN.layout, Precision.INT4), GOLDEN.layout)
     assert np.array_equal(members_of(fleet.database, fleet.blobs, ["cut"])[0].voices[0].held, decoded)
+
+
+def test_what_a_sparse_downlink_has_brought_is_judged(fleet, engine, models, capsys) -> None:
+    """The part of a round's weights that devices hold is asked and judged, and the lessons go on from the whole."""
+    version, learned = get_version(fleet.database, "right", 1), trained(engine, examples(300), epochs=10)
+    plan = Plan(rounds=1, downlink_sparsity=0.1)
+    training = start_training(fleet.database, version, plan, "", toy.START)
+    held = advance(START, learned, 0.1)
+    outcome = Outcome((), store_parent(fleet.blobs, learned), held=store_parent(fleet.blobs, held))
+    assert close_round(fleet.database, training, 1, outcome, toy.START, last=True)
+    member = members_of(fleet.database, fleet.blobs, ["right"])[0]
+    assert np.array_equal(member.parent, learned)
+    assert np.array_equal(member.voices[0].held, held)
+    test = np.load(models / "test.npz")
+    engine.set_vector(held)
+    before = engine.evaluate(Examples(test["x"], test["y"])).accuracy
+    assert run(["distil", *MODELS, *sources(models), "--json", "--epochs=1", "--learning-rate=0.001"]) == 0
+    found = json.loads(capsys.readouterr().out)[1]
+    assert found["before"] == pytest.approx(before)
+    assert found["after"] > before, "the lessons bring devices what they did not hold as well"
+
+
+@pytest.mark.usefixtures("models")
+def test_what_a_stopped_round_has_sent_is_judged(fleet, engine) -> None:
+    """Devices hold what the open round began with, until another training sends them all of it."""
+    version, learned = get_version(fleet.database, "right", 1), trained(engine, examples(300), epochs=10)
+    training = start_training(fleet.database, version, Plan(rounds=2, downlink_sparsity=0.1), "", toy.START)
+    held = advance(START, learned, 0.1)
+    outcome = Outcome((), store_parent(fleet.blobs, learned), held=store_parent(fleet.blobs, held))
+    assert close_round(fleet.database, training, 1, outcome, toy.START, last=False)
+    end_training(fleet.database, training, "stopped")
+    assert np.array_equal(members_of(fleet.database, fleet.blobs, ["right"])[0].voices[0].held, held)
+    end_training(fleet.database, start_training(fleet.database, version, Plan(), "", toy.START), "stopped")
+    assert np.array_equal(members_of(fleet.database, fleet.blobs, ["right"])[0].voices[0].held, learned)
 
 
 def teaching(directory):

@@ -11,18 +11,21 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 
 from edgefl.codec.weights import Precision  # noqa: E402
+from edgefl.compress.axes import index_from_axes  # noqa: E402
 from edgefl.compress.sensitivity import Baseline  # noqa: E402
 from edgefl.engine.contract import batches  # noqa: E402
+from edgefl.engine.curvature import curvature  # noqa: E402
 from edgefl.engine.open import open_engine  # noqa: E402
-from edgefl.errors import ModelError  # noqa: E402
+from edgefl.errors import EngineError, ModelError  # noqa: E402
 from edgefl.examples import Examples  # noqa: E402
 from edgefl.export.graphs import export_graphs, variant_files  # noqa: E402
 from edgefl.export.losses import loss_and_gradient, loss_in_torch  # noqa: E402
+from edgefl.export.measuring import right_of  # noqa: E402
 from edgefl.export.models import load_factory  # noqa: E402
 from edgefl.export.tensors import layout_of, load_vector, outputs_of, vector_of  # noqa: E402
 from edgefl.export.verify import Reference, verify_graphs  # noqa: E402
 from edgefl.recipe import LABELLED, Recipe  # noqa: E402
-from edgefl.server.cuts import nested_cuts, sizes_of_graphs  # noqa: E402
+from edgefl.server.cuts import Pruner, full_cuts, nested_cuts, sizes_of_graphs  # noqa: E402
 from edgefl.server.sensing import offer  # noqa: E402
 
 MODELS = '''
@@ -108,18 +111,19 @@ def examples(rows: int, seed: int = 0) -> Examples:
     padding=st.integers(0, 3),
     exits=st.integers(1, 4),
     scale=st.sampled_from([0.1, 3.0, 300.0]),
+    mutual=st.sampled_from([1.0, 0.3, 0.0]),
     seed=st.integers(0, 999),
 )
-def test_the_written_gradients_are_autograds(loss, rows, padding, exits, scale, seed) -> None:
+def test_the_written_gradients_are_autograds(loss, rows, padding, exits, scale, mutual, seed) -> None:
     """Of every loss of labels, over any number of exits, with padding, and without overflow where exits are sure."""
     generator = torch.Generator().manual_seed(seed)
     outputs = torch.randn(rows + padding, exits, 5, generator=generator) * scale
     y = torch.randint(0, 5, (rows + padding,), generator=generator)
     w = torch.cat([torch.ones(rows), torch.zeros(padding)])
     real = outputs[:rows].clone().requires_grad_()
-    expected = loss_in_torch(loss, real, y[:rows])
+    expected = loss_in_torch(loss, real, y[:rows], mutual)
     expected.backward()
-    value, gradient = loss_and_gradient(loss, outputs, y, w)
+    value, gradient = loss_and_gradient(loss, outputs, y, w, None if mutual == 1.0 else torch.tensor(mutual))
     torch.testing.assert_close(value, expected.detach(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(gradient[:rows], real.grad, rtol=1e-4, atol=1e-6)
     assert not gradient[rows:].any()
@@ -182,6 +186,42 @@ def test_each_depth_trains_as_torch_does(loss, exits, width) -> None:
     assert verify_graphs(source, width, exported, engine="portable", batch=4).difference < 1e-5
 
 
+def test_a_round_chooses_how_much_exits_learn_of_each_other(tmp_path: Path) -> None:
+    """The same graph trains as cross-entropy does with weight 0, and as self-distillation with weight 1; torch agrees between."""
+    data, ends, sharp = examples(20), {}, {}
+    for name, recipe, mutual in (
+        ("plain", Recipe("cross-entropy"), 1.0),
+        ("none", Recipe("self-distillation", mutual=True), 0.0),
+        ("all", Recipe("self-distillation", mutual=True), 1.0),
+        ("fixed", Recipe("self-distillation"), 1.0),
+    ):
+        source = load_factory("stairs:Stairs", recipe)
+        exported = export_graphs(source, 1.0, "portable", 4)
+        (tmp_path / name).mkdir()
+        engine = open_engine(variant_files(source, exported, "portable", 4, tmp_path / name), threads=1)
+        engine.set_vector(vector_of(source.build(seed=1)))
+        engine.train(data, epochs=3, learning_rate=0.1, rng=np.random.default_rng(0), mutual=mutual)
+        ends[name] = engine.vector()
+        sharp[name] = curvature(engine, recipe, ends[name], data.take(np.arange(4)), 0.1, kept=None, mutual=mutual)
+    np.testing.assert_allclose(ends["none"], ends["plain"], atol=1e-6)
+    np.testing.assert_allclose(ends["all"], ends["fixed"], atol=1e-6)
+    assert np.abs(ends["all"] - ends["none"]).max() > 1e-3
+    assert sharp["none"] == pytest.approx(sharp["plain"], rel=0.05)
+    assert sharp["all"] == pytest.approx(sharp["fixed"], rel=0.05)
+    with pytest.raises(EngineError, match=r"Push the model again with --loss self-distillation"):
+        engine.train(data, epochs=1, learning_rate=0.1, rng=np.random.default_rng(0), mutual=0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exits", [3, 1])
+def test_a_chosen_weight_trains_as_torch_does(exits) -> None:
+    """Compared as a push does it, with a weight between none and all; a single exit takes it and has nobody to learn of."""
+    recipe = Recipe("self-distillation", "adamw", proximal=True, mutual=True)
+    source = load_factory("stairs:Stairs", recipe).shallower(exits)
+    exported = export_graphs(source, 0.5, "portable", 4)
+    assert verify_graphs(source, 0.5, exported, engine="portable", batch=4).difference < 1e-5
+
+
 def test_the_native_engine_refuses_exits_and_says_which_does_not() -> None:
     """So that a push takes the portable engine for its boards."""
     with pytest.raises(ModelError, match=r"exits.*portable engine"):
@@ -236,6 +276,35 @@ def test_every_depth_is_offered_at_every_width_as_a_view_of_the_parent() -> None
     assert len(np.unique(cuts["d2w0.5"].index)) == cuts["d2w0.5"].structure.layout.size
 
 
+def test_a_depth_is_pruned_like_any_model_and_keeps_the_channels_of_the_whole() -> None:
+    """Its first exits, without what they read of channels that give nothing, say the same; a restart finds the same places."""
+    source = load_factory("stairs:Fixed")
+    whole, x = source.build(seed=3), torch.randn(5, 6)
+    pruner = Pruner(source, vector_of(whole), None)
+    full = {cut.source.exits: cut for cut in full_cuts(nested_cuts(source))}
+    parts = {exits: pruner if exits == 3 else pruner.at(cut) for exits, cut in full.items()}
+    halves = {exits: part.cut({group.name: 0.5 for group in part.groups}) for exits, part in parts.items()}
+    parent = layout_of(whole)
+    for exits, cut in halves.items():
+        assert cut.structure.name == f"{'' if exits == 3 else f'd{exits}'}p{cut.structure.layout.size}"
+        assert cut.source.exits == exits
+        np.testing.assert_array_equal(index_from_axes(parent, cut.structure.layout, cut.axes), cut.index)
+        module = cut.source.build()
+        assert layout_of(module) == cut.structure.layout
+        load_vector(module, cut.slice(np.arange(parent.size, dtype=np.float32)))
+        assert np.array_equal(vector_of(module), cut.index), "names and places go together"
+        quiet = vector_of(whole)
+        lost = np.setdiff1d(full[exits].index, cut.index)
+        quiet[lost] = 0.0
+        load_vector(whole, quiet)
+        load_vector(module, cut.slice(quiet))
+        with torch.no_grad():
+            torch.testing.assert_close(module(x), whole(x)[:, :exits])
+        load_vector(whole, vector_of(source.build(seed=3)))
+    places = {exits: set(cut.index.tolist()) for exits, cut in halves.items()}
+    assert places[1] < places[2] < places[3]
+
+
 @pytest.mark.parametrize("marks", [{"freeze": ("*.0.*",)}, {"personal": ("*.0.*",)}])
 def test_depths_with_nothing_to_train_or_to_share_are_not_offered(marks) -> None:
     """Where the first layers and the first exit are frozen or personal, a board needs the second exit as well."""
@@ -259,7 +328,13 @@ def test_depths_are_offered_beside_pruned_structures_by_what_each_is_measured_to
         turned = float((right[exits - 1] != right[-1]).mean())
         assert found.drops[name] == pytest.approx(baseline.cost(float(right[exits - 1].mean()), turned))
         assert found.predicted(found.cuts[name].structure, Precision.FP32) > 0.6
-    assert any(name.startswith("p") for name in found.cuts)
+    kinds = {name.rpartition("p")[0] for name in found.cuts if "p" in name and "f" not in name}
+    assert kinds == {"", "d1", "d2"}
+    for name, cut in found.cuts.items():
+        assert np.array_equal(np.unique(cut.index), np.sort(cut.index)), name
+        right_here = right_of(cut.source, cut.structure.width, cut.slice(vector_of(reference.module)), test)
+        turned = float(np.abs(right_here - right[-1]).mean())
+        assert found.drops[name] == pytest.approx(baseline.cost(float(right_here.mean()), turned)), name
     frozen = found.cuts["d2w1f1"]
     assert [t.name for t in frozen.structure.layout.tensors if t.role == "frozen"] == ["stages.0.weight", "stages.0.bias"]
     assert frozen.source.exits == 2

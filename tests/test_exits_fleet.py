@@ -1,4 +1,4 @@
-"""Two boards that hold different depths of one model: pushed, fetched, trained, aggregated where each lies in the parent."""
+"""Boards that hold different depths of one model, one of them pruned: pushed, fetched, trained, aggregated where each lies."""
 
 import os
 import shutil
@@ -50,7 +50,7 @@ class Stairs(nn.Module):
             logits.append(last(x))
         return torch.stack(logits, 1)
 """
-ROOM = {"deep": 60, "flat": 12}
+ROOM = {"deep": 60, "flat": 12, "slim": 9}
 """KiB of each kind of board."""
 
 
@@ -67,7 +67,7 @@ def created(path, clock):
     fleet = create_fleet(path, name="test")
     with closing(open_database(fleet.database)) as database, transaction(database):
         add_devices(database, [Device(name, name, f"{place:02d}", clock.wall()) for place, name in enumerate(ROOM, 1)])
-    request = PushRequest("stairs", "stairs:Stairs", batch=8, recipe=Recipe("self-distillation"))
+    request = PushRequest("stairs", "stairs:Stairs", batch=8, recipe=Recipe("self-distillation", mutual=True))
     return fleet, {one.profile: one.variant for one in push(fleet, request, [profile(n) for n in ROOM], now=clock.wall())}
 
 
@@ -84,7 +84,9 @@ def change(fleet, boards, clock):
     """By how much the parent is another after a round in which these boards take part, flat."""
     blobs, broker, times = BlobStore(fleet.blobs), MemoryBroker(), {"wall": clock.wall, "clock": clock.monotonic}
     with closing(open_database(fleet.database, busy=0.1)) as database:
-        plan = Plan(rounds=1, cohort=len(boards), quorum=len(boards), deadline=600.0, sparsity=1.0, bits=8, learning_rate=0.5)
+        plan = Plan(
+            rounds=1, cohort=len(boards), quorum=len(boards), deadline=600.0, sparsity=1.0, bits=8, learning_rate=0.5, ramp=2
+        )
         start_training(database, get_version(database, "stairs", 1), plan, "", clock.wall())
         link = broker.link("server", clean_session=False)
         link.subscribe(topics.ALL_UP)
@@ -107,8 +109,8 @@ def change(fleet, boards, clock):
 
 
 @pytest.mark.slow
-def test_shared_layers_learn_from_both_depths_and_the_last_from_the_deep_board_alone(tmp_path, monkeypatch):
-    """A round with both boards, one with each alone: where both have a coordinate its change is the mean, else the deep one's."""
+def test_every_coordinate_learns_from_the_boards_that_hold_it(tmp_path, monkeypatch):
+    """A round with each board alone, one with all: the last layers change by what the deep one learns, others by means."""
     (tmp_path / "stairs.py").write_text(MODEL)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "stairs", raising=False)
@@ -116,22 +118,24 @@ def test_shared_layers_learn_from_both_depths_and_the_last_from_the_deep_board_a
     monkeypatch.setattr(os, "fsync", lambda _: None)  # processes die here, not the power
     clock = toyboard.Today()
     fleet, variants = created(tmp_path / "fleet", clock)
-    assert variants["deep"].startswith("w1-")
-    assert variants["flat"].startswith("d1w1-")
+    kinds = {"deep": "w1-", "flat": "d1w1-", "slim": "d1p"}
+    assert all(variants[board].startswith(kind) for board, kind in kinds.items())
     with closing(open_database(fleet.database)) as database:
         version = get_version(database, "stairs", 1)
         views = load_variants(database, version, BlobStore(fleet.blobs))
-    shared = np.zeros(version.layout.size, dtype=bool)
-    shared[views[variants["flat"]].index] = True
-    shallow = {t.name for t, place in version.layout.slices() if shared[place].all()}
-    assert shallow == {"stages.0.weight", "stages.0.bias", "exits.0.weight", "exits.0.bias"}
+    holds = {board: np.isin(np.arange(version.layout.size), views[variants[board]].index) for board in ROOM}
+    first = [t.name.split(".")[1] == "0" for t, place in version.layout.slices() for _ in range(place.start, place.stop)]
+    np.testing.assert_array_equal(holds["flat"], first)
+    assert 0 < np.count_nonzero(holds["slim"]) < np.count_nonzero(holds["flat"])
+    assert not (holds["slim"] & ~holds["flat"]).any()
     changes = {}
-    for boards in (("deep",), ("flat",), ("deep", "flat")):
+    for boards in (("deep",), ("flat",), ("slim",), tuple(ROOM)):
         copy = shutil.copytree(fleet.path, tmp_path / "-".join(boards))
-        changes[boards] = change(Fleet.open(copy), boards, clock)
-    deep, flat, both = changes.values()
-    assert not flat[~shared].any()
-    assert all(np.count_nonzero(one[shared]) > 0.3 * shared.sum() for one in (deep, flat))
-    np.testing.assert_array_equal(both[~shared], deep[~shared])
-    assert both[~shared].any()
-    np.testing.assert_allclose(both[shared], (deep[shared] + flat[shared]) / 2, atol=1e-6)
+        changes["-".join(boards)] = change(Fleet.open(copy), boards, clock)
+    together = changes.pop("-".join(ROOM))
+    for board, alone in changes.items():
+        assert not alone[~holds[board]].any()
+        assert np.count_nonzero(alone[holds[board]]) > 0.3 * np.count_nonzero(holds[board])
+    np.testing.assert_array_equal(together[~holds["flat"]], changes["deep"][~holds["flat"]])
+    cover = sum(held.astype(np.float64) for held in holds.values())
+    np.testing.assert_allclose(together, sum(changes.values()) / cover, atol=1e-6)

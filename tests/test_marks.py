@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from edgefl.codec.compress import Memory, compress
 from edgefl.codec.difference import advance, apply_difference, encode_difference
 from edgefl.codec.history import History
-from edgefl.codec.marks import alive, factors, gone, marked, prunable
+from edgefl.codec.marks import alive, factors, gone, has_mark, marked, prunable
 from edgefl.codec.scheme import Scheme
+from edgefl.codec.sparsify import count_sent
 from edgefl.codec.update import decode
 from edgefl.codec.weights import HEADER_LENGTH, TRAINABLE, Precision, decode_weights, dense_form, encode_weights, weights_length
 from edgefl.compress.magnitude import pruned
@@ -156,10 +157,25 @@ def test_a_difference_of_two_pruned_files_is_worth_it():
 def test_held_weights_follow_the_parent_at_once_where_it_is_gone():
     """The sparse downlink sends few changes, but never keeps a weight alive that the server has pruned."""
     held, parent = weights(), thin()
-    after = advance(held, parent, 0.01)
+    after = advance(held, parent, 0.01, gone(parent, LAYOUT))
     np.testing.assert_array_equal(gone(after, LAYOUT), gone(parent, LAYOUT))
     changed = np.count_nonzero(after[~gone(parent, LAYOUT)] != held[~gone(parent, LAYOUT)])
     assert changed <= np.ceil(0.01 * LAYOUT.size)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 1 << 30), st.sampled_from([0.01, 0.2, 1.0]), st.booleans())
+def test_held_weights_are_marked_where_the_parent_is_gone_and_nowhere_else(seed, sparsity, last):
+    """Whatever negative zeros either has: in a bias they are no marks and wait their turn, and one held astray is put right."""
+    rng = np.random.default_rng(seed)
+    held, parent = thin(seed, 0.3), thin(seed, 0.6)
+    held[rng.random(LAYOUT.size) < 0.2] = -0.0
+    parent[(rng.random(LAYOUT.size) < 0.5) & ~prunable(LAYOUT)] = -0.0
+    removed = gone(parent, LAYOUT)
+    after = advance(held, parent, sparsity, removed, last=last)
+    np.testing.assert_array_equal(has_mark(after), removed)
+    if not last:
+        assert np.count_nonzero((after != held)[~removed]) <= count_sent(LAYOUT.size, sparsity)
 
 
 @settings(max_examples=15, deadline=None)

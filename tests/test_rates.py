@@ -14,11 +14,13 @@ from edgefl.rates import (
     LEAST,
     MOST,
     learning_rate_at,
+    mutual_at,
     rate_by_curvature,
     rate_by_loss,
     smoothness,
     sparsity_at,
 )
+from edgefl.wire.tasks import task_of
 
 
 def test_the_rate_decays_by_round() -> None:
@@ -39,6 +41,18 @@ def test_the_warm_up_falls_by_equal_factors_to_the_plans_sparsity() -> None:
     assert max(factors) - min(factors) < 1e-12
     assert sparsity_at(Plan(sparsity=0.02), 1) == 0.02
     assert sparsity_at(Plan(sparsity=0.5, warmup=9), 1) == 0.5
+
+
+def test_exits_begin_to_learn_of_each_other_slowly() -> None:
+    """The weight rises over the ramp's rounds from nearly nothing to 1, which it keeps; without a ramp it is 1."""
+    plan = Plan(ramp=10)
+    seen = [mutual_at(plan, number) for number in range(1, 13)]
+    assert seen[0] == pytest.approx(math.exp(-5.0))
+    assert seen[5] == pytest.approx(math.exp(-1.25))
+    assert seen[10:] == [1.0, 1.0]
+    assert all(a < b for a, b in itertools.pairwise(seen[:11]))
+    assert mutual_at(Plan(), 1) == 1.0
+    assert task_of(plan, 6).mutual == seen[5]
 
 
 @given(st.floats(1e-6, 10.0), st.floats(1e-6, 1e6), st.floats(1e-6, 1e6))

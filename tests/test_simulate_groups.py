@@ -120,12 +120,21 @@ def test_lessons_need_a_loss_that_can_take_soft_labels() -> None:
         check(msgspec.structs.replace(TAUGHT, loss="masked-cross-entropy"))
 
 
+def test_a_ramp_needs_the_loss_that_it_is_for() -> None:
+    """Other losses have nothing that exits could learn of each other."""
+    ramped = msgspec.structs.replace(MIXED, plan=msgspec.structs.replace(PLAN, ramp=4))
+    check(msgspec.structs.replace(ramped, loss="self-distillation"))
+    with pytest.raises(ConfigError, match="expected self-distillation, found cross-entropy"):
+        check(ramped)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("ramp", [0, 9])
 @pytest.mark.usefixtures("tower")
-def test_every_depth_learns(workers) -> None:
-    """A few rounds in which devices of three depths teach themselves and each other."""
+def test_every_depth_learns(workers, ramp) -> None:
+    """A few rounds in which devices of three depths teach themselves and each other, at once or by and by."""
     groups = tuple(Group(model="towers:Tower", width=0.5, exits=exits) for exits in (3, 2, 1))
-    plan = msgspec.structs.replace(PLAN, rounds=6, sparsity=1.0, bits=8)
+    plan = msgspec.structs.replace(PLAN, rounds=6, sparsity=1.0, bits=8, ramp=ramp)
     deep = msgspec.structs.replace(MIXED, groups=groups, loss="self-distillation", plan=plan, evaluate_every=6, split=Iid())
     result = simulate(deep, workers=workers)
     names = [quality.name for quality in result.rows[-1].structures]

@@ -96,6 +96,12 @@ def test_a_virtual_device_sends_what_a_board_sends(host, tmp_path) -> None:
     assert first.loss_after < first.loss_before
 
 
+def test_a_virtual_device_trains_with_the_tasks_weights(host) -> None:
+    """One that its graphs do not have fails it, as on a board."""
+    [(played, _)] = host.play(Work(1, msgspec.structs.replace(TASK, mutual=0.5), (Player(0, "cam-00"),)), of({1: START}), [b""])
+    assert "found the weight 0.5" in played.failure
+
+
 def test_the_probe_of_a_virtual_device_moves_what_its_training_moves(host, monkeypatch) -> None:
     """With a rate by curvature on pruned weights, as on a board: what is gone is left out of the two steps that measure it."""
     seen = []

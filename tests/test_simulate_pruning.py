@@ -1,10 +1,14 @@
 """Simulated fleets whose model is pruned while it trains, and devices that keep examples for testing."""
 
+from dataclasses import replace
+
 import msgspec
 import numpy as np
 import pytest
 
+from edgefl.codec.marks import gone
 from edgefl.codec.weights import Precision
+from edgefl.compress.magnitude import pruned
 from edgefl.plan import FleetPruning, Plan
 from edgefl.simulate.experiment import Dirichlet, Experiment, Group, Shards, Speeds
 from edgefl.simulate.processes import LocalWorkers
@@ -23,6 +27,30 @@ def play(experiment):
 
     with LocalWorkers(1) as workers:
         return simulate(experiment, workers=workers)
+
+
+def test_the_server_learns_where_its_own_weights_are_left(tmp_path):
+    """What it learns of its root examples is about no weight that is gone, and is what a device would learn of them."""
+    from edgefl.simulate.examiner import Examiner
+    from edgefl.simulate.server import Server
+    from edgefl.simulate.setting import set_scene
+
+    experiment = msgspec.structs.replace(SMALL, plan=msgspec.structs.replace(PLAN, aggregator="root-set"), root=100)
+    setting = set_scene(experiment)
+    (family,) = setting.families
+    layout = family.layout
+    family = replace(family, weights=pruned(family.weights, layout, RULES))
+    server = Server(experiment, family, [layout])
+    examiner = Examiner(experiment, setting, tmp_path)
+    change, removed = examiner.learned(family, server, 1), gone(family.weights, layout)
+    assert removed.any()
+    assert not change[removed].any()
+    assert np.count_nonzero(change) > 0.5 * np.count_nonzero(~removed)
+    engine, left = examiner.engine(family.widest), (~removed).astype(np.float32)
+    engine.set_vector(family.weights)
+    rng = np.random.default_rng([experiment.seed, 5, 1])
+    engine.train(setting.root, epochs=PLAN.epochs, learning_rate=PLAN.learning_rate, rng=rng, kept=left)
+    np.testing.assert_array_equal(change, engine.vector() - family.weights)
 
 
 @pytest.mark.slow

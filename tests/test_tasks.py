@@ -7,13 +7,14 @@ from edgefl.device.rounds import takes_part as live_takes_part
 from edgefl.errors import UpdateError
 from edgefl.participation import chance, takes_part
 from edgefl.plan import Plan
+from edgefl.rates import mutual_at
 from edgefl.wire.blocks import file_ref
 from edgefl.wire.rounds import RoundOrder, Task
 from edgefl.wire.tasks import LONGEST_CONTEXT, keeps_history, scheme_of, task_of
 
 UNUSUAL = Plan(
     epochs=3, learning_rate=0.3, sparsity=1.0, bits=2, fraction=0.4, seed=11, proximal=0.2, by_layer=True, sampled=True,
-    rotated=True, context=True, price=0.7, correction=0.6, rate="loss", sampling="loss",
+    rotated=True, context=True, price=0.7, correction=0.6, rate="loss", sampling="loss", ramp=4,
 )  # fmt: skip
 
 
@@ -21,7 +22,7 @@ def test_every_wish_of_a_plan_reaches_the_task() -> None:
     """A field that plan and task share has the plan's value in the first round, which is not the default."""
     task = task_of(UNUSUAL, 1, 2.5)
     for name in Task.__struct_fields__:
-        expected = {"loss": 2.5, "biased": True}.get(name)
+        expected = {"loss": 2.5, "biased": True, "mutual": mutual_at(UNUSUAL, 1)}.get(name)
         assert getattr(task, name) == (getattr(UNUSUAL, name) if expected is None else expected), name
 
 

@@ -192,6 +192,13 @@ def test_the_outbox_says_what_the_delta_started_from(job, tmp_path):
     assert read_entry(tmp_path / "outbox").weights == bytes(range(32))
 
 
+def test_the_tasks_weights_reach_the_engine(job):
+    """A weight that the version's graphs do not have is an error that says so, not a round trained with another loss."""
+    for task, words in (({"mutual": 0.5}, "found the weight 0.5"), ({"proximal": 0.5}, "found 0.5")):
+        with pytest.raises(EngineError, match=words):
+            Trainer(1).run(msgspec.structs.replace(job, task=msgspec.structs.replace(job.task, **task)))
+
+
 def rates(monkeypatch):
     """The rates with which the engine was trained, the probe's included."""
     seen = []

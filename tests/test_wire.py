@@ -83,6 +83,13 @@ def test_the_fifth_vectors_decode_for_ever() -> None:
     assert not MESSAGES["manifest"].fit.peak_bytes
 
 
+def test_the_sixth_vectors_decode_for_ever() -> None:
+    """Tasks and recipes of before rounds weighed what exits learn of each other decode, with the weight 1 that it had."""
+    for name, data in json.loads((HERE / "messages-sixth.json").read_text()).items():
+        assert decode(bytes.fromhex(data), type(MESSAGES[name])) == MESSAGES[name]
+    assert (make.TASK.mutual, MESSAGES["manifest"].recipe.mutual) == (1.0, False)
+
+
 def test_every_message_has_a_golden_vector() -> None:
     """A message that is added without a golden vector is noticed."""
     parts = {Installed}  # travels inside State only

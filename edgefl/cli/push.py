@@ -103,7 +103,7 @@ def push(
     examples = open_source(holdout).load() if holdout else None
     request = PushRequest(
         name or _default_name(model), model, weights, batch, seed, examples,
-        recipe=Recipe(loss, optimizer, proximal), freeze=freeze, personal=personal,
+        recipe=Recipe(loss, optimizer, proximal, mutual=loss == "self-distillation"), freeze=freeze, personal=personal,
         hold=hold, health=Health(drop=drop, seconds=trial, starts=starts), sources=sources, keys=keys,
         calibrate=open_source(calibrate).load() if calibrate else None, int8_drop=int8_drop, freezable=freezable,
         retraining=Retraining(open_source(retrain).load(), retrain_labels, retrain_steps) if retrain else None,

@@ -36,6 +36,7 @@ MORE = """
 \b
 More keys of a plan file, for which there is no option:
   by_layer, sampled, rotated, context, correction, warmup   how updates are chosen and coded
+  ramp                                                      how slowly exits begin to learn of each other
   attackers                                                 how many the robust aggregators are to stand
 What each key means: python -m pydoc edgefl.plan
 """
@@ -81,7 +82,9 @@ def start(model: str, plan_file: Path | None, holdout: str, fleet_path: Path, **
 
     It goes on from where the last training of this version ended. The same command again changes nothing.
     """
-    from edgefl.server.starting import begin_training
+    from edgefl.feasible import check_plan
+    from edgefl.server.starting import begin_training, is_pruned
+    from edgefl.store.blobs import BlobStore
     from edgefl.store.database import open_database
     from edgefl.store.fleet import Fleet
     from edgefl.store.versions import released_version
@@ -92,6 +95,7 @@ def start(model: str, plan_file: Path | None, holdout: str, fleet_path: Path, **
     with closing(open_database(fleet.database)) as database:
         version = released_version(database, model)
         plan = _plan(database, version, plan_file, given)
+        check_plan(plan, pruned=is_pruned(database, BlobStore(fleet.blobs), version))
         source = _holdout(database, version, holdout) if holdout else ""
         begun = begin_training(database, version, plan, source, time.time())
     if not begun.fresh:
@@ -114,7 +118,7 @@ def _closing(plan: Plan) -> str:
 
 def _plan(database: sqlite3.Connection, version: "VersionRecord", file: Path | None, given: dict[str, Any]) -> Plan:
     """The plan in a file with the given options, checked against the fleet. Raises ConfigError or FleetError."""
-    from edgefl.feasible import check_fleet, check_plan
+    from edgefl.feasible import check_fleet
     from edgefl.store.versions import budgets, participants, variants
     from edgefl.strict_toml import read_toml
 
@@ -143,7 +147,6 @@ def _plan(database: sqlite3.Connection, version: "VersionRecord", file: Path | N
     _check_recipes(plan, name, [record.manifest.recipe for record in records])
     if plan.correction:
         _check_room(records, budgets(database, version.model, version.version))
-    check_plan(plan)
     check_fleet(plan, able, [version.layout])
     return plan
 
@@ -181,6 +184,9 @@ def _check_recipes(plan: Plan, name: str, recipes: "Sequence[Recipe]") -> None:
     """Refuse a plan that a version's graphs cannot follow. Raises ConfigError."""
     if plan.proximal > 0.0 and not all(recipe.proximal for recipe in recipes):
         raise ConfigError(f"{name} has no proximal term", remedy="Push it again with --proximal")
+    if plan.ramp and not all(recipe.mutual for recipe in recipes):
+        remedy = "Push it again with --loss self-distillation, or train without ramp"
+        raise ConfigError(f"{name} has no weight for what its exits learn of each other", remedy=remedy)
     others = sorted({recipe.optimizer for recipe in recipes} - {"sgd"})
     if plan.rate == "curvature" and others:
         raise ConfigError(

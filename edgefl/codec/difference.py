@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from edgefl.codec.bits import BitReader, pack
 from edgefl.codec.integers import Integers, read_integers, read_places, write_integers, write_places
-from edgefl.codec.marks import has_mark, marked
+from edgefl.codec.marks import Flags, marked
 from edgefl.codec.masked import GONE_CODE
 from edgefl.codec.sparsify import count_sent, top_k
 from edgefl.codec.weights import (
@@ -58,7 +58,7 @@ Codes = npt.NDArray[np.int8]
 Floats = npt.NDArray[np.floating]
 
 
-def advance(held: Float32, parent: Float32, sparsity: float, *, last: bool = False) -> Float32:
+def advance(held: Float32, parent: Float32, sparsity: float, removed: Flags | None = None, *, last: bool = False) -> Float32:
     """What devices hold next: the held weights, moved towards the parent in the coordinates where most is missing.
 
     The step is the power of two next to the mean of the chosen magnitudes, so that most moves are one or two steps.
@@ -66,7 +66,9 @@ def advance(held: Float32, parent: Float32, sparsity: float, *, last: bool = Fal
     Args:
         held: float32, shape `(n,)`, what devices hold now; not changed.
         parent: float32, shape `(n,)`, where they should be.
-        sparsity: fraction of the coordinates that may change, in (0, 1]; those that are gone from the parent go beside them.
+        sparsity: fraction of the coordinates that may change, in (0, 1].
+        removed: bool, shape `(n,)`, those that are gone from the parent (`edgefl.codec.marks`): they go at once, beside the
+            others, and are marked in what is returned, which has no other marks; None if none is gone.
         last: nothing follows: every coordinate moves that is half a step or more away.
 
     Raises:
@@ -74,7 +76,8 @@ def advance(held: Float32, parent: Float32, sparsity: float, *, last: bool = Fal
     """
     if held.shape != parent.shape or not (np.isfinite(parent).all() and np.isfinite(held).all()):
         raise ModelError("these weights cannot be sent", expected=f"{held.shape} finite values", found=f"shape {parent.shape}")
-    held = marked(held, has_mark(parent))
+    held = held + np.float32(0.0)  # a copy without marks: what is gone is for the parent to say
+    held = held if removed is None else marked(held, removed)
     missing = parent - held
     chosen = top_k(missing, count_sent(len(held), sparsity))
     mean = float(np.abs(missing[chosen]).mean(dtype=np.float64))

@@ -80,7 +80,8 @@ class Trainer:
         kept = factors(received, job.layout)
         task, rate = job.task, _rate(job, engine, examples, base, kept)
         engine.set_vector(base)
-        trained = engine.train(examples, epochs=task.epochs, learning_rate=rate, rng=rng, proximal=task.proximal, kept=kept)
+        mu, mutual = task.proximal, task.mutual
+        trained = engine.train(examples, epochs=task.epochs, learning_rate=rate, rng=rng, proximal=mu, mutual=mutual, kept=kept)
         vector = engine.vector()
         delta = carried(job.layout, vector) - carried(job.layout, base)
         if not np.isfinite(delta).all():
@@ -118,7 +119,8 @@ def _rate(job: Job, engine: Engine, examples: Examples, base: Float32, kept: Flo
         return rate_by_loss(task.learning_rate, last_loss(job), task.loss)
     if task.rate == "curvature":
         rows = np.random.default_rng([task.seed, job.round]).permutation(len(examples))[: job.batch]
-        sharp = curvature(engine, job.recipe, base, examples.take(rows), task.learning_rate, kept=kept)
+        batch, rate = examples.take(rows), task.learning_rate
+        sharp = curvature(engine, job.recipe, base, batch, rate, kept=kept, mutual=task.mutual)
         return rate_by_curvature(task.learning_rate, sharp)
     return task.learning_rate
 

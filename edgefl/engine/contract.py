@@ -95,6 +95,7 @@ class Engine(Protocol):
         learning_rate: float,
         rng: np.random.Generator,
         proximal: float = 0.0,
+        mutual: float = 1.0,
         weights: Float32 | None = None,
         kept: Float32 | None = None,
     ) -> Trained:
@@ -108,13 +109,14 @@ class Engine(Protocol):
             learning_rate: of the recipe's optimiser.
             rng: of the shuffling.
             proximal: FedProx's mu: the gradient gets `mu * (parameters - parameters at the start of this call)`.
+            mutual: weight of what exits learn of each other, at least 0; 1 unless the recipe lets it be chosen.
             weights: of the examples, positive, shape `(n,)`: a step's loss is their weighted mean; None: all count the same.
             kept: 1 for each parameter that stays in training and 0 for each that is 0 and stays so, shape `(layout.size,)`;
                 None: all stay. The optimiser goes through the others as if the model did not have them.
 
         Raises:
-            EngineError: the runtime failed; `proximal` is above 0 and the recipe has no proximal term; or there are weights and
-                the engine knows none.
+            EngineError: the runtime failed; `proximal` is above 0 and the recipe has no proximal term; `mutual` is not 1 and the
+                recipe cannot choose it; or there are weights and the engine knows none.
             DataError: the examples do not fit the model, or there are none.
         """
         ...

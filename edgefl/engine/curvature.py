@@ -18,7 +18,16 @@ from edgefl.rates import CURVATURE_LEAST, smoothness
 from edgefl.recipe import Recipe
 
 
-def curvature(engine: Engine, recipe: Recipe, vector: Float32, batch: Examples, rate: float, *, kept: Float32 | None) -> float:
+def curvature(
+    engine: Engine,
+    recipe: Recipe,
+    vector: Float32,
+    batch: Examples,
+    rate: float,
+    *,
+    kept: Float32 | None,
+    mutual: float = 1.0,
+) -> float:
     """L of the batch's loss along its gradient, at least 0, infinite if a step leaves the finite numbers.
 
     The steps are short, `CURVATURE_LEAST` of the rate: a long one would measure not the loss here but the plain beyond its walls.
@@ -30,6 +39,7 @@ def curvature(engine: Engine, recipe: Recipe, vector: Float32, batch: Examples, 
         batch: at most as many examples as the training graph has rows, so that a pass is one step.
         rate: that the answer is to limit.
         kept: of the training that it is for (`Engine.train`): what is gone cannot move there, and its gradient says nothing.
+        mutual: of the training that it is for.
 
     Raises:
         EngineError: the recipe's step is not plain SGD.
@@ -43,7 +53,7 @@ def curvature(engine: Engine, recipe: Recipe, vector: Float32, batch: Examples, 
     engine.set_vector(vector)
     try:
         for _ in range(2):
-            engine.train(batch, epochs=1, learning_rate=short, rng=np.random.default_rng(0), kept=kept)
+            engine.train(batch, epochs=1, learning_rate=short, rng=np.random.default_rng(0), mutual=mutual, kept=kept)
             points.append(engine.vector())
     except EngineError:  # diverged; if the runtime has failed, training will say so
         return math.inf

@@ -18,7 +18,7 @@ from edgefl.engine.contract import Evaluation, Trained, VariantFiles
 from edgefl.engine.graphfile import check_graph, read_graph
 from edgefl.engine.inference import Inference
 from edgefl.engine.runtime import converted, onnxruntime, role_path, session_options, training_api
-from edgefl.engine.training import check_finite, check_proximal, run_epochs
+from edgefl.engine.training import check_finite, check_mutual, check_proximal, run_epochs
 from edgefl.errors import EngineError
 from edgefl.examples import Examples
 from edgefl.layout import Float32, Layout
@@ -102,6 +102,7 @@ class OrtTrainingEngine:
         learning_rate: float,
         rng: np.random.Generator,
         proximal: float = 0.0,
+        mutual: float = 1.0,
         weights: Float32 | None = None,
         kept: Float32 | None = None,
     ) -> Trained:
@@ -110,6 +111,7 @@ class OrtTrainingEngine:
             raise EngineError("the engine ort-training knows no weights of examples", expected="the portable engine")
         recipe = self._files.recipe
         check_proximal(recipe, proximal)
+        check_mutual(recipe, mutual)
         examples = examples.shaped(self._files.input_shape, self._files.classes, recipe.loss)
         if recipe.optimizer == "adamw":
             self._start_afresh()

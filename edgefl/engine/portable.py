@@ -16,7 +16,7 @@ from edgefl.engine.contract import Evaluation, Trained, VariantFiles
 from edgefl.engine.inference import Inference
 from edgefl.engine.runtime import converted, open_session, role_path
 from edgefl.engine.signature import SCALARS, SUFFIX_NEW, SUFFIX_START, start_layout, state_layout, step_inputs
-from edgefl.engine.training import check_finite, check_proximal, run_epochs
+from edgefl.engine.training import check_finite, check_mutual, check_proximal, run_epochs
 from edgefl.errors import EngineError
 from edgefl.examples import Examples, Targets
 from edgefl.layout import Float32, Layout, Tensor
@@ -69,16 +69,19 @@ class PortableEngine:
         learning_rate: float,
         rng: np.random.Generator,
         proximal: float = 0.0,
+        mutual: float = 1.0,
         weights: Float32 | None = None,
         kept: Float32 | None = None,
     ) -> Trained:
         """See `edgefl.engine.contract.Engine.train`."""
         check_proximal(self._files.recipe, proximal)
+        check_mutual(self._files.recipe, mutual)
         examples = examples.shaped(self._files.input_shape, self._files.classes, self._files.recipe.loss)
         if self._session is None:
             self._open()
         self._scalars["lr"][()] = learning_rate
         self._scalars["mu"][()] = proximal
+        self._scalars["mutual"][()] = mutual
         self._state[:] = 0.0
         self._steps = 0
         for name, view in self._start_views.items():

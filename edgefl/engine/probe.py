@@ -54,6 +54,7 @@ class Request(msgspec.Struct, frozen=True, array_like=True):
     trials: tuple[Trial, ...]
     recipe: Recipe
     proximal: float
+    mutual: float = 1.0
     threads: int = 1
 
 
@@ -88,6 +89,7 @@ def probe(
     trials: Sequence[Examples],
     learning_rate: float,
     proximal: float = 0.0,
+    mutual: float = 1.0,
     *,
     threads: int = 1,
 ) -> Answer:
@@ -99,6 +101,7 @@ def probe(
         trials: at least one; each of at most `files.batch` examples.
         learning_rate: of the steps.
         proximal: weight of the proximal term.
+        mutual: weight of what exits learn of each other.
         threads: of one operator.
 
     Raises:
@@ -116,6 +119,7 @@ def probe(
         tuple(Trial(t.x.tobytes(), t.y.tobytes(), None if t.y.ndim == 1 else t.y.shape[1]) for t in trials),
         files.recipe,
         proximal,
+        mutual,
         threads,
     )
     with tempfile.TemporaryDirectory(prefix="edgefl-") as directory:
@@ -179,8 +183,8 @@ def _try(engine: Engine, vector: Float32, examples: Examples, request: Request) 
     logits = engine.predict(examples.x)
     evaluation = engine.evaluate(examples)
     rng = np.random.default_rng(0)
-    rate, mu = request.learning_rate, request.proximal
-    trained = engine.train(examples, epochs=STEPS, learning_rate=rate, rng=rng, proximal=mu)
+    rate, mu, mutual = request.learning_rate, request.proximal, request.mutual
+    trained = engine.train(examples, epochs=STEPS, learning_rate=rate, rng=rng, proximal=mu, mutual=mutual)
     return Result(logits.tobytes(), evaluation.loss, trained.loss_before, engine.vector().tobytes())
 
 

@@ -1,9 +1,10 @@
 """The inputs of a training step's graph, in order: what the exporter declares and the portable engine binds.
 
-    tensors of the layout...  x  y  w  lr  [c1 c2]  [NAME.velocity ...]  [mu  NAME.start ...]
+    tensors of the layout...  x  y  w  lr  [c1 c2]  [NAME.velocity ...]  [mu  NAME.start ...]  [mutual]
 
 `c1`, `c2` are AdamW's bias corrections; the optimiser's state has a tensor for every trained parameter; `mu` and the round's
-starting point are there if the recipe can be proximal. Outputs are `loss`, then, for each tensor that is not frozen and for each
+starting point are there if the recipe can be proximal, `mutual`, the weight of what exits learn of each other, if a round can
+choose it. Outputs are `loss`, then, for each tensor that is not frozen and for each
 tensor of the state, its name followed by `.new`. No name can be taken twice: a parameter's name plus a dot and a word would be
 a parameter inside a parameter.
 """
@@ -14,7 +15,7 @@ from edgefl.recipe import STATES, Recipe
 SUFFIX_NEW = ".new"
 """A tensor's name with this names the output that replaces it."""
 SUFFIX_START = ".start"
-SCALARS = frozenset({"lr", "c1", "c2", "mu"})
+SCALARS = frozenset({"lr", "c1", "c2", "mu", "mutual"})
 RESERVED = SCALARS | {"x", "y", "w", "loss", "logits"}
 """Names that no parameter can have."""
 
@@ -38,6 +39,7 @@ def step_inputs(layout: Layout, recipe: Recipe) -> tuple[str, ...]:
         *(t.name for t in state_layout(layout, recipe)),
         *(("mu",) if recipe.proximal else ()),
         *(t.name for t in start_layout(layout, recipe)),
+        *(("mutual",) if recipe.mutual else ()),
     )
 
 

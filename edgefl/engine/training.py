@@ -67,6 +67,21 @@ def check_proximal(recipe: Recipe, proximal: float) -> None:
         )
 
 
+def check_mutual(recipe: Recipe, mutual: float) -> None:
+    """Check that a version can be trained with this weight of what exits learn of each other.
+
+    Raises:
+        EngineError: it was pushed with weight 1, or its loss has no such term.
+    """
+    if mutual != 1.0 and not recipe.mutual:
+        raise EngineError(
+            "this version's exits do not learn of each other with a weight that can be chosen",
+            expected="a plan without ramp",
+            found=f"the weight {mutual:g}",
+            remedy="Push the model again with --loss self-distillation",
+        )
+
+
 def check_finite(vector: npt.NDArray[np.float32]) -> None:
     """Check the parameters after training, whose last update no loss has seen.
 

@@ -56,7 +56,7 @@ def mse(outputs: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     return (off * off * share).sum(), off * share * 2.0
 
 
-def self_distillation(logits: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+def self_distillation(logits: Tensor, y: Tensor, w: Tensor, mutual: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Cross-entropy of each exit, and how far it is from what each of the others believes; both are means.
 
     With `p_i` the probabilities of exit i, and `q_i` the mean of those of the other exits, whose own gradient is left out, its
@@ -67,6 +67,7 @@ def self_distillation(logits: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Ten
         logits: `(n, exits, classes)`.
         y: int64 `(n,)`, labels.
         w: `(n,)`.
+        mutual: `()`, weight of the second terms; None for 1.
     """
     exits, classes = logits.shape[1:]
     truth = (y[:, None] == torch.arange(classes)[None, :]).to(logits.dtype)[:, None]
@@ -74,11 +75,11 @@ def self_distillation(logits: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Ten
     logs = torch.log_softmax(logits, 2)
     p = logs.exp()
     others = (p.sum(1, keepdim=True) - p) / (exits - 1) if exits > 1 else p
-    away = p - others
+    away = p - others if mutual is None else (p - others) * mutual
     return ((away - truth) * logs * share).sum(), (p - truth + away) * share
 
 
-def _self_distillation_in_torch(logits: Tensor, y: Tensor) -> Tensor:
+def _self_distillation_in_torch(logits: Tensor, y: Tensor, mutual: float = 1.0) -> Tensor:
     exits = logits.unbind(1) if logits.dim() == 3 else (logits,)
     loss = torch.stack([functional.cross_entropy(one, y) for one in exits]).mean()
     logs = [functional.log_softmax(one, 1) for one in exits]
@@ -88,7 +89,7 @@ def _self_distillation_in_torch(logits: Tensor, y: Tensor) -> Tensor:
         for j, other in enumerate(logs)
         if i != j
     ]
-    return loss + torch.stack(taught).mean() if taught else loss
+    return loss + mutual * torch.stack(taught).mean() if taught else loss
 
 
 MASKED = -1e30
@@ -112,18 +113,25 @@ EVALUATED: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {**IN_TORCH, **dic
 """The losses that models are judged by."""
 
 
-def loss_and_gradient(loss: Loss, outputs: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean loss and its gradient by the outputs, which are `(n, k)` or, of a model with exits, `(n, exits, classes)`."""
-    if outputs.dim() < 3 or loss == "self-distillation":
+def loss_and_gradient(loss: Loss, outputs: Tensor, y: Tensor, w: Tensor, mutual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Mean loss and its gradient by the outputs, which are `(n, k)` or, of a model with exits, `(n, exits, classes)`.
+
+    `mutual` is the weight of what exits learn of each other, for `self-distillation`; None for 1.
+    """
+    if loss == "self-distillation":
+        return self_distillation(outputs, y, w, mutual)
+    if outputs.dim() < 3:
         return WITH_GRADIENT[loss](outputs, y, w)
     n, exits, classes = outputs.shape
     value, gradient = WITH_GRADIENT[loss](outputs.reshape(n * exits, classes), _each(y, exits), _each(w, exits))
     return value, gradient.reshape(n, exits, classes)
 
 
-def loss_in_torch(loss: Loss, outputs: Tensor, y: Tensor) -> Tensor:
+def loss_in_torch(loss: Loss, outputs: Tensor, y: Tensor, mutual: float = 1.0) -> Tensor:
     """The same as torch defines it, without padding, to be differentiated."""
-    if outputs.dim() < 3 or loss == "self-distillation":
+    if loss == "self-distillation":
+        return _self_distillation_in_torch(outputs, y, mutual)
+    if outputs.dim() < 3:
         return IN_TORCH[loss](outputs, y)
     return IN_TORCH[loss](outputs.flatten(0, 1), _each(y, outputs.shape[1]))
 

@@ -104,7 +104,7 @@ def _step(
             "tuple[Tensor, Callable[[Tensor], tuple[Sequence[Tensor]]], dict[str, Tensor]]",
             torch.func.vjp(forward, [given[name] for name in trained], has_aux=True),
         )
-        loss, by_outputs = loss_and_gradient(recipe.loss, result, given["y"], given["w"])
+        loss, by_outputs = loss_and_gradient(recipe.loss, result, given["y"], given["w"], given.get("mutual"))
         with torch.no_grad():  # gradients that are not differentiated again have shorter forms
             (gradients,) = pull(by_outputs)
         found = {"loss": loss, **{name + SUFFIX_NEW: value for name, value in {**fixed, **updated}.items()}}

@@ -30,6 +30,7 @@ TOLERANCE = 1e-4
 ATTEMPTS = 3
 LEARNING_RATE = 0.02
 PROXIMAL = 0.1
+MUTUAL = 0.3
 ROUNDING = 1e-4
 """A gradient that is smaller than this share of the largest one may be rounding."""
 
@@ -76,7 +77,7 @@ def verify_graphs(source: ModelSource, width: float, exported: ExportedGraphs, *
     trials = [random_examples(source, rows, seed=1000 * attempt + rows) for rows in sizes for attempt in range(ATTEMPTS)]
     with tempfile.TemporaryDirectory(prefix="edgefl-") as directory:
         files = variant_files(source, exported, engine, batch, Path(directory))
-        answer = probe(files, start, trials, LEARNING_RATE, PROXIMAL if source.recipe.proximal else 0.0)
+        answer = probe(files, start, trials, LEARNING_RATE, *_weights(source.recipe))
     differences = []
     for trial, result in zip(trials, answer.results, strict=True):
         load_vector(module, start)
@@ -104,10 +105,12 @@ class Reference:
         smallest: per coordinate, the smallest size of its gradient so far, relative to the largest of all gradients.
     """
 
-    def __init__(self, source: ModelSource, module: nn.Module, *, learning_rate: float, proximal: float = 0.0) -> None:
+    def __init__(
+        self, source: ModelSource, module: nn.Module, *, learning_rate: float, proximal: float = 0.0, mutual: float = 1.0
+    ) -> None:
         self.module = module
         self._loss, self._judge = source.recipe.loss, EVALUATED[source.recipe.loss]
-        self._proximal = proximal
+        self._proximal, self._mutual = proximal, mutual
         self._trained = [value for value in module.parameters() if value.requires_grad]
         self._start = [value.detach().clone() for value in self._trained]
         self._optimizer = _optimizer(source.recipe, self._trained, learning_rate)
@@ -117,7 +120,7 @@ class Reference:
         """One step on examples that are shaped for the model; the loss before it."""
         self._optimizer.zero_grad()
         outputs = trained_outputs_of(self.module, torch.from_numpy(examples.x))
-        loss = loss_in_torch(self._loss, outputs, torch.from_numpy(examples.y))
+        loss = loss_in_torch(self._loss, outputs, torch.from_numpy(examples.y), self._mutual)
         value = loss.item()
         if self._proximal:
             off = sum((p - start).square().sum() for p, start in zip(self._trained, self._start, strict=True))
@@ -144,6 +147,11 @@ class Reference:
         return self._judge(torch.from_numpy(self.outputs(examples.x)), torch.from_numpy(examples.y)).item()
 
 
+def _weights(recipe: Recipe) -> tuple[float, float]:
+    """Of the proximal term and of mutual teaching, as far as a round can choose them."""
+    return PROXIMAL if recipe.proximal else 0.0, MUTUAL if recipe.mutual else 1.0
+
+
 def _optimizer(recipe: Recipe, parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=learning_rate, betas=BETAS, eps=EPSILON, weight_decay=WEIGHT_DECAY)
@@ -163,7 +171,8 @@ def random_examples(source: ModelSource, rows: int, seed: int) -> Examples:
 
 def _differences(source: ModelSource, module: nn.Module, examples: Examples, result: Result) -> dict[str, float]:
     """Largest absolute difference of each result. NaN compares as infinitely different."""
-    reference = Reference(source, module, learning_rate=LEARNING_RATE, proximal=PROXIMAL if source.recipe.proximal else 0.0)
+    proximal, mutual = _weights(source.recipe)
+    reference = Reference(source, module, learning_rate=LEARNING_RATE, proximal=proximal, mutual=mutual)
     outputs, evaluated = reference.outputs(examples.x), reference.evaluated(examples)
     loss, *_ = [reference.step(examples) for _ in range(STEPS)]
     # AdamW divides a gradient by its own size: where that is rounding alone, so is the step.

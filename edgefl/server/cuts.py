@@ -6,6 +6,9 @@ with each number of its first ones, at each width: some of its tensors, and corn
 model whose channels the dependency graph can take apart. Uniform ones take the same share of every group; where held-out
 examples tell how much each group matters (`edgefl.server.sensing`), searched ones take more where it costs less.
 
+A shallower model is pruned as any model is. Its channels are ranked as those of the whole one, so that boards which keep the same
+share hold the same channels of a layer, however many layers follow it there, and average them.
+
 Where the operator allows it, each of them is offered with its first layers frozen as well (Yosinski et al., NIPS 2014,
 https://arxiv.org/abs/1411.1792: the first layers are the most general): as accurate on arrival, cheaper to train, and slower to
 learn, so it comes after all that train more.
@@ -15,7 +18,10 @@ shares by the norm of its channels.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from edgefl.compress.axes import encode_axes
 from edgefl.compress.budget import WIDTHS, Structure
@@ -73,14 +79,20 @@ def nested_cuts(source: ModelSource) -> tuple[Cut, ...]:
             module = shallow.build(width)
             layout = layout_of(module)
             if layout not in cuts and layout.trained and any(tensor.shared for tensor in layout.tensors):
-                structure = Structure(_name(source, exits, width), width, layout, work_of(module, source.input_shape))
+                name = _depth(source, exits) + f"w{width:g}"
+                structure = Structure(name, width, layout, work_of(module, source.input_shape))
                 cuts[layout] = Cut(structure, shallow, nested_index(parent, layout))
     return tuple(cuts.values())
 
 
-def _name(source: ModelSource, exits: int, width: float) -> str:
-    """For example `w0.5`, or `d2w0.5` with the first two of more exits."""
-    return f"w{width:g}" if exits == source.exits else f"d{exits}w{width:g}"
+def full_cuts(nested: Iterable[Cut]) -> tuple[Cut, ...]:
+    """The whole model, then its depths at full width: what can be pruned."""
+    return tuple(cut for cut in nested if cut.structure.width == 1.0)
+
+
+def _depth(source: ModelSource, exits: int) -> str:
+    """What a structure's name begins with: for example `d2` with the first two of more exits."""
+    return "" if exits == source.exits else f"d{exits}"
 
 
 def sizes_of_graphs(cuts: Mapping[str, Cut], known: Mapping[str, int]) -> Mapping[str, int]:
@@ -110,34 +122,53 @@ class Pruner:
         source: the model.
         parent: its weights, which say which channels matter.
         examples: to rank channels by what the loss loses as well, see `decide`; None ranks them by norm alone.
+
+    Attributes:
+        groups: that can be pruned.
+        source: of the model that is pruned.
+        place: int64, the parent coordinate of each of its coordinates.
+        depth: what its structures' names begin with: empty for the whole model.
     """
 
     def __init__(self, source: ModelSource, parent: Float32, examples: Examples | None) -> None:
         self.groups: tuple[Group, ...] = prunable_groups(source)
-        self._source = source
+        self.source = source
         self._layout = layout_of(source.build())
+        self.place: Index = np.arange(self._layout.size, dtype=np.int64)
+        self.depth = ""
         self._order = dict(rank_channels(source, parent, self.groups, None)) if self.groups else {}
         self._by_loss = rank_channels(source, parent, self.groups, examples) if self.groups and examples else {}
+
+    def at(self, depth: Cut) -> "Pruner":
+        """The same of a depth at full width: of its groups those that the whole model has too, and the ranking of these."""
+        known = {group.name: (group.channels, group.parts) for group in self.groups}
+        shallow = copy(self)
+        shallow.groups = tuple(g for g in prunable_groups(depth.source) if known.get(g.name) == (g.channels, g.parts))
+        shallow.source, shallow.place = depth.source, depth.index
+        shallow.depth = _depth(self.source, depth.source.exits)
+        return shallow
 
     def decide(self, accuracy: Callable[[Pruned], float]) -> None:
         """Rank the channels of each group by their norm or by the loss: whichever keeps more accuracy with half of them."""
         for group in self.groups:
             kept = [{group.name: group.chosen(order[group.name], 0.5)} for order in (self._order, self._by_loss)]
-            by_norm, by_loss = (accuracy(prune(self._source, one)) for one in kept)
+            by_norm, by_loss = (accuracy(prune(self.source, one)) for one in kept)
             if by_loss > by_norm:
                 self._order[group.name] = self._by_loss[group.name]
 
     def pruned(self, shares: Shares) -> Pruned:
         """The model that keeps these shares of its groups. Raises ModelError where groups stand in each other's way."""
         kept = {g.name: g.chosen(self._order[g.name], shares[g.name]) for g in self.groups if shares.get(g.name, 1.0) < 1.0}
-        return prune(self._source, kept)
+        return prune(self.source, kept)
 
     def cut(self, shares: Shares) -> Cut:
         """The structure that keeps these shares. Raises ModelError as above."""
         pruned = self.pruned(shares)
-        work = work_of(pruned.source.build(), self._source.input_shape)
-        structure = Structure(f"p{pruned.layout.size}", 1.0, pruned.layout, work)
-        return Cut(structure, pruned.source, pruned.index, encode_axes(self._layout, pruned.layout, pruned.axes))
+        work = work_of(pruned.source.build(), self.source.input_shape)
+        structure = Structure(f"{self.depth}p{pruned.layout.size}", 1.0, pruned.layout, work)
+        # At full width a depth has its tensors whole, so that the rows of these are rows of the parent's.
+        axes = encode_axes(self._layout, pruned.layout, pruned.axes)
+        return Cut(structure, pruned.source, self.place[pruned.index], axes)
 
     def uniform(self) -> tuple[Shares, ...]:
         """The same share of every group, the largest first."""

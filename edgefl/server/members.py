@@ -2,8 +2,8 @@
 
 Model: what a variant computes is asked of its forward graphs, which every engine's variants have and any ONNX Runtime runs; so a
 model is heard and judged by all of them, with the weights that devices hold: before any round those of the push, which may have
-been retrained where the parent has not; then what they decode of the parent. Lessons need a training step that weighs examples,
-which the portable engine alone has.
+been retrained where the parent has not; then what they decode of the newest round, which behind a sparse downlink is not yet the
+parent. Lessons go on from the parent itself. They need a training step that weighs examples, which the portable engine alone has.
 """
 
 import math
@@ -25,7 +25,7 @@ from edgefl.recipe import LESSONS
 from edgefl.server.teaching import Pupil
 from edgefl.server.variants import Variant, load_parent, load_variants, variant_of
 from edgefl.store.blobs import BlobStore
-from edgefl.store.ledger import is_trained, newest_weights
+from edgefl.store.ledger import is_trained, newest_held, newest_weights
 from edgefl.store.registry import list_devices
 from edgefl.store.versions import VersionRecord, released_version, variants
 
@@ -150,7 +150,9 @@ def _member(database: sqlite3.Connection, blobs: BlobStore, model: str) -> Membe
     parent = load_parent(blobs, known)
     devices = _devices(database, version)
     distinct = load_variants(database, version, blobs).values()
-    held = [variant.as_received(parent) if number else variant.as_pushed(blobs) for variant in distinct]
+    sent = newest_held(database, version)
+    last = parent if sent is None else load_parent(blobs, sent)
+    held = [variant.as_received(last) if number else variant.as_pushed(blobs) for variant in distinct]
     voices = tuple(Voice(one, Inference(one.files(blobs), THREADS), now) for one, now in zip(distinct, held, strict=True))
     pupils = tuple(
         Pupil(open_engine(variant.files(blobs), threads=THREADS), variant.index, max(1.0, devices[variant.name]), variant.healed)

@@ -21,7 +21,7 @@ from edgefl.examples import Examples
 from edgefl.export.measuring import Right, right_of
 from edgefl.export.models import ModelSource
 from edgefl.layout import Float32
-from edgefl.server.cuts import Cut, Pruner, frozen_cuts, nested_cuts, pruned_cuts
+from edgefl.server.cuts import Cut, Pruner, frozen_cuts, full_cuts, nested_cuts, pruned_cuts
 
 SAMPLE = 1000
 MANY, FEW_LEVELS = 8, (0.5, 0.25)
@@ -107,8 +107,11 @@ def offer(
     say(f"measuring what pruning costs on {len(sample)} examples")
     pruner = Pruner(source, parent, sample)
     pruner.decide(lambda pruned: -judge.lost(pruned.source, 1.0, parent[pruned.index]))
-    wanted = [*pruner.uniform(), *_searched(pruner, judge, parent, nested[0])]
-    cuts = {cut.structure.name: cut for cut in (*nested, *pruned_cuts(pruner, wanted, say))}
+    pruned = list(pruned_cuts(pruner, [*pruner.uniform(), *_searched(pruner, judge, parent, nested[0])], say))
+    for depth in full_cuts(nested)[1:]:
+        shallow = pruner.at(depth)
+        pruned += pruned_cuts(shallow, shallow.uniform(), say)
+    cuts = {cut.structure.name: cut for cut in (*nested, *pruned)}
     drops = {name: judge.lost(cut.source, cut.structure.width, cut.slice(parent)) for name, cut in cuts.items()}
     for name, cut in list(cuts.items()) if freezable else ():
         for frozen in frozen_cuts(cut):
@@ -121,8 +124,9 @@ def offer(
 def _unmeasured(source: ModelSource, parent: Float32, nested: tuple[Cut, ...], basis: str, say: Callable[[str], None]) -> Offered:
     cuts = nested
     if not source.scalable:
-        pruner = Pruner(source, parent, None)
-        cuts = (*nested, *pruned_cuts(pruner, pruner.uniform(), say))
+        whole = Pruner(source, parent, None)
+        for pruner in (whole, *map(whole.at, full_cuts(nested)[1:])):
+            cuts = (*cuts, *pruned_cuts(pruner, pruner.uniform(), say))
     return Offered({cut.structure.name: cut for cut in cuts}, {}, {}, None, basis)
 
 

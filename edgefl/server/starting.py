@@ -8,10 +8,13 @@ was killed, or whose answer was lost, is given again: the same plan for the same
 import sqlite3
 from dataclasses import dataclass
 
+from edgefl.codec.marks import gone
 from edgefl.errors import FleetError
 from edgefl.plan import Plan
+from edgefl.server.variants import load_parent
 from edgefl.server.wanted import Said
-from edgefl.store.ledger import TrainingRecord, end_training, start_training, trainings
+from edgefl.store.blobs import BlobStore
+from edgefl.store.ledger import TrainingRecord, end_training, newest_weights, start_training, trainings
 from edgefl.store.registry import list_devices
 from edgefl.store.versions import VersionRecord
 
@@ -46,6 +49,16 @@ def begin_training(database: sqlite3.Connection, version: VersionRecord, plan: P
             raise _refusal(running, version)
         end_training(database, running.id, "superseded")
     return Begun(start_training(database, version, plan, holdout, now), fresh=True)
+
+
+def is_pruned(database: sqlite3.Connection, blobs: BlobStore, version: VersionRecord) -> bool:
+    """Whether weights are gone from what the next training of a version begins with.
+
+    Raises:
+        StoreError: they cannot be read.
+    """
+    _, newest = newest_weights(database, version)
+    return bool(gone(load_parent(blobs, newest), version.layout).any())
 
 
 def _is_wanted(database: sqlite3.Connection, training: TrainingRecord) -> bool:

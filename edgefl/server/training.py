@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 from edgefl.aggregate.counting import check_range, weight_of
 from edgefl.codec.difference import advance
+from edgefl.codec.marks import gone
 from edgefl.codec.sparsify import Sparse
 from edgefl.compress.magnitude import Moment, share_gone
 from edgefl.engine.contract import Evaluation
@@ -238,7 +239,10 @@ class Training:
     def _next_held(self, parent: Float32) -> Float32:
         """What devices are to hold of the next weights; after the last round nearly all of it. Raises ModelError."""
         share = self.record.plan.downlink_sparsity
-        return parent if share == 1.0 else advance(self.held, parent, share, last=self.state.number >= self.record.last)
+        if share == 1.0:
+            return parent
+        last = self.state.number >= self.record.last
+        return advance(self.held, parent, share, gone(parent, self._layout), last=last)
 
     def _write_files(self, held: Float32) -> Offer:
         bases = recent_offers(self._database, self.record.model, self.record.version, REACH + 1)

@@ -23,6 +23,8 @@ def check(experiment: Experiment) -> None:
     if experiment.plan.pruning and experiment.precision not in TRAINABLE:
         found = experiment.precision.value
         raise ConfigError("weights that cannot say what is gone", expected=f"a precision of {', '.join(TRAINABLE)}", found=found)
+    if experiment.plan.ramp and experiment.loss != "self-distillation":
+        raise ConfigError("exits learn of each other with one loss alone", expected="self-distillation", found=experiment.loss)
     if experiment.plan.aggregator == "root-set" and not experiment.root:
         raise ConfigError("the aggregator `root-set` needs examples of the server's own", remedy="Set `root` in the experiment")
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from edgefl.codec.difference import advance, apply_difference, encode_difference
+from edgefl.codec.marks import Flags
 from edgefl.codec.weights import decode_weights, encode_weights
 from edgefl.errors import MachineError
 from edgefl.layout import Float32, Layout
@@ -83,9 +84,17 @@ class Downlink:
         """Bytes of the newest weights' file."""
         return len(self._file)
 
-    def next(self, parent: Float32) -> Step:
-        """What the weights after a round come to; nothing changes. Raises ModelError when they cannot be written."""
-        held = parent if self._sparsity >= 1.0 else advance(self._held, parent, self._sparsity)
+    def next(self, parent: Float32, removed: Flags | None = None) -> Step:
+        """What the weights after a round come to; nothing changes.
+
+        Args:
+            parent: the structure's part of it.
+            removed: which of its coordinates are gone from the parent; None if none is.
+
+        Raises:
+            ModelError: they cannot be written.
+        """
+        held = parent if self._sparsity >= 1.0 else advance(self._held, parent, self._sparsity, removed)
         file = encode_weights(held, self._layout, self._precision)
         return Step(held, file, decode_weights(file, self._layout))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from edgefl.aggregate.ensemble import Float64, accuracy, fitted, log_loss, pooled, uniform
+from edgefl.codec.marks import factors
 from edgefl.engine.contract import Engine
 from edgefl.engine.open import open_engine
 from edgefl.errors import ConfigError
@@ -81,14 +82,15 @@ class Examiner:
             server.follow(parent)
 
     def learned(self, family: Family, server: Server, number: int) -> Float32:
-        """What the server learns in a round from its root examples."""
+        """What the server learns in a round from its root examples, where its weights are left, as a device would."""
         plan, examples = self._experiment.plan, self._setting.root
         if examples is None:
             raise ConfigError("the server has no examples of its own")
         engine, weights = self._engines[family.widest], server.weights(family.widest)
         rng = np.random.default_rng([self._experiment.seed, 5, number])
         engine.set_vector(weights)
-        engine.train(examples, epochs=plan.epochs, learning_rate=learning_rate_at(plan, number), rng=rng)
+        left = factors(weights, engine.layout)
+        engine.train(examples, epochs=plan.epochs, learning_rate=learning_rate_at(plan, number), rng=rng, kept=left)
         change: Float32 = engine.vector() - weights
         return change
 

@@ -184,7 +184,7 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     @property
     def recipe(self) -> Recipe:
         """Loss and optimiser of the graphs; with FedProx's term if the plan uses it."""
-        return Recipe(self.loss, self.optimizer, self.plan.proximal > 0.0)
+        return Recipe(self.loss, self.optimizer, self.plan.proximal > 0.0, mutual=self.plan.ramp > 0)
 
 
 def located(source: str) -> str:

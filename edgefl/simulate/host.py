@@ -132,7 +132,13 @@ class Bench:
             rate = self._rate(player, number, task, base, examples, left)
             self._engine.set_vector(base)
             trained = self._engine.train(
-                examples, epochs=task.epochs, learning_rate=rate, rng=rng, proximal=task.proximal, kept=left
+                examples,
+                epochs=task.epochs,
+                learning_rate=rate,
+                rng=rng,
+                proximal=task.proximal,
+                mutual=task.mutual,
+                kept=left,
             )
         except EngineError as error:
             return Played(player.number, len(examples), failure=str(error))
@@ -147,7 +153,8 @@ class Bench:
             return rate_by_loss(task.learning_rate, player.loss, task.loss)
         if task.rate == "curvature":
             rows = np.random.default_rng([task.seed, number]).permutation(len(examples))[: self._head.batch]
-            sharp = curvature(self._engine, self._head.recipe, base, examples.take(rows), task.learning_rate, kept=left)
+            recipe, batch = self._head.recipe, examples.take(rows)
+            sharp = curvature(self._engine, recipe, base, batch, task.learning_rate, kept=left, mutual=task.mutual)
             return rate_by_curvature(task.learning_rate, sharp)
         return task.learning_rate
 

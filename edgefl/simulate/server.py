@@ -10,8 +10,11 @@ be written are given up, and the round closes with those that it began with.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from edgefl.aggregate.closing import collector, outcome
 from edgefl.aggregate.contract import Aggregator
@@ -152,8 +155,9 @@ class Server:
     def follow(self, parent: Float32) -> bool:
         """Take these weights for the next round, without what is gone; whether they can be written."""
         parent = marked(parent, gone(self.parent, self._layout))
+        removed, views = gone(parent, self._layout), self._views.values()
         try:
-            ready = [(view.downlink, view.downlink.next(_part(parent, view.index))) for view in self._views.values()]
+            ready = [(one.downlink, one.downlink.next(_part(parent, one.index), _part(removed, one.index))) for one in views]
         except ModelError as error:
             self.trouble = self.trouble or str(error)
             return False
@@ -163,5 +167,8 @@ class Server:
         return True
 
 
-def _part(parent: Float32, index: Index | None) -> Float32:
+T = TypeVar("T", np.float32, np.bool_)
+
+
+def _part(parent: npt.NDArray[T], index: Index | None) -> npt.NDArray[T]:
     return parent if index is None else parent[index]

@@ -26,6 +26,7 @@ class Task(msgspec.Struct, frozen=True, array_like=True):
         learning_rate, sparsity: of this round, after decay and warm-up.
         loss: mean training loss that the devices reported of the round before; 0 if it is not known.
         biased: whether devices with a larger loss than that take part more often.
+        mutual: weight of what exits learn of each other in this round.
     """
 
     epochs: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
@@ -44,6 +45,7 @@ class Task(msgspec.Struct, frozen=True, array_like=True):
     rate: Rate = "fixed"
     loss: Annotated[float, msgspec.Meta(ge=0.0)] = 0.0
     biased: bool = False
+    mutual: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 1.0
 
 
 class RoundOrder(msgspec.Struct, frozen=True, array_like=True):

@@ -6,7 +6,7 @@ Rule: the live server and the simulation ask the same, boards and virtual device
 from edgefl.codec.scheme import Scheme
 from edgefl.jumpstart import FINE, WHOLE, is_race
 from edgefl.plan import Plan
-from edgefl.rates import learning_rate_at, sparsity_at
+from edgefl.rates import learning_rate_at, mutual_at, sparsity_at
 from edgefl.wire.rounds import Task
 
 LONGEST_CONTEXT = 32
@@ -44,6 +44,7 @@ def task_of(plan: Plan, round_of_training: int, loss: float = 0.0) -> Task:
         rate=plan.rate,
         loss=loss,
         biased=race is None and plan.sampling == "loss",
+        mutual=mutual_at(plan, round_of_training),
     )
 
 

@@ -90,6 +90,7 @@ MESSAGES: dict[str, msgspec.Struct] = {
 MESSAGES["manifest-delivered"] = msgspec.structs.replace(
     MESSAGES["manifest"], health=HEALTH, differences=(DIFFERENCE,), sources=("https://models.example.org/blobs",)
 )
+MESSAGES["task-ramped"] = msgspec.structs.replace(TASK, mutual=0.25)
 MESSAGES["manifest-rehearsed"] = msgspec.structs.replace(MESSAGES["manifest"], fit=FIT)
 
 
