@@ -178,7 +178,7 @@ def heterofl() -> Sequence[Case]:
     groups = tuple(Group(model=base.model, width=width) for width in LEVELS)
     masked = msgspec.structs.replace(base, loss="masked-cross-entropy", split=Shards(each=2))
     iid = msgspec.structs.replace(base, split=Iid(), plan=with_plan(base, rounds=40, decay=0.95))
-    return [found for name, one in (("non-iid", masked), ("iid", iid)) for found in _levels(name, one, groups)]
+    return [found for name, one in (("two-class", masked), ("iid", iid)) for found in _levels(name, one, groups)]
 
 
 def _levels(name: str, base: Experiment, groups: tuple[Group, ...]) -> Sequence[Case]:
