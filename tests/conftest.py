@@ -27,6 +27,27 @@ if SHARED.is_dir() and shutil.disk_usage(SHARED).free >= ROOM and not os.statvfs
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(SHARED))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each worker begins with files that have slow tests, so that no long test starts last.
+
+    `--dist worksteal` gives every worker a stretch of the list, and who has finished takes from the end of another's. Files
+    remain whole and in their order, because a module's fixtures are made once in a worker.
+    """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    slow = [own for own in files.values() if any(item.get_closest_marker("slow") for item in own)]
+    quick = [item for own in files.values() if not any(item.get_closest_marker("slow") for item in own) for item in own]
+    dealt: list[pytest.Item] = []
+    for worker in range(workers):
+        dealt += [item for own in slow[worker::workers] for item in own]
+        stretch = len(items) * (worker + 1) // workers - len(dealt)
+        dealt += quick[: max(0, stretch)]
+        del quick[: max(0, stretch)]
+    items[:] = dealt + quick
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:  # noqa: ARG001 - pytest's signature
     """Take what collection has imported (torch alone: a million objects) out of every later search for garbage."""
     gc.collect()

@@ -179,11 +179,17 @@ def _to_positive(x: Any) -> Any:
     return onnx_op.HardSigmoid(x, alpha=3e38, beta=0.0)
 
 
+def _to_squeeze(x: Any, dims: Sequence[int]) -> Any:
+    ones = [dim for dim in dims if x.shape[dim] == 1] if x.shape else []  # ATen leaves other axes; ONNX refuses them
+    return onnx_op.Squeeze(x, ones) if ones else onnx_op.Identity(x)
+
+
 TRANSLATIONS: Mapping[Callable[..., object], Callable[..., object]] = {
     torch.ops.edgefl.max_pool.default: _to_max_pool,
     torch.ops.edgefl.max_unpool.default: _to_max_unpool,
     torch.ops.edgefl.affine.default: _to_affine,
     torch.ops.edgefl.positive.default: _to_positive,
     torch.ops.edgefl.scatter_sum.default: _to_scatter_sum,
+    aten.squeeze.dims: _to_squeeze,
 }
-"""For the exporter's `custom_translation_table`."""
+"""For the exporter's `custom_translation_table`. The last is ATen's own, which the exporter would trace again to take apart."""

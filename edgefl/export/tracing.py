@@ -6,7 +6,6 @@ reproduce them, and torch, the portable engine and onnxruntime-training would ea
 """
 
 import contextlib
-import functools
 import io
 import logging
 import re
@@ -21,6 +20,7 @@ from torch import fx, nn
 
 from edgefl.errors import ModelError
 from edgefl.export.operators import TRANSLATIONS
+from edgefl.export.sparing import spare
 
 OPSET = 18
 REMEDY_OPERATOR = "Replace it by layers that docs/operators.md lists, for example linear, convolution, pooling, ReLU, GroupNorm"
@@ -47,20 +47,6 @@ def primitive_attention() -> Iterator[None]:
     """Let torch compute attention by matrix products and softmax, not by a fused kernel that has no ONNX form."""
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         yield
-
-
-@functools.cache
-def read_translations_once() -> None:
-    """Let the exporter read the source of its 500 translations once in a process, and not again for each graph.
-
-    It does so only to learn their domain, in a third of the time of a small model. torch and onnxscript have no public way to say
-    this; where theirs has changed, an export is as slow as it was.
-    """
-    with contextlib.suppress(ImportError, AttributeError):
-        from torch.onnx._internal import _lazy_import  # noqa: PLC0415  not there in every torch
-
-        apis: Any = getattr(_lazy_import, "onnxscript_apis")  # noqa: B009  not exported by name
-        apis.get_torchlib_ops = functools.cache(apis.get_torchlib_ops)
 
 
 def refuse_random(graph: fx.Graph, name: str) -> None:
@@ -101,7 +87,7 @@ def to_onnx(
     Raises:
         ModelError: an operator has no ONNX form.
     """
-    read_translations_once()
+    spare()
     try:
         with quiet():
             exported = torch.onnx.export(

@@ -1,0 +1,59 @@
+"""What torch's exporter is kept from doing again: it changes no graph."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnx")
+
+from torch import nn  # noqa: E402  needs torch
+
+from edgefl.export import sparing  # noqa: E402  needs torch
+from edgefl.export.graphs import export_graphs  # noqa: E402  needs torch
+from edgefl.export.models import ModelSource  # noqa: E402  needs torch
+from edgefl.export.operators import TRANSLATIONS  # noqa: E402  needs torch
+from edgefl.export.tracing import Traced, to_onnx  # noqa: E402  needs torch
+
+
+def network(_: float) -> nn.Module:
+    """A convolution, a normalisation and a linear layer."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 16, 3))
+
+
+def test_a_program_that_is_traced_once_more_gives_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every graph, whether the exporter takes apart what it can translate as it stands, or not."""
+    source, asked, look = ModelSource("plain", network, (1, 4, 4), 3, False), [], sparing._translatable
+    monkeypatch.setattr(sparing, "_translatable", lambda *given: asked.append(look(*given)) or asked[-1])
+    once = export_graphs(source, 1.0, "portable", 4).graphs
+    assert asked
+    assert all(asked)
+    monkeypatch.setattr(sparing, "_translatable", lambda *_: False)
+    assert export_graphs(source, 1.0, "portable", 4).graphs == once
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda x: x.clone().mul_(2.0), lambda x: torch.nn.functional.huber_loss(x, x + 1.0)],
+    ids=["writes", "has no translation"],
+)
+def test_what_the_exporter_must_take_apart_is_taken_apart(function, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operator that writes into its operand, and one that has no translation: torch's exporter sees to both."""
+    asked, look = [], sparing._translatable
+    monkeypatch.setattr(sparing, "_translatable", lambda *given: asked.append(look(*given)) or asked[-1])
+    program = torch.export.export(Traced(function), (torch.ones(3),), strict=False)
+    to_onnx(program, ["x"], ["y"], name="toy", layers=program.graph, simplify=False)
+    assert asked == [False]
+
+
+def test_axes_that_are_not_one_long_stay() -> None:
+    """`squeeze` of several axes leaves the others, as in torch."""
+    import onnxruntime
+
+    assert torch.ops.aten.squeeze.dims in TRANSLATIONS
+    x = torch.arange(6.0).reshape(1, 2, 1, 3)
+    for dims in ((0, 1, -2), (1, 3)):
+        program = torch.export.export(Traced(lambda t, dims=dims: t.squeeze(dims)), (x,), strict=False)
+        graph = to_onnx(program, ["x"], ["y"], name="toy", layers=program.graph, simplify=False)
+        (y,) = onnxruntime.InferenceSession(graph.SerializeToString()).run(None, {"x": x.numpy()})
+        np.testing.assert_array_equal(y, x.squeeze(dims).numpy())
