@@ -1,8 +1,8 @@
-"""Work of torch's ONNX exporter that need not be done for each graph: half of the time of an export.
+"""Work of torch's ONNX exporter that need not be done for each graph: up to half of the time of an export.
 
-Model: the exporter reads the source of its 500 translations to learn their domain, derives the signature of each, enters all of
-torch's composite operators into a table, and traces the program once more to take apart the operators that it has no translation
-for. The first three come to the same in every export of a process; the last changes nothing where nothing is to be taken apart.
+Model: the exporter reads the source of its 500 translations to learn their domain, derives the signature of each, and traces the
+program once more to take apart the operators that it has no translation for. The first two come to the same in every export of a
+process; the last changes nothing where nothing is to be taken apart.
 
 Rules: torch and onnxscript have no public way to say any of this. Each part is guarded by itself: where theirs has changed, an
 export is as slow as it was, and gives the same graph.
@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 @functools.cache
 def spare() -> None:
     """Keep torch's exporter from doing the same again, from now on in this process."""
-    for keep in (_translations, _signatures, _composites, _decomposition):
+    for keep in (_translations, _signatures, _decomposition):
         with contextlib.suppress(ImportError, AttributeError):
             keep()
 
@@ -39,12 +39,6 @@ def _signatures() -> None:
     from torch.onnx._internal.exporter import _schemas  # noqa: PLC0415  as above
 
     _once(_schemas, "op_signature_from_function")
-
-
-def _composites() -> None:
-    from torch._export import utils  # noqa: PLC0415  as above
-
-    _once(utils, "_materialize_cpp_cia_ops")
 
 
 def _decomposition() -> None:
