@@ -234,11 +234,23 @@ def test_healed_weights_move_with_the_parent() -> None:
     assert list(np.flatnonzero(gone(healed.after(pruned, layout), layout))) == [3]
 
 
+def test_statistics_do_not_make_a_healing_fade() -> None:
+    """Whatever the scale of the inputs, and so of running statistics, a healing fades as weights are learned."""
+    layout, rng = Layout((Tensor("a", (4, 10)), Tensor("v", (4,), "state"))), np.random.default_rng(0)
+    cut, weights = (rng.random(44).astype(np.float32) for _ in range(2))
+    part = cut.copy()
+    part[40:] *= np.float32(8000.0)
+    fresh = Healed(b"", weights, cut).after(part, layout)
+    np.testing.assert_allclose(fresh[:40], weights[:40], rtol=1e-5)
+    part[:40] += np.float32(1000.0)
+    np.testing.assert_array_equal(Healed(b"", weights, cut).after(part, layout), part)
+
+
 def test_a_healed_variance_stays_positive() -> None:
     """Statistics of a variant lie between the parent's and its own, wherever these have gone."""
     layout = Layout((Tensor("a", (2, 10)), Tensor("v", (1,), "state")))
     cut, weights, part = (np.full(21, value, dtype=np.float32) for value in (2.0, 0.5, 2.0))
-    part[20] = 0.125
+    part[20], part[:20] = 0.125, 2.05
     assert 0.125 < Healed(b"", weights, cut).after(part, layout)[20] < 0.5
 
 

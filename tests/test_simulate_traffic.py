@@ -58,7 +58,7 @@ def test_devices_that_hold_recent_weights_fetch_a_short_difference() -> None:
     np.testing.assert_array_equal(first.weights, parent)
     for number in range(2, 14):
         parent = parent + 0.1 * rng.standard_normal(LAYOUT.size).astype(np.float32)
-        downlink.follow(parent)
+        downlink.take(downlink.next(parent))
         published = downlink.publish(number, task)
         assert published.fetched(number - 1).length <= published.fetched(0).length < published.file.length
         assert np.count_nonzero(published.weights != downlink.weights) == 0
@@ -69,7 +69,7 @@ def test_a_dense_downlink_sends_the_parent_itself() -> None:
     """Without sparsity devices decode exactly the parent, as a whole file."""
     downlink = Downlink(Experiment(), LAYOUT, np.zeros(LAYOUT.size, dtype=np.float32))
     parent = np.random.default_rng(0).standard_normal(LAYOUT.size).astype(np.float32)
-    downlink.follow(parent)
+    downlink.take(downlink.next(parent))
     published = downlink.publish(2, task_of(Plan(), 2))
     np.testing.assert_array_equal(published.weights, parent)
     assert published.fetched(1) == published.file

@@ -162,6 +162,17 @@ def test_what_is_pruned_is_shown_for_the_training_and_for_each_round(fleet, caps
     assert trained(capsys).endswith(f"round 3 of 4, pruned {100 * gone:.1f} %, 0 B up, 0 B down")
 
 
+def test_what_a_later_training_prunes_is_not_said_of_an_earlier_one(fleet):
+    """A training that was stopped before its last round shares the numbers of rounds with the next one, and nothing else."""
+    fleet.push()
+    first = fleet.train(rounds=20)
+    close_round(fleet.database, first, 1, Outcome([], bytes(32), pruned=0.0), toy.START, last=False)
+    run(["train", "stop", "toy"])
+    second = fleet.train(rounds=2, pruning=FleetPruning(target=0.75))
+    close_round(fleet.database, second, 3, Outcome([], bytes(32), pruned=0.5), toy.START, last=False)
+    assert [one.pruned for one in fleet_status(fleet.database, "farm").trainings] == [0.0, 0.5]
+
+
 def test_what_was_pruned_before_it_was_written_down_is_not_known(fleet, capsys):
     """Of rounds that an older edgefl has closed nothing is claimed, not even that nothing is gone."""
     fleet.push()

@@ -18,8 +18,8 @@ Rules:
 * Files without the weights that are gone (`edgefl.codec.masked`) are taken in their dense form, and what is made of them is
   written in its shortest: a weight that goes is a change like any other.
 * A difference is shorter than the file that it makes; its reader refuses any other, and checks each length before it allocates.
-* Weights at rest (int4, ternary, codebook) have no differences: they are not for rounds, and between versions that were retrained
-  apart nothing stays the same.
+* int4, ternary and codebooks have no differences: what a weight becomes depends on its neighbours, and between versions that were
+  retrained apart nothing stays the same.
 """
 
 import math

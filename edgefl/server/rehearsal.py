@@ -14,7 +14,7 @@ machines that push let their users write. See ADR 0019.
 
 The round is the most demanding that a plan may ask for: a whole update in 8 bits, as in a race (`edgefl.jumpstart`), coded in
 context, with momentum. It takes a peak from 290 to 559 MiB for a dense model of 4.6 million parameters and from 76 to 80 MiB for
-one of 199,210; a curvature rate, rotated updates and prices add 21 MiB at most. So no plan asks for more than has been proved.
+one of 199,210. Not rehearsed are a curvature rate, rotated updates and prices, which add 21 MiB at most.
 
 Rules: the profile's threads, but no more than this machine has processors; profiles with the same variant, engine and threads
 share one rehearsal. The times are of this machine: only a profile with a measured `slowdown` turns them into the board's.

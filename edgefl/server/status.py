@@ -188,11 +188,11 @@ def _training(database: sqlite3.Connection, record: TrainingRecord) -> TrainingS
 
 
 def _pruned(database: sqlite3.Connection, record: TrainingRecord) -> float | None:
-    """After the newest closed round of the version up to this training, which may be another training's; a push begins with 0."""
+    """After the newest closed round of this training, or of those before it of the same version; a push begins with 0."""
     row = database.execute(
         """SELECT r.pruned FROM rounds r JOIN trainings t ON t.id=r.training
-           WHERE t.model=? AND t.version=? AND r.round<=? AND r.closed IS NOT NULL ORDER BY r.round DESC LIMIT 1""",
-        (record.model, record.version, record.last),
+           WHERE t.model=? AND t.version=? AND t.id<=? AND r.closed IS NOT NULL ORDER BY r.round DESC LIMIT 1""",
+        (record.model, record.version, record.id),
     ).fetchone()
     return row["pruned"] if row else 0.0
 

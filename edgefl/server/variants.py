@@ -56,7 +56,7 @@ class Healed:
         if not self.moved(part):
             return self.weights
         healing = self.weights - self.cut
-        way = _length(part - self.cut) / max(_length(healing), TINY)
+        way = _learned(part - self.cut, layout) / max(_learned(healing, layout), TINY)
         share = np.float32(round(math.exp(-way / FADE), 3))  # rounded, so that it is the same after a restart elsewhere
         vector = part + share * healing
         for tensor, place in layout.slices():
@@ -124,9 +124,13 @@ class Variant:
         return VariantFiles(m.engine, m.layout, m.input_shape, m.classes, m.batch, paths, m.recipe)
 
 
-def _length(vector: Float32) -> float:
-    """Euclidean; not by BLAS, whose threads add up in any order."""
-    return math.sqrt(np.square(vector, dtype=np.float64).sum())
+def _learned(change: Float32, layout: Layout) -> float:
+    """Euclidean length of what devices have learned together; not by BLAS, whose threads add up in any order.
+
+    Statistics are left out: they are as large as the inputs, and no learning.
+    """
+    of = (change[place] for tensor, place in layout.slices() if tensor.role == "trained" and tensor.shared)
+    return math.sqrt(sum(float(np.square(one, dtype=np.float64).sum()) for one in of))
 
 
 def largest_weight(precision: Precision) -> float:

@@ -102,10 +102,6 @@ class Downlink:
         """Go on from there."""
         self._held, self._file, self.weights = step
 
-    def follow(self, parent: Float32) -> None:
-        """The weights after a round. Raises ModelError when they cannot be written; nothing has changed then."""
-        self.take(self.next(parent))
-
     def publish(self, number: int, task: Task) -> Published:
         """Open a round with the newest weights."""
         file = file_ref("weights", self._file)
