@@ -159,6 +159,7 @@ def _taught(name: str, base: Experiment, models: Sequence[str]) -> Sequence[Case
 
 
 LEVELS = (1.0, 0.5, 0.25, 0.125, 0.0625)
+SLIMMABLE = "benchmarks.families:Slimmable"
 EQUAL = 0.5
 """Width of the uniform model with the mean number of parameters of `LEVELS`: 33,770 of 33,112."""
 
@@ -182,9 +183,11 @@ def heterofl() -> Sequence[Case]:
 
 
 def _levels(name: str, base: Experiment, groups: tuple[Group, ...]) -> Sequence[Case]:
+    slimmable = tuple(Group(model=SLIMMABLE, width=group.width) for group in groups)
     return [
         case(f"{name} fp32", base, plan=_dense(base), precision=Precision.FP32),
         case(f"{name} five-widths", base, groups=groups),
+        case(f"{name} slimmable", base, model=SLIMMABLE, groups=slimmable, plan=with_plan(base, learning_rate=0.2)),
         case(f"{name} equal-mean-cost", base, width=EQUAL),
         case(f"{name} smallest-for-all", base, width=LEVELS[-1]),
     ]

@@ -6,11 +6,13 @@ what an experiment names.
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from edgefl.export.architectures import GROUP, scaled
 
 NARROW_GROUP = 4
 """Channels per normalisation group of the deeper networks: few, so that they can be narrow."""
+NARROWEST = 1 / 16
 GRID = 4
 """Parts of the image on a side that an exit tells apart."""
 
@@ -75,6 +77,35 @@ class Nested(nn.Module):
         x = self.norm2(self.conv2(self.norm1(self.conv1(x)).relu())).relu()
         logits: Tensor = self.head(self.norm3(self.conv3(x)).relu().flatten(1))
         return logits
+
+
+class Slimmable(Nested):
+    """The same network, which answers with a quarter, with half and with all of its channels: three exits.
+
+    A device that trains them together trains what narrower devices hold as these do, so that shared channels are pulled in one
+    direction (slimmable networks, Yu et al., ICLR 2019, https://arxiv.org/abs/1812.08928; in federated learning FjORD, Horvath et
+    al., NeurIPS 2021, https://arxiv.org/abs/2102.13451). A step takes about a third more than of the whole alone. No part is
+    narrower than `NARROWEST` of the full width.
+    """
+
+    def __init__(self, width: float = 1.0, exits: int = 3) -> None:
+        super().__init__(width)
+        parts = [max(share * width, NARROWEST) for share in (0.25, 0.5, 1.0)]
+        self.parts = [tuple(scaled(count, part, GROUP) for count in (32, 64, 128)) for part in parts][:exits]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits `(n, exits, 10)` of `(n, 1, 28, 28)`."""
+        return torch.stack([self._part(x, channels) for channels in self.parts], 1)
+
+    def _part(self, x: Tensor, channels: tuple[int, ...]) -> Tensor:
+        stages = ((self.conv1, self.norm1), (self.conv2, self.norm2), (self.conv3, self.norm3))
+        inputs = 1
+        for (conv, norm), count in zip(stages, channels, strict=True):
+            bias = conv.bias[:count]  # type: ignore[index]  # torch types the bias of a convolution as optional
+            x = functional.conv2d(x, conv.weight[:count, :inputs], bias, stride=2, padding=1)
+            x = functional.group_norm(x, count // GROUP, norm.weight[:count], norm.bias[:count]).relu()
+            inputs = count
+        return functional.linear(x.flatten(1), self.head.weight[:, : 16 * inputs], self.head.bias)
 
 
 class Stairs(nn.Module):
