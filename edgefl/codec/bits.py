@@ -38,16 +38,17 @@ def pack(pieces: Iterable[Bits]) -> bytes:
 
     Of pieces that are made one after the other, no more are held than the last and a few bits.
     """
-    packed, waiting, count = [], [np.empty(0, dtype=np.bool_)], 0
+    packed: list[bytes] = []
+    waiting, count = [np.empty(0, dtype=np.bool_)], 0
     for piece in pieces:
         waiting.append(piece)
         count += len(piece)
         if count >= _BATCH:
             bits = np.concatenate(waiting)
             rest = count % 8
-            packed.append(np.packbits(bits[: count - rest]))
+            packed.append(np.packbits(bits[: count - rest]).tobytes())
             waiting, count = [bits[count - rest :].copy()], rest
-    packed.append(np.packbits(np.concatenate(waiting)))
+    packed.append(np.packbits(np.concatenate(waiting)).tobytes())
     return b"".join(packed)
 
 
