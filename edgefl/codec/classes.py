@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from edgefl.codec.fixed import Bits
 from edgefl.codec.history import LEVELS, History, Levels
-from edgefl.codec.pieces import pieces
+from edgefl.codec.pieces import gather, pieces
 from edgefl.layout import Index
 
 Scores = npt.NDArray[np.int16] | npt.NDArray[np.int32]
@@ -118,11 +118,13 @@ def stage_classes(scorer: Scorer, history: History, score: Scores, stage: int, s
         return None, classes(scorer, score)
     here = history.grid.stage == stage
     if stage == 0:
-        return here, classes(scorer, np.add(score[here], scorer.stages.first, dtype=np.int32))
-    return here, classes(scorer, _busy(scorer.stages, history, stage, sent, score)[here])
+        of_stage: Scores = np.add(gather(score, here), scorer.stages.first, dtype=np.int32)
+    else:
+        of_stage = gather(_busy(scorer.stages, history, stage, sent, score), here)
+    return here, classes(scorer, of_stage)
 
 
-def _busy(stages: Stages, history: History, stage: int, sent: Index, own: Scores) -> Scores:
+def _busy(stages: Stages, history: History, stage: int, sent: Index, own: Scores) -> npt.NDArray[np.int32]:
     """What rows and columns say of every coordinate, added to what it has of its own."""
     grid = history.grid
     rows, columns = grid.shares(sent, stage)

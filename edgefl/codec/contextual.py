@@ -22,7 +22,7 @@ from edgefl.codec.classes import CLASSES, LIMIT, Scorer, Scores, Stages, all_sco
 from edgefl.codec.fixed import Bits, code_pieces
 from edgefl.codec.grid import STAGES
 from edgefl.codec.history import History, Levels
-from edgefl.codec.pieces import pieces
+from edgefl.codec.pieces import gather, pieces, scatter
 from edgefl.codec.plain import MAGIC
 from edgefl.codec.ranks import by_class, masks_by_class
 from edgefl.codec.sparsify import Sparse
@@ -39,7 +39,7 @@ CODED_BITS = 4
 """First bits of a level that are coded; those after them are close to random and are written as they are."""
 GROUPS = 4
 DENSE = 8
-"""A set that has at least one in so many is looked for flag by flag, else member by member: the bits are the same."""
+"""Sets that hold at least one coordinate in so many are gone through by flags, smaller ones by members: the bits are the same."""
 
 
 def write_contextual(positions: Index, quantised: Quantised, history: History, scorer: Scorer) -> bytes:
@@ -122,14 +122,14 @@ def _position_bits(positions: Index, scorer: Scorer, history: History, score: Sc
     sent = flags_of(positions, history.size)
     for stage in range(STAGES if scorer.stages else 1):
         here, of_class = stage_classes(scorer, history, score, stage, positions)
-        yield from _rank_bits(sent if here is None else sent[here], of_class)
+        yield from _rank_bits(sent if here is None else gather(sent, here), of_class)
 
 
 def _rank_bits(sent: Bits, of_class: Levels) -> Iterator[Bits]:
     """Which of a stage's coordinates are sent, class by class, by their ranks in it."""
     if DENSE * int(np.count_nonzero(sent)) >= len(sent):
         for members in masks_by_class(of_class, CLASSES):
-            yield from _flag_bits(sent[members])
+            yield from _flag_bits(gather(sent, members))
     else:
         ranks = np.flatnonzero(sent)
         of_sent = of_class[ranks]
@@ -142,8 +142,12 @@ def _read_positions(reader: BitReader, scorer: Scorer, history: History, score: 
     for stage in range(STAGES if scorer.stages else 1):
         here, of_class = stage_classes(scorer, history, score, stage, positions)
         del positions
-        sent[slice(None) if here is None else here] = _read_ranks(reader, of_class)
-        del here, of_class
+        found = _read_ranks(reader, of_class)
+        if here is None:
+            sent = found
+        else:
+            scatter(sent, here, found)
+        del here, of_class, found
         positions = np.flatnonzero(sent)
     if len(positions) == 0:
         raise UpdateError("the update holds no coordinate")
@@ -155,8 +159,8 @@ def _read_ranks(reader: BitReader, of_class: Levels) -> Bits:
     sent = np.zeros(len(of_class), dtype=np.bool_)
     for number, members in by_class(of_class, CLASSES):
         count = reader.count(members.size)
-        if DENSE * count >= members.size:
-            sent[of_class == number] = read_flags(reader, count, members.size)
+        if DENSE * count >= len(sent):
+            scatter(sent, of_class == number, read_flags(reader, count, members.size))
         else:
             sent[members.at(read_subset(reader, count, members.size))] = True
     return sent
@@ -185,7 +189,7 @@ def _value_bits(positions: Index, quantised: Quantised, history: History) -> Ite
     wrong = (quantised.codes >> np.uint8(quantised.bits - 1)).view(np.bool_)
     wrong ^= guess
     for number in range(GROUPS):
-        flags = wrong[group == number]
+        flags = gather(wrong, group == number)
         if len(flags):
             yield from _flag_bits(flags)
     del guess, group, wrong
@@ -199,7 +203,7 @@ def _level_bits(levels: Levels, width: int) -> Iterator[Bits]:
         bit = ((levels >> np.uint8(width - 1 - depth)) & np.uint8(1)).view(np.bool_)
         prefixes = levels >> np.uint8(width - depth)
         for prefix in range(1 << depth):
-            flags = bit[prefixes == prefix]
+            flags = gather(bit, prefixes == prefix)
             if len(flags):
                 yield from _flag_bits(flags)
     yield from code_pieces(levels & np.uint8((1 << (width - coded)) - 1), width - coded)
@@ -210,7 +214,8 @@ def _read_values(reader: BitReader, positions: Index, bits: int, history: Histor
     for number in range(GROUPS):
         members = group == number
         if members.any():
-            negative[members] ^= _read_set(reader, int(np.count_nonzero(members)))
+            wrong = _read_set(reader, int(np.count_nonzero(members)))
+            scatter(negative, members, gather(negative, members) ^ wrong)
     del group
     codes = _read_levels(reader, len(positions), bits - 1)
     codes |= negative.view(np.uint8) << np.uint8(bits - 1)
@@ -225,7 +230,7 @@ def _read_levels(reader: BitReader, count: int, width: int) -> Levels:
         for prefix in range(1 << depth):
             members = levels == prefix
             if members.any():
-                bit[members] = _read_set(reader, int(np.count_nonzero(members)))
+                scatter(bit, members, _read_set(reader, int(np.count_nonzero(members))))
         levels <<= np.uint8(1)
         levels |= bit.view(np.uint8)
     rest = width - coded

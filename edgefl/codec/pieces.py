@@ -6,6 +6,12 @@ as wide as the code that it looks up. In pieces the same operations stay in the 
 """
 
 from collections.abc import Iterator
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+T = TypeVar("T", bound=np.generic)
 
 PIECE = 1 << 16
 """Elements; a multiple of eight, so that codes of any width end with a byte."""
@@ -15,3 +21,23 @@ def pieces(size: int) -> Iterator[slice]:
     """Where the pieces of so many elements lie, in order."""
     for start in range(0, size, PIECE):
         yield slice(start, min(start + PIECE, size))
+
+
+def gather(values: npt.NDArray[T], flags: npt.NDArray[np.bool_]) -> npt.NDArray[T]:
+    """`values[flags]`, by places: flags without a pattern are followed twice as quickly so."""
+    found = np.empty(np.count_nonzero(flags), dtype=values.dtype)
+    start = 0
+    for piece in pieces(len(flags)):
+        places = np.flatnonzero(flags[piece])
+        found[start : start + len(places)] = values[piece].take(places)
+        start += len(places)
+    return found
+
+
+def scatter(values: npt.NDArray[T], flags: npt.NDArray[np.bool_], chosen: npt.NDArray[T]) -> None:
+    """`values[flags] = chosen`, as above."""
+    start = 0
+    for piece in pieces(len(flags)):
+        places = np.flatnonzero(flags[piece])
+        values[piece][places] = chosen[start : start + len(places)]
+        start += len(places)
