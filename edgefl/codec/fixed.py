@@ -40,7 +40,7 @@ def codes_to_bits(codes: Codes, width: int) -> Bits:
 
 def code_pieces(codes: Codes, width: int) -> Iterator[Bits]:
     """The same in pieces: a bit takes a byte, all of them may be more than there is room for."""
-    for piece in pieces(len(codes)):
+    for piece in pieces(len(codes) if width else 0):
         yield codes_to_bits(codes[piece], width)
 
 
