@@ -135,7 +135,7 @@ def test_a_failed_write_leaves_the_old_one(tmp_path, monkeypatch):
     def full(*_):
         raise StoreError("disk full")
 
-    monkeypatch.setattr(outbox, "write_file", full)
+    monkeypatch.setattr(outbox, "write_parts", full)
     with pytest.raises(StoreError):
         write_outbox(path, entry_of(b"new", b""), b"new", b"")
     assert read_update(path) == b"old"

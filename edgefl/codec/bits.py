@@ -4,7 +4,7 @@ Rules: bits are padded with zeros to whole bytes; every count has one code; a re
 where padding is not zero and where something follows the end; it unpacks no more than what it is asked for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,8 @@ ORDER = 4
 """Of the exponential Golomb code of counts (Teuhola 1978): counts below 16 take five bits."""
 _MAX_ZEROS = 27
 _PEEKED = 64
+_BATCH = 1 << 18
+"""Bits that are packed at a time, at least: a bit is a byte until then."""
 
 
 def count_to_bits(count: int) -> Bits:
@@ -31,9 +33,23 @@ def number_to_bits(number: int) -> Bits:
     return count_to_bits(2 * number if number >= 0 else -2 * number - 1)
 
 
-def pack(pieces: Sequence[Bits]) -> bytes:
-    """All bits of the pieces, one after the other, padded to whole bytes."""
-    return np.packbits(np.concatenate([np.empty(0, dtype=np.bool_), *pieces])).tobytes()
+def pack(pieces: Iterable[Bits]) -> bytes:
+    """All bits of the pieces, one after the other, padded to whole bytes.
+
+    Of pieces that are made one after the other, no more are held than the last and a few bits.
+    """
+    packed: list[bytes] = []
+    waiting, count = [np.empty(0, dtype=np.bool_)], 0
+    for piece in pieces:
+        waiting.append(piece)
+        count += len(piece)
+        if count >= _BATCH:
+            bits = np.concatenate(waiting)
+            rest = count % 8
+            packed.append(np.packbits(bits[: count - rest]).tobytes())
+            waiting, count = [bits[count - rest :].copy()], rest
+    packed.append(np.packbits(np.concatenate(waiting)).tobytes())
+    return b"".join(packed)
 
 
 @dataclass(slots=True)

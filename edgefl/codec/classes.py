@@ -15,7 +15,9 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from edgefl.codec.fixed import Bits
 from edgefl.codec.history import LEVELS, History, Levels
+from edgefl.codec.pieces import gather, pieces
 from edgefl.layout import Index
 
 Scores = npt.NDArray[np.int16] | npt.NDArray[np.int32]
@@ -94,33 +96,38 @@ def all_scores(scorer: Scorer, history: History) -> Scores:
 
 def classes(scorer: Scorer, score: Scores) -> Levels:
     """The classes of these scores, uint8, below `CLASSES`."""
-    octave = score >> _SHIFT
-    octave -= scorer.floor
-    return np.clip(octave, 0, CLASSES - 1, out=octave).astype(np.uint8)
+    found = np.empty(len(score), dtype=np.uint8)
+    for piece in pieces(len(score)):
+        octave = score[piece] >> _SHIFT
+        octave -= scorer.floor
+        found[piece] = np.clip(octave, 0, CLASSES - 1, out=octave)
+    return found
 
 
-def stage_classes(scorer: Scorer, history: History, score: Scores, stage: int, known: Index) -> tuple[Index | None, Levels]:
-    """The coordinates of a stage, int64, ascending (None for all of them), and the class of each, uint8.
+def stage_classes(scorer: Scorer, history: History, score: Scores, stage: int, sent: Index) -> tuple[Bits | None, Levels]:
+    """Which coordinates are of a stage, shape `(n,)` (None if all are), and the class of each of these, uint8.
 
     Args:
         scorer: with or without stages; without there is only stage 0, which has all coordinates.
         history: what both ends know.
         score: what `all_scores` says.
         stage: from 0.
-        known: all sent coordinates of the stages before.
+        sent: coordinates that are sent, at least all of the stages before.
     """
     if scorer.stages is None:
         return None, classes(scorer, score)
-    here = np.flatnonzero(history.grid.stage == stage)
+    here = history.grid.stage == stage
     if stage == 0:
-        return here, classes(scorer, np.add(score[here], scorer.stages.first, dtype=np.int32))
-    return here, classes(scorer, (_busy(scorer.stages, history, stage, known) + score)[here])
+        of_stage: Scores = np.add(gather(score, here), scorer.stages.first, dtype=np.int32)
+    else:
+        of_stage = gather(_busy(scorer.stages, history, stage, sent, score), here)
+    return here, classes(scorer, of_stage)
 
 
-def _busy(stages: Stages, history: History, stage: int, known: Index) -> Scores:
-    """What rows and columns say of every coordinate."""
+def _busy(stages: Stages, history: History, stage: int, sent: Index, own: Scores) -> npt.NDArray[np.int32]:
+    """What rows and columns say of every coordinate, added to what it has of its own."""
     grid = history.grid
-    rows, columns = grid.shares(known, stage)
+    rows, columns = grid.shares(sent, stage)
     rows, columns = rows * stages.row, columns * stages.column
     score = np.empty(history.size, dtype=np.int32)
     row = column = 0
@@ -128,4 +135,5 @@ def _busy(stages: Stages, history: History, stage: int, known: Index) -> Scores:
         table = score[start:end].reshape(height, width)
         np.add(rows[row : row + height, None], columns[column : column + width], out=table)
         row, column = row + height, column + width
+    score += own
     return score

@@ -22,6 +22,7 @@ import numpy as np
 from edgefl.codec.contextual import write_contextual
 from edgefl.codec.fitting import fit
 from edgefl.codec.history import History
+from edgefl.codec.pieces import pieces
 from edgefl.codec.plain import write_plain
 from edgefl.codec.pricing import select_priced
 from edgefl.codec.rotated import write_rotated
@@ -100,11 +101,14 @@ def compress(
         return _of_some(delta, memory, scheme, parts, history, alive, rng)
     if history is not None and history.size != len(delta):
         raise UpdateError("the history belongs to another model", expected=str(len(delta)), found=str(history.size))
+    if history is not None:
+        _ = history.levels  # takes more than it keeps: before there is more here
     velocity = _velocity(delta, memory, scheme.correction)
     vector = memory.residual + velocity
     check_vector(vector)
     data, sent = _rotated(vector, scheme, rng) if scheme.rotated else _sparse(vector, scheme, parts, history, rng)
-    vector[sent.positions] -= sent.values
+    for piece in pieces(len(sent.positions)):
+        vector[sent.positions[piece]] -= sent.values[piece]
     if scheme.correction:
         velocity[sent.positions] = 0.0
     return Compressed(data, sent, Memory(vector, velocity if scheme.correction else None))
@@ -148,15 +152,18 @@ def _sparse(
     if scheme.price and history is not None:
         positions = select_priced(vector, positions, scheme.price, scheme.bits, history, rng)
     quantised = quantise(vector[positions], scheme.bits, rng)
+    data = _shortest(positions, quantised, history, len(vector), rng)
     values = dequantise(quantised.codes, quantised.low, quantised.high, scheme.bits)
-    return _shortest(positions, quantised, history, len(vector), rng), Sparse(positions, values, len(vector))
+    return data, Sparse(positions, values, len(vector))
 
 
 def _velocity(delta: Float32, memory: Memory, correction: float) -> Float32:
     """The momentum-corrected delta; a new array if there is a correction."""
     if not correction or memory.velocity is None:
         return delta.copy() if correction else delta
-    return np.float32(correction) * memory.velocity + delta
+    velocity = np.float32(correction) * memory.velocity
+    velocity += delta
+    return velocity
 
 
 def _shortest(positions: Index, quantised: Quantised, history: History | None, size: int, rng: np.random.Generator) -> bytes:

@@ -12,19 +12,21 @@ Rules: as in version 1, and: a checksum of the classes tells a reader whose hist
 import struct
 import zlib
 from collections.abc import Iterator
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 
 from edgefl.codec.bits import BitReader, count_to_bits, number_to_bits, pack
 from edgefl.codec.classes import CLASSES, LIMIT, Scorer, Scores, Stages, all_scores, classes, stage_classes
-from edgefl.codec.fixed import Bits, codes_to_bits
+from edgefl.codec.fixed import Bits, code_pieces
 from edgefl.codec.grid import STAGES
 from edgefl.codec.history import History, Levels
+from edgefl.codec.pieces import gather, pieces, scatter
 from edgefl.codec.plain import MAGIC
-from edgefl.codec.ranks import by_class
+from edgefl.codec.ranks import by_class, masks_by_class
 from edgefl.codec.sparsify import Sparse
-from edgefl.codec.subsets import read_subset, write_subset
+from edgefl.codec.subsets import flags_of, read_flags, read_subset, write_flags, write_subset
 from edgefl.codec.values import Quantised, check_scale, dequantise
 from edgefl.errors import UpdateError
 from edgefl.layout import Float32, Index
@@ -35,8 +37,9 @@ HEADER_LENGTH = _HEADER.size
 """21 bytes: magic, version, bits, size, checksum of the classes, low, high."""
 CODED_BITS = 4
 """First bits of a level that are coded; those after them are close to random and are written as they are."""
-
 GROUPS = 4
+DENSE = 8
+"""Sets that hold at least one coordinate in so many are gone through by flags, smaller ones by members: the bits are the same."""
 
 
 def write_contextual(positions: Index, quantised: Quantised, history: History, scorer: Scorer) -> bytes:
@@ -44,12 +47,8 @@ def write_contextual(positions: Index, quantised: Quantised, history: History, s
     score = all_scores(scorer, history)
     checksum = zlib.crc32(classes(scorer, score).data)
     header = _HEADER.pack(MAGIC, VERSION, quantised.bits, history.size, checksum, quantised.low, quantised.high)
-    body = [
-        *_scorer_bits(scorer),
-        *_position_bits(positions, scorer, history, score),
-        *_value_bits(positions, quantised, history),
-    ]
-    return header + pack(body)
+    where, what = _position_bits(positions, scorer, history, score), _value_bits(positions, quantised, history)
+    return header + pack(chain(_scorer_bits(scorer), where, what))
 
 
 def read_contextual(data: bytes, expected_size: int, history: History | None) -> Sparse:
@@ -108,41 +107,75 @@ def _set_bits(members: Index, size: int) -> list[Bits]:
     return [count_to_bits(len(members)), *write_subset(members, size)]
 
 
-def _read_set(reader: BitReader, size: int) -> Index:
-    return read_subset(reader, reader.count(size), size)
+def _flag_bits(flags: Bits) -> Iterator[Bits]:
+    """The same of flags, of which those of members are set."""
+    yield count_to_bits(int(np.count_nonzero(flags)))
+    yield from write_flags(flags)
+
+
+def _read_set(reader: BitReader, size: int) -> Bits:
+    return read_flags(reader, reader.count(size), size)
 
 
 def _position_bits(positions: Index, scorer: Scorer, history: History, score: Scores) -> Iterator[Bits]:
     """Stage by stage, for each class that has coordinates, from the most likely down: which of them are sent, by their rank."""
-    of_stage = history.grid.stage[positions] if scorer.stages else np.zeros(len(positions), dtype=np.uint8)
+    sent = flags_of(positions, history.size)
     for stage in range(STAGES if scorer.stages else 1):
-        here, of_class = stage_classes(scorer, history, score, stage, positions[of_stage < stage])
-        sent = positions[of_stage == stage]
-        ranks = sent if here is None else np.searchsorted(here, sent)
+        here, of_class = stage_classes(scorer, history, score, stage, positions)
+        yield from _rank_bits(sent if here is None else gather(sent, here), of_class)
+
+
+def _rank_bits(sent: Bits, of_class: Levels) -> Iterator[Bits]:
+    """Which of a stage's coordinates are sent, class by class, by their ranks in it."""
+    if DENSE * int(np.count_nonzero(sent)) >= len(sent):
+        for members in masks_by_class(of_class, CLASSES):
+            yield from _flag_bits(gather(sent, members))
+    else:
+        ranks = np.flatnonzero(sent)
         of_sent = of_class[ranks]
-        for number, members in by_class(of_class, CLASSES):
-            yield from _set_bits(members.ranks(ranks[of_sent == number]), members.size)
+        for number, listed in by_class(of_class, CLASSES):
+            yield from _set_bits(listed.ranks(ranks[of_sent == number]), listed.size)
 
 
 def _read_positions(reader: BitReader, scorer: Scorer, history: History, score: Scores) -> Index:
     sent, positions = np.zeros(history.size, dtype=np.bool_), np.empty(0, dtype=np.int64)
     for stage in range(STAGES if scorer.stages else 1):
         here, of_class = stage_classes(scorer, history, score, stage, positions)
-        for _, members in by_class(of_class, CLASSES):
-            ranks = members.at(_read_set(reader, members.size))
-            sent[ranks if here is None else here[ranks]] = True
+        del positions
+        found = _read_ranks(reader, of_class)
+        if here is None:
+            sent = found
+        else:
+            scatter(sent, here, found)
+        del here, of_class, found
         positions = np.flatnonzero(sent)
     if len(positions) == 0:
         raise UpdateError("the update holds no coordinate")
     return positions
 
 
+def _read_ranks(reader: BitReader, of_class: Levels) -> Bits:
+    """Which of a stage's coordinates are sent."""
+    sent = np.zeros(len(of_class), dtype=np.bool_)
+    for number, members in by_class(of_class, CLASSES):
+        count = reader.count(members.size)
+        if DENSE * count >= len(sent):
+            scatter(sent, of_class == number, read_flags(reader, count, members.size))
+        else:
+            sent[members.at(read_subset(reader, count, members.size))] = True
+    return sent
+
+
 def _guesses(positions: Index, history: History) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.uint8]]:
     """For each sent coordinate: whether its value is guessed to be negative, and the group that the guess belongs to."""
-    now = history.now[positions]
-    last, whole = _direction(now, history.before[positions]), _direction(now, history.start[positions])
-    group = np.where(whole == 0, 0, np.where(last == 0, 1, np.where(last == whole, 2, 3))).astype(np.uint8)
-    return whole < 0, group
+    guess, group = np.empty(len(positions), dtype=np.bool_), np.empty(len(positions), dtype=np.uint8)
+    for piece in pieces(len(positions)):
+        places = positions[piece]
+        now = history.now[places]
+        last, whole = _direction(now, history.before[places]), _direction(now, history.start[places])
+        guess[piece] = whole < 0
+        group[piece] = np.where(whole == 0, 0, np.where(last == 0, 1, np.where(last == whole, 2, 3)))
+    return guess, group
 
 
 def _direction(now: Float32, then: Float32) -> npt.NDArray[np.int8]:
@@ -153,11 +186,13 @@ def _direction(now: Float32, then: Float32) -> npt.NDArray[np.int8]:
 def _value_bits(positions: Index, quantised: Quantised, history: History) -> Iterator[Bits]:
     """Wrong guesses of signs, group by group; then the levels."""
     guess, group = _guesses(positions, history)
-    wrong = (quantised.codes >> np.uint8(quantised.bits - 1)).astype(np.bool_) ^ guess
+    wrong = (quantised.codes >> np.uint8(quantised.bits - 1)).view(np.bool_)
+    wrong ^= guess
     for number in range(GROUPS):
-        flags = wrong[group == number]
+        flags = gather(wrong, group == number)
         if len(flags):
-            yield from _set_bits(np.flatnonzero(flags), len(flags))
+            yield from _flag_bits(flags)
+    del guess, group, wrong
     levels = quantised.codes & np.uint8((1 << (quantised.bits - 1)) - 1)
     yield from _level_bits(levels, quantised.bits - 1)
 
@@ -165,34 +200,40 @@ def _value_bits(positions: Index, quantised: Quantised, history: History) -> Ite
 def _level_bits(levels: Levels, width: int) -> Iterator[Bits]:
     coded = min(width, CODED_BITS)
     for depth in range(coded):
-        bit = (levels >> np.uint8(width - 1 - depth)) & np.uint8(1)
+        bit = ((levels >> np.uint8(width - 1 - depth)) & np.uint8(1)).view(np.bool_)
+        prefixes = levels >> np.uint8(width - depth)
         for prefix in range(1 << depth):
-            flags = bit[levels >> np.uint8(width - depth) == prefix]
+            flags = gather(bit, prefixes == prefix)
             if len(flags):
-                yield from _set_bits(np.flatnonzero(flags), len(flags))
-    yield codes_to_bits(levels & np.uint8((1 << (width - coded)) - 1), width - coded)
+                yield from _flag_bits(flags)
+    yield from code_pieces(levels & np.uint8((1 << (width - coded)) - 1), width - coded)
 
 
-def _read_values(reader: BitReader, positions: Index, bits: int, history: History) -> npt.NDArray[np.int64]:
-    guess, group = _guesses(positions, history)
-    negative = guess.copy()
+def _read_values(reader: BitReader, positions: Index, bits: int, history: History) -> Levels:
+    negative, group = _guesses(positions, history)
     for number in range(GROUPS):
-        places = np.flatnonzero(group == number)
-        if len(places):
-            wrong = places[_read_set(reader, len(places))]
-            negative[wrong] = ~guess[wrong]
-    return (negative.astype(np.int64) << (bits - 1)) | _read_levels(reader, len(positions), bits - 1)
+        members = group == number
+        if members.any():
+            wrong = _read_set(reader, int(np.count_nonzero(members)))
+            scatter(negative, members, gather(negative, members) ^ wrong)
+    del group
+    codes = _read_levels(reader, len(positions), bits - 1)
+    codes |= negative.view(np.uint8) << np.uint8(bits - 1)
+    return codes
 
 
-def _read_levels(reader: BitReader, count: int, width: int) -> npt.NDArray[np.int64]:
+def _read_levels(reader: BitReader, count: int, width: int) -> Levels:
     coded = min(width, CODED_BITS)
-    levels = np.zeros(count, dtype=np.int64)
+    levels = np.zeros(count, dtype=np.uint8)
     for depth in range(coded):
-        bit = np.zeros(count, dtype=np.int64)
+        bit = np.zeros(count, dtype=np.bool_)
         for prefix in range(1 << depth):
-            places = np.flatnonzero(levels == prefix)
-            if len(places):
-                bit[places[_read_set(reader, len(places))]] = 1
-        levels = 2 * levels + bit
+            members = levels == prefix
+            if members.any():
+                scatter(bit, members, _read_set(reader, int(np.count_nonzero(members))))
+        levels <<= np.uint8(1)
+        levels |= bit.view(np.uint8)
     rest = width - coded
-    return (levels << rest) | reader.codes(count, rest)
+    levels <<= np.uint8(rest)
+    levels |= reader.codes(count, rest).astype(np.uint8, copy=False)
+    return levels

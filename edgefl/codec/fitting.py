@@ -13,12 +13,14 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from edgefl.codec.classes import CLASSES, LIMIT, UNIT, Scorer, Scores, Stages, scores
-from edgefl.codec.grid import STAGES
+from edgefl.codec.classes import CLASSES, LIMIT, UNIT, Scorer, Stages, scores
+from edgefl.codec.grid import STAGES, Table
 from edgefl.codec.history import History
+from edgefl.codec.pieces import pieces
 from edgefl.layout import Index
 
 Matrix = npt.NDArray[np.float64]
+Shares = list[tuple[Table, Table]]
 
 SAMPLE = 8_000
 """Coordinates of each kind, sent and not sent, that the fit looks at."""
@@ -49,7 +51,7 @@ def fit(history: History, positions: Index, rng: np.random.Generator) -> Scorer:
     worth, likelihood = _logistic(features, sample, np.zeros(1 + 2 * kinds))
     staged = by_tensor = False
     if history.shapes:
-        wider = np.concatenate([features, _busy(history, positions, sample.places)], axis=1)
+        wider = np.concatenate([features, _busy(history, _shares(history, positions), sample.places)], axis=1)
         finer, better = _logistic(wider, sample, np.concatenate([worth, np.zeros(3)]))
         if staged := better - likelihood > STAGE_BITS * math.log(2.0) + 3 * sample.noise:
             features, worth, likelihood = wider, finer, better
@@ -72,35 +74,44 @@ def _rounded(numbers: Matrix, history: History, positions: Index, *, staged: boo
         whole = [int(x) for x in np.clip(np.rint(numbers), -LIMIT, LIMIT)]
         stages = Stages(*whole[2 * kinds : 2 * kinds + 3]) if staged else None
         scorer = Scorer(0, tuple(whole[:kinds]), tuple(whole[kinds : 2 * kinds]), stages, tuple(whole[len(whole) - tensors :]))
-        found = np.sort(_sent_scores(scorer, history, positions))
-        lowest = int(found[min(LEAST_CLASS, len(found)) - 1])
-        octaves = (int(found[-1]) - lowest) / UNIT
+        found = _sent_scores(scorer, history, positions)
+        place = min(LEAST_CLASS, len(found)) - 1
+        found.partition(place)
+        lowest = int(found[place])
+        octaves = (int(found[place:].max()) - lowest) / UNIT
         if octaves <= CLASSES - 2:
             break
         numbers = numbers * ((CLASSES - 3) / octaves)
     return replace(scorer, floor=int(np.clip(lowest // UNIT, -LIMIT, LIMIT)))
 
 
-def _sent_scores(scorer: Scorer, history: History, positions: Index) -> Scores:
+def _sent_scores(scorer: Scorer, history: History, positions: Index) -> Table:
     """The score of each sent coordinate when its turn comes."""
-    tensors = [slice(a, b) for a, b in pairwise(np.searchsorted(positions, history.grid.starts))] if history.shapes else []
-    score = scores(scorer, [kind[positions] for kind in history.levels], tensors)
-    if scorer.stages is not None:
-        worth = np.array([scorer.stages.first, scorer.stages.row, scorer.stages.column])
-        score = score + (_busy(history, positions, positions) @ worth).astype(np.int32)
+    score = np.empty(len(positions), dtype=np.int32)
+    shares = None if scorer.stages is None else _shares(history, positions)
+    for piece in pieces(len(positions)):
+        places = positions[piece]
+        tensors = [slice(a, b) for a, b in pairwise(np.searchsorted(places, history.grid.starts))] if history.shapes else []
+        score[piece] = scores(scorer, [kind[places] for kind in history.levels], tensors)
+        if scorer.stages is not None and shares is not None:
+            worth = np.array([scorer.stages.first, scorer.stages.row, scorer.stages.column])
+            score[piece] += (_busy(history, shares, places) @ worth).astype(np.int32)
     return score
 
 
-def _busy(history: History, positions: Index, places: Index) -> Matrix:
+def _shares(history: History, positions: Index) -> Shares:
+    """How busy rows and columns are in the stages from 1 on, as those before say."""
+    return [history.grid.shares(positions, stage) for stage in range(1, STAGES)]
+
+
+def _busy(history: History, shares: Shares, places: Index) -> Matrix:
     """What the stages before say of these coordinates: is it the first stage, level of the row, level of the column."""
-    grid = history.grid
-    rows, columns = grid.rows_and_columns(places)
-    of_stage, of_sent = grid.stage_of(places), grid.stage_of(positions)
+    rows, columns = history.grid.rows_and_columns(places)
+    of_stage = history.grid.stage_of(places)
     found = np.zeros((len(places), 3))
     found[:, 0] = of_stage == 0
-    for stage in range(1, STAGES):
+    for stage, (of_row, of_column) in enumerate(shares, start=1):
         here = of_stage == stage
-        of_row, of_column = grid.shares(positions[of_sent < stage], stage)
         found[here, 1], found[here, 2] = of_row[rows[here]], of_column[columns[here]]
     return found
 

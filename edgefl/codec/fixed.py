@@ -8,10 +8,13 @@ Delight, 7-4).
 Rule: bits are most significant first; a reader looks at no more bits than there are codes.
 """
 
+from collections.abc import Iterator
 from functools import cache
 
 import numpy as np
 import numpy.typing as npt
+
+from edgefl.codec.pieces import pieces
 
 Bits = npt.NDArray[np.bool_]
 Buffer = npt.NDArray[np.uint8]
@@ -33,6 +36,12 @@ def codes_to_bits(codes: Codes, width: int) -> Bits:
     container = 8 if width <= 8 else 32
     bits = np.unpackbits(codes.astype(f">u{container // 8}").view(np.uint8))
     return bits.reshape(-1, container)[:, container - width :].reshape(-1).view(np.bool_)
+
+
+def code_pieces(codes: Codes, width: int) -> Iterator[Bits]:
+    """The same in pieces: a bit takes a byte, all of them may be more than there is room for."""
+    for piece in pieces(len(codes) if width else 0):
+        yield codes_to_bits(codes[piece], width)
 
 
 def codes_of(data: Buffer, count: int, width: int) -> Codes:

@@ -15,6 +15,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from edgefl.codec.pieces import pieces
 from edgefl.layout import Index
 
 Table = npt.NDArray[np.int32]
@@ -40,7 +41,11 @@ class Grid:
     @cached_property
     def stage(self) -> npt.NDArray[np.uint8]:
         """The stage of each coordinate, uint8, shape `(n,)`, below `STAGES`."""
-        return _stages(np.arange(self.starts[-1], dtype=np.uint32))
+        size = int(self.starts[-1])
+        stage = np.empty(size, dtype=np.uint8)
+        for piece in pieces(size):
+            stage[piece] = _stages(np.arange(piece.start, piece.stop, dtype=np.uint32))
+        return stage
 
     def stage_of(self, places: Index) -> npt.NDArray[np.uint8]:
         """The stages of these coordinates, uint8, without those of all others."""
@@ -67,19 +72,21 @@ class Grid:
         row, column = np.divmod(places - self.starts[tensor], self.widths[tensor])
         return row + (np.cumsum(self.heights) - self.heights)[tensor], column + (np.cumsum(self.widths) - self.widths)[tensor]
 
-    def shares(self, known: Index, stage: int) -> tuple[Table, Table]:
+    def shares(self, sent: Index, stage: int) -> tuple[Table, Table]:
         """How busy each row and each column is, int32 levels from 1 in half octaves, two more for a doubled share.
 
         Args:
-            known: all sent coordinates of the stages before.
+            sent: coordinates that are sent, ascending; at least all of the stages before, which alone count.
             stage: from 1.
         """
-        rows, columns = self.rows_and_columns(known)
         row_lengths, column_lengths = np.repeat(self.widths, self.heights), np.repeat(self.heights, self.widths)
-        return (
-            _levels(np.bincount(rows, minlength=len(row_lengths)), row_lengths, stage),
-            _levels(np.bincount(columns, minlength=len(column_lengths)), column_lengths, stage),
-        )
+        of_row, of_column = np.zeros_like(row_lengths), np.zeros_like(column_lengths)
+        for piece in pieces(len(sent)):
+            places = sent[piece]
+            rows, columns = self.rows_and_columns(places[self.stage_of(places) < stage])
+            _count(rows, of_row)
+            _count(columns, of_column)
+        return _levels(of_row, row_lengths, stage), _levels(of_column, column_lengths, stage)
 
 
 def _stages(mixed: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint8]:
@@ -88,6 +95,15 @@ def _stages(mixed: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint8]:
     mixed ^= mixed >> np.uint32(15)
     mixed *= np.uint32(0x85EBCA77)
     return (mixed >= _SECOND).view(np.uint8) + (mixed >= _THIRD).view(np.uint8)
+
+
+def _count(places: Index, counts: Index) -> None:
+    """Add how often each place comes, of ascending runs of them, to the counts."""
+    if len(places) == 0:
+        return
+    first = int(places.min())
+    found = np.bincount(places - first)
+    counts[first : first + len(found)] += found
 
 
 def _levels(sent: Index, lengths: Index, stage: int) -> Table:

@@ -8,6 +8,7 @@ Rules: signs are a fixed function of seed and place (SplitMix64, Steele, Lea and
 integers the transform is exact, so that its result is the same on every machine.
 """
 
+from collections.abc import Iterator
 from typing import TypeVar
 
 import numpy as np
@@ -27,13 +28,22 @@ def block_lengths(size: int) -> list[int]:
     return [BLOCK] * (size // BLOCK) + [1 << bit for bit in reversed(range(16)) if rest >> bit & 1]
 
 
-def random_signs(seed: int, size: int) -> npt.NDArray[np.int32]:
-    """`size` values 1 or -1, int32: -1 where the bits of SplitMix64's words are set, most significant first."""
-    words = np.arange(1, (size + 63) // 64 + 1, dtype=np.uint64) * np.uint64(_GOLDEN) + np.uint64(seed)
+def blocks(size: int) -> Iterator[slice]:
+    """Where the blocks lie."""
+    start = 0
+    for length in block_lengths(size):
+        yield slice(start, start + length)
+        start += length
+
+
+def random_signs(seed: int, size: int, start: int = 0) -> npt.NDArray[np.int32]:
+    """`size` values 1 or -1 from the `start`-th on, int32: -1 where the bits of SplitMix64's words are set, the highest first."""
+    first, skipped = divmod(start, 64)
+    words = np.arange(first + 1, (start + size + 63) // 64 + 1, dtype=np.uint64) * np.uint64(_GOLDEN) + np.uint64(seed)
     for shift, factor in _MIX:
         words = (words ^ (words >> np.uint64(shift))) * np.uint64(factor)
     words ^= words >> np.uint64(31)
-    bits = np.unpackbits(words.astype(">u8").view(np.uint8))[:size]
+    bits = np.unpackbits(words.astype(">u8").view(np.uint8))[skipped : skipped + size]
     return 1 - 2 * bits.astype(np.int32)
 
 

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgefl.codec.grid import Grid, half_octaves
+from edgefl.codec.pieces import PIECE, pieces
 from edgefl.errors import UpdateError
 from edgefl.layout import MAX_PARAMETERS, Float32, Index
 
@@ -91,9 +92,13 @@ class History:
 
         Kept with the history, because a server reads many updates with one.
         """
-        moves = self.now - self.before, self.now - self.start
-        own = tuple(own_levels(move) for move in moves)
-        return own + tuple(outer_levels(move, self.shapes) for move in moves if self.shapes)
+        own, outer = [], []
+        for then in (self.before, self.start):
+            move = self.now - then
+            own.append(own_levels(move))
+            if self.shapes:
+                outer.append(outer_levels(move, self.shapes))
+        return *own, *outer
 
     def only(self, places: Index | None) -> "History":
         """The history of some coordinates, of updates that carry no others; their levels are those that they have among all.
@@ -114,13 +119,13 @@ def own_levels(move: Float32) -> Levels:
     A half octave is the exponent and the first bit of the fraction of a float32. Moves below 2**-94 count as none, so that
     machines that flush tiny numbers to zero agree.
     """
-    halves = move.view(np.uint32) << np.uint32(1)
-    halves >>= np.uint32(23)
-    base = np.uint32(max(int(halves.max()), _LEAST_HALVES) - RANGE)
+    halves = np.empty(len(move), dtype=np.uint16)
+    for piece in pieces(len(move)):
+        halves[piece] = (move[piece].view(np.uint32) << np.uint32(1)) >> np.uint32(23)
+    base = np.uint16(max(int(halves.max()), _LEAST_HALVES) - RANGE)
     np.maximum(halves, base, out=halves)
     halves -= base
-    levels: Levels = halves.astype(np.uint8)
-    return levels
+    return halves.astype(np.uint8)
 
 
 def outer_levels(move: Float32, shapes: tuple[tuple[int, ...], ...]) -> Levels:
@@ -131,11 +136,14 @@ def outer_levels(move: Float32, shapes: tuple[tuple[int, ...], ...]) -> Levels:
     levels = np.empty(len(move), dtype=np.uint8)
     fixed = _fixed_point(move)
     for shape, part in zip(shapes, places(tuple(math.prod(shape) for shape in shapes)), strict=True):
-        table = fixed[part].reshape(shape[0] if shape else 1, -1).astype(np.float64)
-        rows, columns = table.sum(axis=1), table.sum(axis=0)
-        whole = _octaves_of_sums(rows.sum().reshape(1))
-        expected = (_octaves_of_sums(rows) - whole)[:, None] + _octaves_of_sums(columns)
-        levels[part] = np.clip(expected, 0, LEVELS - 1, out=expected).astype(np.uint8).reshape(-1)
+        table = fixed[part].reshape(shape[0] if shape else 1, -1)
+        rows, columns = table.sum(axis=1, dtype=np.float64), table.sum(axis=0, dtype=np.float64)
+        of_row = _octaves_of_sums(rows) - _octaves_of_sums(rows.sum().reshape(1))
+        of_column, found = _octaves_of_sums(columns), levels[part].reshape(table.shape)
+        step = max(1, PIECE // len(of_column))
+        for first in range(0, len(of_row), step):
+            expected = of_row[first : first + step, None] + of_column
+            found[first : first + step] = np.clip(expected, 0, LEVELS - 1, out=expected)
     return levels
 
 

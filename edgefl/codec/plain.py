@@ -9,7 +9,7 @@ import struct
 import numpy as np
 
 from edgefl.codec.bits import BitReader, pack
-from edgefl.codec.fixed import codes_to_bits, packed_length
+from edgefl.codec.fixed import code_pieces, packed_length
 from edgefl.codec.positions import decode_positions, encode_positions
 from edgefl.codec.sparsify import Sparse
 from edgefl.codec.values import Quantised, check_scale, dequantise
@@ -27,7 +27,7 @@ def write_plain(positions: Index, quantised: Quantised, size: int) -> bytes:
     """The file of version 1 of these positions, strictly increasing and below `size`, and their values."""
     divisor, coded = encode_positions(positions, size)
     header = _HEADER.pack(MAGIC, VERSION, quantised.bits, size, len(positions), quantised.low, quantised.high, divisor)
-    return header + pack([codes_to_bits(quantised.codes, quantised.bits)]) + coded
+    return header + pack(code_pieces(quantised.codes, quantised.bits)) + coded
 
 
 def read_plain(data: bytes, expected_size: int) -> Sparse:

@@ -11,10 +11,11 @@ Measured against n*H(k/n): below 1 % over for most densities, 1.5 % at worst (te
 import math
 
 import numpy as np
+import numpy.typing as npt
 
 from edgefl.codec.bits import BitReader, pack
 from edgefl.codec.fixed import Buffer
-from edgefl.codec.subsets import blocks_to_bits, complement, read_blocks, read_gaps, write_gaps
+from edgefl.codec.subsets import blocks_to_bits, complement, flags_of, gaps_of, read_blocks, read_gaps, write_gaps
 from edgefl.errors import UpdateError
 from edgefl.layout import Index
 
@@ -28,13 +29,16 @@ def encode_positions(positions: Index, size: int) -> tuple[int, bytes]:
     Returns:
         The parameter that the decoder needs (Golomb's divisor, 0 for blocks) and the coded bytes.
     """
-    coded = complement(positions, size) if 2 * len(positions) > size else positions
-    if len(coded) == 0:
+    inverted = 2 * len(positions) > size
+    count = size - len(positions) if inverted else len(positions)
+    if count == 0:
         return 0, b""
-    if 4 * len(coded) < size:
+    if 4 * count < size:
+        coded = complement(positions, size) if inverted else positions
         divisor = quick_divisor(coded, size)
         return divisor, b"".join(pack([stream]) for stream in write_gaps(coded, divisor))
-    return 0, pack([blocks_to_bits(coded, size)])
+    flags = flags_of(positions, size)
+    return 0, pack(blocks_to_bits(np.logical_not(flags, out=flags) if inverted else flags, count))
 
 
 def decode_positions(data: Buffer, parameter: int, count: int, size: int) -> Index:
@@ -53,24 +57,28 @@ def decode_positions(data: Buffer, parameter: int, count: int, size: int) -> Ind
             raise UpdateError("position bytes in a dense update", expected="none", found=f"{len(data)}")
         return np.arange(size, dtype=np.int64)
     reader = BitReader(data, step=8)
-    positions = read_gaps(reader, parameter, coded, size) if gaps else read_blocks(reader, coded, size)
+    if gaps:
+        positions = read_gaps(reader, parameter, coded, size)
+        reader.end()
+        return complement(positions, size) if inverted else positions
+    flags = read_blocks(reader, coded, size)
     reader.end()
-    return complement(positions, size) if inverted else positions
+    return np.flatnonzero(~flags if inverted else flags)
 
 
 def quick_divisor(positions: Index, size: int) -> int:
     """The best divisor, or the power of two beside it if the code of these positions gets at most `MARGIN` longer."""
     best = golomb_divisor(len(positions), size)
-    gaps = np.diff(positions, prepend=-1) - 1
+    gaps = gaps_of(positions)
     lower = 1 << (best.bit_length() - 1)
     power = min(lower, 2 * lower, key=lambda divisor: gaps_length(gaps, divisor))
     return power if gaps_length(gaps, power) <= (1.0 + MARGIN) * gaps_length(gaps, best) else best
 
 
-def gaps_length(gaps: Index, divisor: int) -> int:
+def gaps_length(gaps: npt.NDArray[np.integer], divisor: int) -> int:
     """Bits of Golomb's code of these gaps, without padding."""
     width = divisor.bit_length() - 1
-    quotients, remainders = np.divmod(gaps, divisor)
+    quotients, remainders = np.divmod(gaps, gaps.dtype.type(divisor))
     return len(gaps) * (width + 1) + int(quotients.sum()) + int(np.count_nonzero(remainders >= (2 << width) - divisor))
 
 

@@ -3,6 +3,8 @@
 Model: most coordinates are in one class, because most weights have hardly moved. The members of all others are listed; a member
 of the common class is found by how many of the listed ones come before it, so that the long list is never made.
 
+Where many are chosen, it takes less time and memory to look at every member whether it is (`masks_by_class`).
+
 Rule: a list is in ascending order; which class is taken for the common one has no effect but on time.
 """
 
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from edgefl.codec.fixed import Bits
 from edgefl.layout import Index
 
 _STRIDE = 61
@@ -52,6 +55,14 @@ class Unlisted:
     def ranks(self, members: Index) -> Index:
         """The ranks of members."""
         return members - np.searchsorted(self.others, members)
+
+
+def masks_by_class(of_each: npt.NDArray[np.uint8], classes: int) -> Iterator[Bits]:
+    """For each class that has members, from the highest down, which they are."""
+    for number in reversed(range(classes)):
+        members = of_each == number
+        if members.any():
+            yield members
 
 
 def by_class(of_each: npt.NDArray[np.uint8], classes: int) -> Iterator[tuple[int, Listed | Unlisted]]:

@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from edgefl.codec.bits import BitReader, pack
 from edgefl.codec.centroids import POSITIVE, UNIT
-from edgefl.codec.fixed import codes_to_bits, packed_length
-from edgefl.codec.hadamard import block_lengths, random_signs, transform
+from edgefl.codec.fixed import code_pieces, packed_length
+from edgefl.codec.hadamard import block_lengths, blocks, random_signs, transform
 from edgefl.codec.plain import MAGIC
 from edgefl.codec.sparsify import Sparse
 from edgefl.codec.values import MAX_BITS
@@ -40,19 +40,20 @@ def write_rotated(vector: Float32, bits: int, rng: np.random.Generator) -> bytes
     """The file of version 3 of a finite vector, shape `(n,)`; `rng` chooses the rotation."""
     seed = int(rng.integers(1 << 63))
     size = len(vector)
-    turned = transform(vector.astype(np.float64) * random_signs(seed, size))
     centroids = _centroids(bits)
     borders = (centroids[1:] + centroids[:-1]) / (2.0 * UNIT)
-    codes = np.empty(size, dtype=np.int64)
-    scales, start = [], 0
-    for length in block_lengths(size):
-        block = slice(start, start := start + length)
-        energy = float(np.square(vector[block].astype(np.float64)).sum())
-        codes[block] = np.searchsorted(borders, turned[block] / (np.sqrt(energy) or 1.0))
-        product = float((turned[block] * centroids[codes[block]]).sum())
+    codes = np.empty(size, dtype=np.uint8)
+    scales = []
+    for block in blocks(size):
+        exact = vector[block].astype(np.float64)
+        turned = transform(exact * random_signs(seed, len(exact), block.start))
+        energy = float(np.square(exact).sum())
+        nearest = np.searchsorted(borders, turned / (np.sqrt(energy) or 1.0))
+        product = float((turned * centroids[nearest]).sum())
+        codes[block] = nearest
         scales.append(min(energy / product, _LARGEST) if product > 0.0 else 0.0)
     header = _HEADER.pack(MAGIC, VERSION, bits, size, seed)
-    return header + np.array(scales, dtype="<f4").tobytes() + pack([codes_to_bits(codes, bits)])
+    return header + np.array(scales, dtype="<f4").tobytes() + pack(code_pieces(codes, bits))
 
 
 def read_rotated(data: bytes, size: int) -> Sparse:
@@ -76,11 +77,14 @@ def read_rotated(data: bytes, size: int) -> Sparse:
     if not (np.isfinite(scales).all() and (scales >= 0.0).all()):
         raise UpdateError("update has an impossible scale", expected="finite, from 0")
     reader = BitReader(np.frombuffer(data, dtype=np.uint8)[codes_at:])
-    levels = _centroids(bits)[reader.codes(size, bits)]
+    codes, centroids = reader.codes(size, bits), _centroids(bits)
     reader.end()
-    values = (transform(levels) * random_signs(seed, size)).astype(np.float64)
-    values *= np.repeat(scales.astype(np.float64), lengths)
-    return Sparse(np.arange(size, dtype=np.int64), np.clip(values, -_LARGEST, _LARGEST).astype(np.float32), size)
+    values = np.empty(size, dtype=np.float32)
+    for block, scale in zip(blocks(size), scales.astype(np.float64), strict=True):
+        exact = (transform(centroids[codes[block]]) * random_signs(seed, len(codes[block]), block.start)).astype(np.float64)
+        exact *= scale
+        values[block] = np.clip(exact, -_LARGEST, _LARGEST)
+    return Sparse(np.arange(size, dtype=np.int64), values, size)
 
 
 def _centroids(bits: int) -> npt.NDArray[np.int32]:

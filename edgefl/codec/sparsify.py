@@ -54,16 +54,21 @@ def top_k(vector: Float32, count: int) -> Index:
 
     Zeros carry nothing and are left out, so fewer may come back; of a vector of zeros, position 0 comes back. O(n).
     """
-    magnitude = np.abs(vector)
-    if count < len(vector):
-        place = len(vector) - count
-        threshold = np.partition(magnitude, place)[place]
-        chosen = np.flatnonzero(magnitude >= threshold)
-        surplus = len(chosen) - count
-        if surplus:
-            ties = np.flatnonzero(magnitude[chosen] == threshold)
-            chosen = np.delete(chosen, ties[len(ties) - surplus :])
-    else:
-        chosen = np.arange(len(vector), dtype=np.int64)
-    nonzero = chosen[magnitude[chosen] > 0]
-    return nonzero if len(nonzero) else np.zeros(1, dtype=np.int64)
+    threshold = _threshold(vector, count) if count < len(vector) else np.float32(0)
+    if threshold == 0:
+        nonzero = np.flatnonzero(vector)  # those that are above it are no more than wanted
+        return nonzero if len(nonzero) else np.zeros(1, dtype=np.int64)
+    chosen = np.flatnonzero((vector >= threshold) | (vector <= -threshold))
+    surplus = len(chosen) - count
+    if surplus:
+        ties = np.flatnonzero(np.abs(vector[chosen]) == threshold)
+        chosen = np.delete(chosen, ties[len(ties) - surplus :])
+    return chosen
+
+
+def _threshold(vector: Float32, count: int) -> np.float32:
+    """The magnitude of rank `count`, counted from 1, the largest first."""
+    magnitude, place = np.abs(vector), len(vector) - count
+    magnitude.partition(place)
+    threshold: np.float32 = magnitude[place]
+    return threshold

@@ -19,11 +19,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from edgefl.codec.bits import BitReader
 from edgefl.codec.fixed import Bits, codes_to_bits
+from edgefl.codec.pieces import pieces
 from edgefl.errors import UpdateError
 from edgefl.layout import Index
+
+Gaps = npt.NDArray[np.int32]
 
 BLOCK = 5
 """Bits of the bitmap in one Huffman symbol: 32 symbols keep the redundancy below 1 % and the tree at 31 nodes."""
@@ -31,12 +35,20 @@ BLOCK = 5
 
 def write_subset(members: Index, size: int) -> list[Bits]:
     """The bits of strictly increasing members in `[0, size)`, of which a reader knows the number."""
-    coded = complement(members, size) if 2 * len(members) > size else members
-    if len(coded) == 0:
-        return []
-    if 4 * len(coded) < size:
-        return write_gaps(coded, divisor_of(len(coded), size))
-    return [blocks_to_bits(coded, size)]
+    if 4 * len(members) >= size:
+        return list(write_flags(flags_of(members, size)))
+    return write_gaps(members, divisor_of(len(members), size)) if len(members) else []
+
+
+def write_flags(flags: Bits) -> Iterator[Bits]:
+    """The same of the places that are set: of many members it takes less time and memory than by a list of them."""
+    size, count = len(flags), int(np.count_nonzero(flags))
+    inverted = 2 * count > size
+    coded, marked = (size - count, ~flags) if inverted else (count, flags)
+    if 4 * coded >= size:
+        yield from blocks_to_bits(marked, coded)
+    elif coded:
+        yield from write_gaps(np.flatnonzero(marked), divisor_of(coded, size))
 
 
 def read_subset(reader: BitReader, count: int, size: int) -> Index:
@@ -45,22 +57,33 @@ def read_subset(reader: BitReader, count: int, size: int) -> Index:
     Raises:
         UpdateError: the bits are no such coding.
     """
+    if 0 < 4 * count < size:
+        return read_gaps(reader, divisor_of(count, size), count, size)
+    return np.flatnonzero(read_flags(reader, count, size)) if count else np.empty(0, dtype=np.int64)
+
+
+def read_flags(reader: BitReader, count: int, size: int) -> Bits:
+    """The same as flags, of which those of members are set."""
     inverted = 2 * count > size
     coded = size - count if inverted else count
-    if coded == 0:
-        members = np.empty(0, dtype=np.int64)
-    elif 4 * coded < size:
-        members = read_gaps(reader, divisor_of(coded, size), coded, size)
+    if coded and 4 * coded >= size:
+        flags = read_blocks(reader, coded, size)
     else:
-        members = read_blocks(reader, coded, size)
-    return complement(members, size) if inverted else members
+        flags = flags_of(read_gaps(reader, divisor_of(coded, size), coded, size) if coded else (), size)
+    return np.logical_not(flags, out=flags) if inverted else flags
+
+
+def flags_of(members: Index | tuple[()], size: int) -> Bits:
+    """For each number below `size` whether it is a member."""
+    flags = np.zeros(size, dtype=np.bool_)
+    if len(members):
+        flags[members] = True
+    return flags
 
 
 def complement(members: Index, size: int) -> Index:
     """The numbers below `size` that are no members."""
-    absent = np.ones(size, dtype=np.bool_)
-    absent[members] = False
-    return np.flatnonzero(absent)
+    return np.flatnonzero(~flags_of(members, size))
 
 
 def divisor_of(count: int, size: int) -> int:
@@ -75,14 +98,25 @@ def divisor_of(count: int, size: int) -> int:
 def write_gaps(members: Index, divisor: int) -> list[Bits]:
     """Remainders, extra bits and quotients of Golomb's code of one member or more."""
     width, short = _split(divisor)
-    quotients, remainders = np.divmod(np.diff(members, prepend=-1) - 1, divisor)
+    quotients, remainders = np.divmod(gaps_of(members), np.int32(divisor))
+    quotients += 1
+    ends = np.cumsum(quotients, out=quotients)
+    unary = np.zeros(int(ends[-1]), dtype=np.bool_)
+    unary[ends - 1] = True
+    del quotients, ends
     long = remainders >= short
-    raised = remainders + short
-    ends = np.cumsum(quotients + 1) - 1
-    unary = np.zeros(int(ends[-1]) + 1, dtype=np.bool_)
-    unary[ends] = True
-    fixed = codes_to_bits(np.where(long, raised >> 1, remainders), width)
-    return [fixed, (raised[long] & 1).astype(np.bool_), unary]
+    raised = remainders[long] + np.int32(short)
+    remainders[long] = raised >> 1
+    return [codes_to_bits(remainders, width), (raised & 1).astype(np.bool_), unary]
+
+
+def gaps_of(members: Index) -> Gaps:
+    """How many numbers lie between each member and the one before, int32; below the first, how many there are."""
+    gaps = np.empty(len(members), dtype=np.int32)
+    gaps[:1] = members[:1]
+    np.subtract(members[1:], members[:-1], out=gaps[1:], casting="same_kind")
+    gaps[1:] -= 1
+    return gaps
 
 
 def read_gaps(reader: BitReader, divisor: int, count: int, size: int) -> Index:
@@ -139,12 +173,13 @@ def _huffman_tree(count: int, size: int) -> _Node:
     return heap[0][2]
 
 
-def blocks_to_bits(members: Index, size: int) -> Bits:
-    """The blocks of a bitmap with these members, coded node by node."""
-    flags = np.zeros(-(-size // BLOCK) * BLOCK, dtype=np.uint8)
-    flags[members] = 1
-    symbols = np.packbits(flags.reshape(-1, BLOCK), axis=1).reshape(-1) >> np.uint8(8 - BLOCK)
-    return np.concatenate(list(_branches(_huffman_tree(len(members), size), symbols)))
+def blocks_to_bits(flags: Bits, count: int) -> Iterator[Bits]:
+    """The blocks of a bitmap in which so many bits are set, coded node by node."""
+    symbols = np.empty(-(-len(flags) // BLOCK), dtype=np.uint8)
+    whole = len(flags) // BLOCK
+    np.right_shift(np.packbits(flags[: whole * BLOCK].reshape(-1, BLOCK), axis=1)[:, 0], 8 - BLOCK, out=symbols[:whole])
+    symbols[whole:] = np.packbits(flags[whole * BLOCK :]) >> np.uint8(8 - BLOCK)
+    yield from _branches(_huffman_tree(count, len(flags)), symbols)
 
 
 def _branches(node: _Node, symbols: "np.typing.NDArray[np.uint8]") -> Iterator[Bits]:
@@ -153,18 +188,20 @@ def _branches(node: _Node, symbols: "np.typing.NDArray[np.uint8]") -> Iterator[B
         return
     table = np.zeros(1 << BLOCK, dtype=np.bool_)
     table[list(node.children[1].symbols)] = True
-    right = table[symbols]
+    right = np.empty(len(symbols), dtype=np.bool_)
+    for piece in pieces(len(symbols)):
+        right[piece] = table[symbols[piece]]
     yield right
     yield from _branches(node.children[0], symbols[~right])
     yield from _branches(node.children[1], symbols[right])
 
 
-def read_blocks(reader: BitReader, count: int, size: int) -> Index:
-    """What `blocks_to_bits` wrote: `count` members below `size`, 1 <= count <= size/2."""
+def read_blocks(reader: BitReader, count: int, size: int) -> Bits:
+    """What `blocks_to_bits` wrote: flags of `count` members below `size`, 1 <= count <= size/2."""
     blocks = -(-size // BLOCK)
     reader.expect(blocks)  # each block costs at least the bit at the root
     symbols = np.empty(blocks, dtype=np.uint8)
-    pending = [(_huffman_tree(count, size), np.arange(blocks))]
+    pending = [(_huffman_tree(count, size), np.arange(blocks, dtype=np.int32))]
     while pending:
         node, places = pending.pop()
         if node.children is None:
@@ -174,8 +211,9 @@ def read_blocks(reader: BitReader, count: int, size: int) -> Index:
         pending.append((node.children[1], places[right]))
         pending.append((node.children[0], places[~right]))
     reader.align()
-    flags = np.unpackbits((symbols << np.uint8(8 - BLOCK)).reshape(-1, 1), axis=1)[:, :BLOCK].reshape(-1)
-    members = np.flatnonzero(flags)
-    if len(members) != count or int(members[-1]) >= size:
-        raise UpdateError("the position blocks hold another number of positions", expected=str(count), found=str(len(members)))
-    return members
+    symbols <<= np.uint8(8 - BLOCK)
+    flags = np.unpackbits(symbols.reshape(-1, 1), axis=1, count=BLOCK).reshape(-1).view(np.bool_)
+    found = int(np.count_nonzero(flags[:size]))
+    if found != count or flags[size:].any():
+        raise UpdateError("the position blocks hold another number of positions", expected=str(count), found=str(found))
+    return flags[:size]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from edgefl.codec.pieces import pieces
 from edgefl.errors import UpdateError
 from edgefl.layout import Float32
 
@@ -38,18 +39,20 @@ class Quantised:
 
 def quantise(values: Float32, bits: int, rng: np.random.Generator) -> Quantised:
     """Quantise finite values, shape `(k,)` with k at least 1. `rng` decides the stochastic rounding; one bit uses none."""
-    magnitude = np.abs(values)
     if bits == 1:
-        mean = float(np.float32(magnitude.mean(dtype=np.float64)))
-        return Quantised(np.signbit(values).astype(np.uint8), mean, mean, bits)
+        mean = float(np.float32(np.abs(values).mean(dtype=np.float64)))
+        return Quantised(np.signbit(values).view(np.uint8), mean, mean, bits)
+    magnitude = np.abs(values)
     low, high = float(magnitude.min()), float(magnitude.max())
     top = (1 << (bits - 1)) - 1
-    level = np.zeros(len(values), dtype=np.uint8)
-    if high > low:
-        exact = (magnitude.astype(np.float64) - low) * (top / (high - low))
+    codes = np.signbit(values).view(np.uint8)
+    codes <<= np.uint8(bits - 1)
+    for piece in pieces(len(values) if high > low else 0):
+        exact = (magnitude[piece].astype(np.float64) - low) * (top / (high - low))
         lower = np.floor(exact)
-        level = np.minimum(lower + (rng.random(len(values)) < exact - lower), top).astype(np.uint8)
-    return Quantised((np.signbit(values).astype(np.uint8) << np.uint8(bits - 1)) | level, low, high, bits)
+        lower += rng.random(len(exact)) < exact - lower
+        codes[piece] |= np.minimum(lower, top).astype(np.uint8)
+    return Quantised(codes, low, high, bits)
 
 
 def levels(low: float, high: float, bits: int) -> Float32:
@@ -65,9 +68,14 @@ def dequantise(codes: npt.NDArray[np.integer], low: float, high: float, bits: in
     """The values, shape `(k,)`: finite and at most `high` in magnitude if `low <= high` are finite."""
     magnitudes = levels(low, high, bits)
     if bits == 1:
-        signs = codes.astype(np.uint32) << np.uint32(31)
-        return (signs | magnitudes.view(np.uint32)).view(np.float32)
-    values: Float32 = np.concatenate([magnitudes, -magnitudes]).take(codes)
+        signed = codes.astype(np.uint32)
+        signed <<= np.uint32(31)
+        signed |= magnitudes.view(np.uint32)
+        return signed.view(np.float32)
+    both = np.concatenate([magnitudes, -magnitudes])
+    values = np.empty(len(codes), dtype=np.float32)
+    for piece in pieces(len(codes)):
+        values[piece] = both.take(codes[piece])
     return values
 
 

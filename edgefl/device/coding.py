@@ -83,7 +83,7 @@ def write_update(job: Job, learnt: Learnt, rng: np.random.Generator) -> bytes:
     history = history.only(left) if history else None
     done = compress(learnt.delta, memory, scheme, parts=_parts(job.layout), history=history, alive=left, rng=rng)
     residual = _bytes(done.memory.residual)
-    velocity = b"" if done.memory.velocity is None else _bytes(done.memory.velocity)
+    velocity = memoryview(b"") if done.memory.velocity is None else _bytes(done.memory.velocity)
     entry = OutboxEntry(
         job.version,
         job.variant,
@@ -146,5 +146,6 @@ def _floats(data: bytes) -> Float32:
     return np.frombuffer(data, dtype="<f4").astype(np.float32)
 
 
-def _bytes(vector: Float32) -> bytes:
-    return vector.astype("<f4").tobytes()
+def _bytes(vector: Float32) -> memoryview:
+    """A view where the machine is little-endian."""
+    return vector.astype("<f4", copy=False).data.cast("B")

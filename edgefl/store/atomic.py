@@ -12,6 +12,7 @@ import contextlib
 import errno
 import os
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 
 from edgefl.errors import StoreError
@@ -39,11 +40,16 @@ def read_file(path: Path) -> bytes:
 
 
 def write_file(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """`write_parts` of one part."""
+    write_parts(path, (data,), mode)
+
+
+def write_parts(path: Path, parts: Iterable[bytes | memoryview], mode: int = 0o644) -> None:
     """Replace a file's content, atomically and durably.
 
     Args:
         path: the file; its directory exists.
-        data: the whole new content.
+        parts: the whole new content, one after the other.
         mode: permission bits, independent of the umask; the temporary file never has more than these.
 
     Raises:
@@ -54,7 +60,7 @@ def write_file(path: Path, data: bytes, mode: int = 0o644) -> None:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode & 0o600)
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(descriptor, mode)
-            file.write(data)
+            file.writelines(parts)
             file.flush()
             os.fsync(descriptor)
         temporary.replace(path)

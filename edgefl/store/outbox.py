@@ -27,7 +27,7 @@ from typing import Annotated, BinaryIO
 import msgspec
 
 from edgefl.errors import StoreError
-from edgefl.store.atomic import write_file
+from edgefl.store.atomic import write_parts
 from edgefl.wire.messages import Id, Number, Sha256
 
 _PLAIN, _WITH_VELOCITY = b"EFO1", b"EFO2"
@@ -37,6 +37,9 @@ _DIGEST_LENGTH = 32
 _PIECE = 256 * 1024
 _UPDATE, _RESIDUAL, _VELOCITY = range(3)
 """The parts in their order."""
+
+Floats = bytes | memoryview
+"""Bytes of float32 values; a view of an array that is large is not copied."""
 
 
 class OutboxEntry(msgspec.Struct, frozen=True, array_like=True):
@@ -67,19 +70,19 @@ class OutboxEntry(msgspec.Struct, frozen=True, array_like=True):
     before: Number = 0
 
 
-def write_outbox(path: Path, entry: OutboxEntry, update: bytes, residual: bytes, velocity: bytes = b"") -> None:
+def write_outbox(path: Path, entry: OutboxEntry, update: bytes, residual: Floats, velocity: Floats = b"") -> None:
     """Replace the outbox atomically; the entry's lengths are those of the parts.
 
     Raises:
         StoreError: it could not be written; the old one is still there.
     """
     header = msgspec.msgpack.encode(entry)
-    magic = _WITH_VELOCITY if velocity else _PLAIN
+    magic = _WITH_VELOCITY if len(velocity) else _PLAIN
     parts = (_HEAD.pack(magic, len(header)), header, update, residual, velocity)
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
-    write_file(path, b"".join((*parts, digest.digest())))
+    write_parts(path, (*parts, digest.digest()))
 
 
 def read_entry(path: Path) -> OutboxEntry | None:
