@@ -11,9 +11,9 @@ that is estimated to take no more does.
 
 Rules: a run that was ended for its memory proves no fit, however little it had taken by then: it is noted as taking more than the
 profile allows. At most `MOST` runs for a profile and an engine, however often it is asked for; after that only what is proved can
-be chosen. What is proved already, for whatever profile, is not run again and is no run of this one. A structure that an engine cannot
-export, open or run is out for that engine; the portable engine has nobody behind it, so that there such an error is the push's.
-An engine that has failed with `TRIES` structures and has managed none is given up.
+be chosen. What is proved already, for whatever profile, is not run again and is no run of this one. A structure that an engine
+cannot export, open or run is out for that engine; the portable engine has nobody behind it, so that there such an error is the
+push's. An engine that has failed with `TRIES` structures and has managed none is given up.
 """
 
 from collections import Counter

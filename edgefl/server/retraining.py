@@ -7,11 +7,11 @@ and of what retraining has changed (`edgefl.server.variants.Healed`); they and t
 codebook lets a somewhat larger structure fit, makes one that is pruned arrive better than it was cut, and makes a push many times
 shorter; it does not make a board hold ten times the model. See ADR 0025.
 
-Rules: retrained is what could be stored as a codebook, is refused by no run (`edgefl.compress.search`: an estimate of its memory or
-step alone refuses nothing) and is cut at no greater cost than what the profile would get otherwise; the `MOST` most accurate ones;
-nothing where the profile is within the noise of the best already. A codebook that is not shorter than int4 is not offered. Ternary
-weights are not offered at all: a pruned codebook is smaller and more accurate (docs/benchmarks.md). The held-out examples that
-variants are judged by must not be among those that they are retrained on.
+Rules: retrained is what could be stored as a codebook, is refused by no run (`edgefl.compress.search`: an estimate of memory or
+step alone refuses nothing) and is cut at no greater cost than what the profile would get otherwise; the `MOST` most accurate
+ones; nothing where the profile is within the noise of the best already. A codebook that is not shorter than int4 is not offered.
+Ternary weights are not offered at all: a pruned codebook is smaller and more accurate (docs/benchmarks.md). The held-out examples
+that variants are judged by must not be among those that they are retrained on.
 """
 
 from collections.abc import Callable, Sequence
