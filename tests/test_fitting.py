@@ -20,6 +20,7 @@ from edgefl.server.cuts import Cut
 from edgefl.server.fitting import MOST, TRIES, Fitting, budget_of
 from edgefl.server.rehearsal import Measured
 from edgefl.server.sensing import Offered
+from edgefl.server.workshop import Workshop
 
 MIB = 1 << 20
 
@@ -321,6 +322,33 @@ def test_a_profile_has_so_many_runs_however_often_it_is_asked_for(spare):
         ran = [name for _, name in rehearsals.ran]
         assert ran == list(took)[:most]
         assert found.candidate.name == ran[-1]
+
+
+@dataclass
+class Retrainer:
+    """Makes an excellent codebook of one structure."""
+
+    cut: Cut
+
+    def wanted(self, *_):
+        """That one."""
+        return (self.cut,)
+
+    def retrained(self, cut):  # noqa: ARG002  as the real one
+        """Nothing better there is."""
+        return b"file", Resting(400, 0.99)
+
+
+def test_what_was_retrained_can_still_be_run():
+    """Where the search alone would take all runs, some are left to prove that a codebook fits."""
+    sizes = range(40, 60)
+    took = {rows: 100 * MIB - int(MIB / 2 / 3 ** (rows - 40)) for rows in sizes}
+    fitting, _, rehearsals, _ = search(sizes, lambda _, name: Measured(took[rows_of(name)], 0.001), [n / 100 for n in sizes])
+    workshop = object.__new__(Workshop)
+    workshop._fitting, workshop._retrainer = fitting, Retrainer(fitting._offered.cuts["s40"])
+    assert workshop._best(board(100), PORTABLE).candidate.name == "s40-codebook"
+    assert len(rehearsals.ran) <= MOST
+    assert (PORTABLE, "s45-fp32") in rehearsals.ran
 
 
 def test_a_run_that_was_ended_refuses_nothing_for_its_step():
