@@ -47,7 +47,7 @@ from edgefl.store.blobs import BlobStore
 PROFILES = ("rpi-zero-2w", "rpi-3b-plus", "rpi-4b-2gb", "rpi-cm4", "jetson-orin-nano", "x86-64-gateway")
 SHARES = (1 / 4, 1 / 8, 1 / 16, 1 / 32)
 BATCH, TRAIN_BATCH, RATE = 16, 64, 1e-3
-DIGITS_HELD_OUT, PEOPLE_HELD_OUT, LOCAL = 1000, 4, 5000
+DIGITS_HELD_OUT, PEOPLE_HELD_OUT, LOCAL = 1000, 6, 5000
 POINT = 0.005
 """What a profile may cost, against the whole model."""
 

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import pytest
 
 from edgefl.codec.weights import Precision, weights_length
 from edgefl.compress.budget import WIDTHS, Candidate, Structure, candidates
 from edgefl.compress.choice import choose
+from edgefl.compress.evidence import Demand
 from edgefl.compress.planner import Budget
 from edgefl.errors import FitError
 from edgefl.layout import Layout, Tensor
@@ -72,3 +75,19 @@ def test_what_cannot_be_trained_is_explained() -> None:
     """Storage would do and memory does not: the error says so, and what it would take."""
     with pytest.raises(FitError, match=r"cannot be trained on profile tiny.*memory at most .* MiB \(memory_mb\)"):
         choose("tiny", Budget(10**9, 1000), OFFERED)
+
+
+def test_a_step_that_nobody_measured_is_called_an_estimate() -> None:
+    """Of a run that was ended the memory is what it took or more, and its step is about so much."""
+    ended = replace(OFFERED[0], demand=Demand(300 << 20, 50.0, measured=False, bound=True))
+    with pytest.raises(FitError) as caught:
+        choose("tiny", Budget(10**9, 100 << 20, 20.0), [ended])
+    memory, step = caught.value.found.rsplit(", ", 1)
+    assert memory.startswith("memory 300 MiB or more, of which")
+    assert step == "step about 50 ms"
+    assert caught.value.remedy.endswith("a step_ms of about 50")
+    measured = replace(OFFERED[0], demand=Demand(50 << 20, 50.0, measured=True))
+    with pytest.raises(FitError) as caught:
+        choose("tiny", Budget(10**9, 100 << 20, 20.0), [measured])
+    assert caught.value.found == "step 50 ms"
+    assert caught.value.remedy.endswith("a step_ms of at least 50")

@@ -1,6 +1,7 @@
 """What `edgefl push --explain` says and draws."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from edgefl.cli.push import push
 from edgefl.codec.weights import Precision
 from edgefl.compress.budget import Structure, candidates
 from edgefl.compress.choice import choose
+from edgefl.compress.evidence import Demand
 from edgefl.compress.planner import Budget
 from edgefl.layout import Layout, Tensor
 from edgefl.server.explained import COLUMNS, Explanation, explain, limits, table
@@ -49,6 +51,16 @@ def test_the_table_has_the_choice_and_what_it_was_chosen_from() -> None:
         assert row[7].startswith("storage by")
     assert limits(one) == "at most 60,000 bytes of storage, 256 MiB of memory"
     assert one.reason.startswith("storage binds: w32-fp32 (85.00 %) needs ")
+
+
+def test_what_was_refused_is_marked_though_its_run_was_ended() -> None:
+    """It is on the frontier with a bound in place of a figure, and it is out nevertheless."""
+    budget = Budget(10**9, 256 << 20)
+    large, small = candidates(STRUCTURES[:2], {}, predicted=lambda one, p: ACCURACIES[one.name] if p == Precision.FP32 else None)
+    ended = replace(large, demand=Demand(300 << 20, 0.0, measured=False, bound=True))
+    _, planned = choose("board", budget, [ended, small])
+    one = explain("board", "portable", budget, planned, {}, "a look at them", [ended])
+    assert [row[:2] for row in table(one)] == [("x", "w64-fp32"), ("*", "w32-fp32")]
 
 
 def test_the_picture_shows_every_profile(tmp_path: Path) -> None:

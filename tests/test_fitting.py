@@ -1,6 +1,6 @@
 """What a profile gets is proved to fit: the search learns from what was run, and one structure's failure is its own."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given, settings
@@ -20,6 +20,7 @@ from edgefl.server.cuts import Cut
 from edgefl.server.fitting import MOST, TRIES, Fitting, budget_of
 from edgefl.server.rehearsal import Measured
 from edgefl.server.sensing import Offered
+from edgefl.server.workshop import Workshop
 
 MIB = 1 << 20
 
@@ -292,6 +293,78 @@ def test_profiles_share_what_was_run():
     assert any("s40-fp32 is too much for pi (memory): 264 MiB" in line for line in said)
     assert fitting.fitted(board(170, name="other"), PORTABLE).candidate.name == "s20-fp32"
     assert [name for _, name in rehearsals.ran] == ["s40-fp32", "s10-fp32", "s20-fp32"]
+
+
+def test_what_was_refused_is_known_however_often_a_profile_is_asked_for():
+    """A second search runs nothing again, says of nothing that it does, and still tells what was too much; so does another's."""
+    fitting, _, rehearsals, said = search(
+        [40, 30, 20, 10], lambda _, name: Measured((70 if rows_of(name) == 10 else 500) * MIB, 0.001), [0.9, 0.8, 0.7, 0.6]
+    )
+    first, told = fitting.fitted(board(110), PORTABLE), list(said)
+    ran = list(rehearsals.ran)
+    for profile in (board(110), board(105, name="other")):
+        again = fitting.fitted(profile, PORTABLE)
+        assert (again.candidate.name, again.measured) == ("s10-fp32", first.measured)
+        assert [one.name for one in again.refused] == [one.name for one in first.refused] == ["s40-fp32", "s20-fp32"]
+    assert fitting.fitted(board(600, name="large"), PORTABLE).refused == ()
+    assert (rehearsals.ran, said) == (ran, told)
+
+
+@pytest.mark.parametrize("spare", [0, 2])
+def test_a_profile_has_so_many_runs_however_often_it_is_asked_for(spare):
+    """Each one fits by less than the next is thought to take more: a second search goes on with the runs that the first left."""
+    sizes = range(40, 60)
+    took = {f"s{rows}-fp32": 100 * MIB - int(MIB / 2 / 3 ** (rows - 40)) for rows in sizes}
+    fitting, _, rehearsals, _ = search(sizes, lambda _, name: Measured(took[name], 0.001), [rows / 100 for rows in sizes])
+    profile, ran = board(100), []
+    for most in (MOST - spare, MOST, MOST):
+        found = fitting.fitted(profile, PORTABLE, spare=MOST - most)
+        ran = [name for _, name in rehearsals.ran]
+        assert ran == list(took)[:most]
+        assert found.candidate.name == ran[-1]
+
+
+@dataclass
+class Retrainer:
+    """Makes an excellent codebook of one structure."""
+
+    cut: Cut
+
+    def wanted(self, *_):
+        """That one."""
+        return (self.cut,)
+
+    def retrained(self, cut):  # noqa: ARG002  as the real one
+        """Nothing better there is."""
+        return b"file", Resting(400, 0.99)
+
+
+def test_what_was_retrained_can_still_be_run():
+    """Where the search alone would take all runs, some are left to prove that a codebook fits."""
+    sizes = range(40, 60)
+    took = {rows: 100 * MIB - int(MIB / 2 / 3 ** (rows - 40)) for rows in sizes}
+    fitting, _, rehearsals, _ = search(sizes, lambda _, name: Measured(took[rows_of(name)], 0.001), [n / 100 for n in sizes])
+    workshop = object.__new__(Workshop)
+    workshop._fitting, workshop._retrainer = fitting, Retrainer(fitting._offered.cuts["s40"])
+    assert workshop._best(board(100), PORTABLE).candidate.name == "s40-codebook"
+    assert len(rehearsals.ran) <= MOST
+    assert (PORTABLE, "s45-fp32") in rehearsals.ran
+
+
+def test_a_run_that_was_ended_refuses_nothing_for_its_step():
+    """Nobody measured it: what takes less memory and a longer step by estimate is run, and is the best that fits."""
+    took = {4: Measured(300 * MIB, 0.0, ended=True), 2: Measured(70 * MIB, 0.012), 1: Measured(70 * MIB, 0.005)}
+    fitting, _, rehearsals, said = search([4, 2, 1], lambda _, name: took[rows_of(name)], [0.9, 0.8, 0.6])
+    for name, activations, reuse in (("s4", 6, 1000), ("s2", 2, 2200), ("s1", 1, 400)):
+        cut = fitting._offered.cuts[name]
+        fitting._offered.cuts[name] = replace(
+            cut, structure=replace(cut.structure, work=Work(activations * MIB, (("a", reuse),)))
+        )
+    profile = board(71, step_ms=30.0, slowdown=1.0)
+    found = fitting.fitted(profile, PORTABLE)
+    assert [name for _, name in rehearsals.ran] == ["s1-fp32", "s4-fp32", "s2-fp32"]
+    assert found.candidate.name == "s2-fp32"
+    assert "s4-fp32 is too much for pi (memory): 300 MiB or more" in said
 
 
 @pytest.mark.parametrize("error", [ModelError("no gradient"), EngineError("no kernel")])

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from edgefl.cli.push import push as command
 from edgefl.codec.marks import gone
 from edgefl.codec.weights import Precision, decode_weights, encode_weights, weights_length
 from edgefl.compress.budget import Candidate, Structure, candidates
+from edgefl.compress.evidence import Demand
 from edgefl.compress.planner import Budget, Planned
 from edgefl.compress.planner import plan as plan_offers
 from edgefl.compress.sensitivity import Baseline
@@ -296,6 +298,18 @@ def test_retrained_is_what_the_profile_cannot_have_otherwise(fleet: Fleet) -> No
     assert [cut.structure.name for cut in one.wanted(offers, by_name["least-int4"], tiny)] == ["cut", "least"]
     assert [cut.structure.name for cut in one.wanted(offers, None, tiny)] == ["cut", "least"]
     assert one.wanted(offers, None, Budget(1000)) == ()
+
+
+def test_an_estimate_keeps_nothing_from_being_retrained(fleet: Fleet) -> None:  # noqa: ARG001  its directory
+    """However much memory a structure is thought to take; a run of one that is estimated to take no more does."""
+    one = retrainer(load_factory("retrained:plain"), Retraining(examples(50, 3)))
+    thought, proved = Demand(500 << 20, 0.0, measured=False), Demand(150 << 20, 1.0, measured=True)
+    structures = [Structure(name, 1.0, layout) for name, layout in LAYOUTS.items()]
+    offers = [Candidate(each, Precision.INT4, 0, 0.9 - DROPS[each.name], demand=thought) for each in structures]
+    budget = Budget(10**9, 100 << 20)
+    assert [cut.structure.name for cut in one.wanted(offers, None, budget)] == ["whole", "cut"]
+    offers[1] = replace(offers[1], demand=proved)
+    assert [cut.structure.name for cut in one.wanted(offers, None, budget)] == ["least"]
 
 
 def test_what_cannot_be_retrained_is_said(fleet: Fleet) -> None:

@@ -80,23 +80,29 @@ def _too_demanding(profile: str, budget: Budget, offered: Sequence[Candidate]) -
 
 
 def _found(least: Candidate, resource: Resource) -> str:
-    known = least.demand is not None and least.demand.run
-    text = f"{resource} {'' if known else 'about '}{_amount(least.cost.of(resource), resource)}"
-    if least.demand is not None and least.demand.bound:
-        text += " or more"
-    return f"{text}, of which its tensors are about {_own(least) / MIB:.3g} MiB" if resource == "memory" else text
+    text = f"{resource} {'' if _known(least, resource) else 'about '}{_amount(least.cost.of(resource), resource)}"
+    if resource != "memory":
+        return text
+    more = " or more" if least.demand is not None and least.demand.bound else ""
+    return f"{text}{more}, of which its tensors are about {_own(least) / MIB:.3g} MiB"
 
 
 def _remedy(least: Candidate, resource: Resource, limit: float) -> str:
     """What would let it fit."""
     took, key = least.cost.of(resource), KEYS[resource]
     if resource == "step":
-        return f"Use a smaller --batch, a smaller model, or a {key} of at least {took:.3g}"
+        enough = "at least" if _known(least, resource) else "about"
+        return f"Use a smaller --batch, a smaller model, or a {key} of {enough} {took:.3g}"
     more = "more than" if least.demand is not None and least.demand.bound else "at least"
     enough = f"a {key} of {more} {-(-int(took) // MIB)}"
     if took - WRONG_BY * _own(least) > limit:
         return f"No smaller model helps, because the trainer takes the rest without one: use a profile with {enough}"
     return f"Use a smaller --batch, a smaller model, or a profile with {enough}"
+
+
+def _known(candidate: Candidate, resource: Resource) -> bool:
+    """Whether its figure is of a run; otherwise it is an estimate."""
+    return candidate.demand is not None and candidate.demand.proves(resource)
 
 
 def _own(candidate: Candidate) -> float:

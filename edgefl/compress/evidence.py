@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from edgefl.compress.cost import BASE
-from edgefl.compress.planner import Cost
+from edgefl.compress.planner import Cost, Resource
 
 LEAST = 1 << 20
 """Bytes above an empty process that any candidate is taken to need, so that factors stay finite."""
@@ -37,7 +37,7 @@ class Demand:
         memory: bytes of the training process at its peak.
         step: milliseconds of a training step; 0 if nothing is known of times.
         measured: whether the candidate itself was run to its end; otherwise both are corrected estimates or a bound.
-        bound: whether it was run and ended for its memory: it takes at least this.
+        bound: whether it was run and ended for its memory: it takes at least this, and its step is an estimate still.
     """
 
     memory: float
@@ -49,6 +49,10 @@ class Demand:
     def run(self) -> bool:
         """Whether the candidate itself was run."""
         return self.measured or self.bound
+
+    def proves(self, resource: Resource) -> bool:
+        """Whether a run of the candidate itself gave the figure for memory or a step."""
+        return self.measured or (self.bound and resource == "memory")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ what is believed. So what refuses an offer that was not run is never its estimat
   something that is estimated to take no less of it was proved to fit;
 * a proof that is near the limit refuses only what it puts beyond the limit by more than `MARGIN`, because precisions of one
   structure have one estimate and differ by as much;
+* a run that was ended for its memory proves that it takes too much of that, and nothing about its step, which nobody measured;
 * what is not refused and could be stored is worth one run if it is predicted to be better than everything that is proved to fit.
 
 Of those the least demanding comes first, and another structure before another precision. If it fits, what fits has become
@@ -32,7 +33,7 @@ TINY = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """An offer that was run: what was estimated, what it took, and whether it was ended there."""
+    """An offer that was run: what was estimated, what it took, and whether it was ended there for its memory."""
 
     estimated: Cost
     took: Cost
@@ -41,9 +42,26 @@ class Proof:
 
 def is_proved(one: Candidate, budget: Budget) -> bool:
     """Whether an offer was run and what it took says whether it fits; one that was ended below the limit says nothing."""
-    if one.demand is None or not one.demand.run:
-        return False
-    return one.demand.measured or any(resource in RUN for resource in budget.excess(one.cost))
+    return one.demand is not None and (one.demand.measured or bool(proved_excess(one, budget)))
+
+
+def proved_excess(one: Candidate, budget: Budget) -> tuple[Resource, ...]:
+    """What an offer takes too much of, as its own run has shown; empty if it was not run."""
+    excess, demand = budget.excess(one.cost), one.demand
+    return tuple(r for r in RUN if r in excess and demand is not None and demand.proves(r))
+
+
+def not_refused(some: Iterable[Candidate], offers: Iterable[Candidate], budget: Budget) -> list[Candidate]:
+    """Those of some that could be stored and that no proof refuses.
+
+    Args:
+        some: of which there is no proof, whether or not they are on offer.
+        offers: among which there may be proofs.
+        budget: of the profile.
+    """
+    proofs = [Proof(one.estimate, one.cost, one.demand.bound) for one in offers if one.demand and is_proved(one, budget)]
+    storable = (one for one in some if one.footprint <= budget.storage)
+    return [one for one in storable if not any(_refused(r, one.estimate, proofs, budget) for r in RUN)]
 
 
 def worth_a_run(offers: Sequence[Candidate], budget: Budget, winner: Candidate | None) -> Candidate | None:
@@ -58,9 +76,7 @@ def worth_a_run(offers: Sequence[Candidate], budget: Budget, winner: Candidate |
     better = ordered if winner is None else ordered[: ordered.index(winner)]
     proved = [one for one in offers if is_proved(one, budget)]
     names, tried = {one.name for one in proved}, {one.structure.name for one in proved}
-    proofs = [Proof(one.estimate, one.cost, one.demand is not None and one.demand.bound) for one in proved]
-    storable = (one for one in better if one.name not in names and one.footprint <= budget.storage)
-    open_ones = [one for one in storable if not any(_refused(r, one.estimate, proofs, budget) for r in RUN)]
+    open_ones = not_refused((one for one in better if one.name not in names), proved, budget)
     return min(open_ones, key=lambda one: (one.structure.name in tried, budget.strain(one.cost)), default=None)
 
 
@@ -71,8 +87,10 @@ def _refused(resource: Resource, estimated: Cost, proofs: Iterable[Proof], budge
         return False
     refused = False
     for proof in proofs:
+        if proof.bound and resource != "memory":
+            continue
         other, took = max(proof.estimated.of(resource), TINY), proof.took.of(resource)
-        if took <= limit and own <= other and not proof.bound:
+        if took <= limit and own <= other:
             return False
         clear = proof.bound or took * own > (1.0 + MARGIN) * limit * other
         refused = refused or (took > limit and own >= other and clear)

@@ -43,7 +43,7 @@ class Explanation:
         basis: what predictions rest on.
         reason: why this one.
         frontier: what nothing else beats at no more cost, the best first.
-        refused: what was run for this profile and took too much, in that order.
+        refused: what was run, for this profile or another one, and is too much for this one, in that order.
     """
 
     profile: str
@@ -95,7 +95,8 @@ def table(explanation: Explanation) -> tuple[tuple[str, ...], ...]:
     """
     marked = [("*" if row.chosen else "", row) for row in explanation.frontier]
     shown = {row.variant for _, row in marked}
-    marked = [(mark or ("x" if row.run and row.exceeds else ""), row) for mark, row in marked]
+    out = {row.variant for row in explanation.refused}
+    marked = [(mark or ("x" if row.variant in out or (row.run and row.exceeds) else ""), row) for mark, row in marked]
     return tuple(_cells(mark, row) for mark, row in (*marked, *(("x", r) for r in explanation.refused if r.variant not in shown)))
 
 

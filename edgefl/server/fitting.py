@@ -10,11 +10,13 @@ might and when it is refused is the rule of `edgefl.compress.search`: an estimat
 that is estimated to take no more does.
 
 Rules: a run that was ended for its memory proves no fit, however little it had taken by then: it is noted as taking more than the
-profile allows. At most `MOST` runs for a profile; after that only what is proved can be chosen. A structure that an engine cannot
-export, open or run is out for that engine; the portable engine has nobody behind it, so that there such an error is the push's.
-An engine that has failed with `TRIES` structures and has managed none is given up.
+profile allows. At most `MOST` runs for a profile and an engine, however often it is asked for; after that only what is proved can
+be chosen. What is proved already, for whatever profile, is not run again and is no run of this one. A structure that an engine
+cannot export, open or run is out for that engine; the portable engine has nobody behind it, so that there such an error is the
+push's. An engine that has failed with `TRIES` structures and has managed none is given up.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -22,7 +24,7 @@ from edgefl.compress.budget import Candidate, Resting, candidates
 from edgefl.compress.choice import choose
 from edgefl.compress.evidence import Demand, Evidence, Run
 from edgefl.compress.planner import Budget, Cost, Planned, plan
-from edgefl.compress.search import is_proved, worth_a_run
+from edgefl.compress.search import is_proved, proved_excess, worth_a_run
 from edgefl.errors import EngineError, FitError, ModelError
 from edgefl.profile import PORTABLE, Profile
 from edgefl.server.making import Bench
@@ -43,7 +45,7 @@ class Fitted:
         planned: what else there was, and why this.
         files: all of them but a `serve` graph, in the blob store.
         measured: what the board's trainer took.
-        refused: what was run and turned out to be too much for this profile, in that order.
+        refused: what was run, for this profile or another one, and is too much of memory or step for this one, in that order.
     """
 
     candidate: Candidate
@@ -78,6 +80,7 @@ class Fitting:
         self._known = tuple(known)
         self._say = say
         self._evidence: dict[tuple[str, int], Evidence] = {}
+        self._runs: Counter[tuple[str, str]] = Counter()
         self._unable: dict[tuple[str, str], EngineError | ModelError] = {}
         self._resting: dict[str, Resting] = {}
 
@@ -90,26 +93,30 @@ class Fitting:
         self._bench.rests(structure, weights)
         self._resting[structure] = resting
 
-    def fitted(self, profile: Profile, engine: str) -> Fitted:
+    def fitted(self, profile: Profile, engine: str, *, spare: int = 0) -> Fitted:
         """The best that an engine can train on boards of a profile.
+
+        Args:
+            profile: whose boards.
+            engine: that trains it.
+            spare: how many of the `MOST` runs to leave to what is offered later.
 
         Raises:
             FitError: nothing fits; the text says what was run and what it took.
             ModelError, EngineError: the engine cannot train the model.
             StoreError: files cannot be written.
         """
-        run: dict[str, Candidate] = {}
         while True:
             self._check_able(engine)
-            candidate, planned = self._chosen(profile, engine, len(run))
-            name, structure = candidate.name, candidate.structure.name
+            candidate, planned = self._chosen(profile, engine, MOST - spare)
+            structure, proved = candidate.structure.name, is_proved(candidate, budget_of(profile))
             try:
                 if not self._bench.exported(engine, structure):
                     self._bench.export(engine, self._offered.cuts[structure])
                     continue
                 files = self._bench.made(engine, candidate, self._offered.cuts[structure])
-                if name not in run:
-                    self._say(f"running {name} as a board does")
+                if not proved:
+                    self._say(f"running {candidate.name} as a board does")
                 measured = self._rehearsals.run(self._bench.subject(engine, candidate, files), profile)
             except FitError:
                 raise
@@ -119,16 +126,15 @@ class Fitting:
                 self._say(f"{engine} cannot train {structure}: {error}")
                 self._unable[engine, structure] = error
                 continue
-            if name in run and not measured.ended:
-                refused = tuple(one for one in run.values() if budget_of(profile).excess(one.cost))
-                return Fitted(candidate, planned, files, measured, refused)
-            run[name] = self._learn(profile, engine, candidate, measured)
+            if proved:
+                return Fitted(candidate, planned, files, measured, self._refused(profile, engine))
+            self._learn(profile, engine, candidate, measured)
 
     def offers(self, profile: Profile, engine: str) -> tuple[Candidate, ...]:
         """What an engine can train, in order of preference, with what is known of it by now."""
         cuts, recipe = self._offered.cuts, self._bench.source.recipe
         able = [cut.structure for cut in cuts.values() if (engine, cut.structure.name) not in self._unable]
-        evidence = self._evidence.get((engine, threads_of(profile)), Evidence())
+        evidence = self._known_by(profile, engine)
 
         def weigh(name: str, estimated: Cost) -> Demand:
             return evidence.demand(name, estimated, slowdown=profile.slowdown or 1.0)
@@ -143,36 +149,47 @@ class Fitting:
             weigh=weigh,
         )
 
-    def _chosen(self, profile: Profile, engine: str, runs: int) -> tuple[Candidate, Planned[Candidate]]:
+    def _refused(self, profile: Profile, engine: str) -> tuple[Candidate, ...]:
+        """What runs have shown to be too much for a profile, in their order."""
+        offers = {one.name: one for one in self.offers(profile, engine)}
+        ran = [offers[run.name] for run in self._known_by(profile, engine).runs if run.name in offers]
+        return tuple(one for one in ran if proved_excess(one, budget_of(profile)))
+
+    def _known_by(self, profile: Profile, engine: str) -> Evidence:
+        """What runs have shown that count for a profile."""
+        return self._evidence.get((engine, threads_of(profile)), Evidence())
+
+    def _chosen(self, profile: Profile, engine: str, most: int) -> tuple[Candidate, Planned[Candidate]]:
         """What to make next: to run it, or because it stands."""
         budget, offers = budget_of(profile), self.offers(profile, engine)
         proved = tuple(one for one in offers if is_proved(one, budget))
-        if runs >= MOST:
+        spent = self._runs[profile.name, engine] >= most
+        if spent:
             offers = proved or offers
         try:
             candidate, planned = choose(profile.name, budget, offers, self._known)
         except FitError as error:
-            if runs < MOST and (open_one := worth_a_run(offers, budget, None)):
+            if not spent and (open_one := worth_a_run(offers, budget, None)):
                 return open_one, plan(offers, budget)
             if not proved:
                 raise
             took = ", ".join(f"{one.name} took {_took(one)}" for one in proved)
             raise FitError(error.problem, expected=error.expected, found=f"{error.found}; {took}", remedy=error.remedy) from error
-        if runs < MOST and candidate in proved and (open_one := worth_a_run(offers, budget, candidate)):
+        if not spent and candidate in proved and (open_one := worth_a_run(offers, budget, candidate)):
             return open_one, planned
         return candidate, planned
 
-    def _learn(self, profile: Profile, engine: str, candidate: Candidate, measured: Measured) -> Candidate:
-        """Keep what a run has shown; the candidate with it."""
-        key, memory = (engine, threads_of(profile)), measured.peak_bytes
+    def _learn(self, profile: Profile, engine: str, candidate: Candidate, measured: Measured) -> None:
+        """Keep what a run has shown."""
+        self._runs[profile.name, engine] += 1
+        memory = measured.peak_bytes
         if measured.ended:
             memory = max(memory, profile.memory_mb * MIB + 1)  # a lower bound, which proves no fit however low it is
         run = Run(candidate.name, candidate.estimate, memory, 1000.0 * measured.step_seconds, measured.ended)
-        evidence = self._evidence[key] = self._evidence.get(key, Evidence()).after(run)
+        evidence = self._evidence[engine, threads_of(profile)] = self._known_by(profile, engine).after(run)
         ran = replace(candidate, demand=evidence.demand(run.name, run.estimated, slowdown=profile.slowdown or 1.0))
-        if excess := budget_of(profile).excess(ran.cost):
+        if excess := proved_excess(ran, budget_of(profile)):
             self._say(f"{candidate.name} is too much for {profile.name} ({' and '.join(excess)}): {_took(ran)}")
-        return ran
 
     def _check_able(self, engine: str) -> None:
         """Raise what an engine last failed with, if there is no use in trying it on."""
@@ -189,6 +206,6 @@ def budget_of(profile: Profile) -> Budget:
 
 def _took(ran: Candidate) -> str:
     cost = ran.cost
-    step = f", {cost.step:.3g} ms a step" if cost.step else ""
-    more = "" if ran.demand is None or ran.demand.measured else " or more"
-    return f"{cost.memory / MIB:.0f} MiB{more}{step}"
+    if ran.demand is None or not ran.demand.measured:
+        return f"{cost.memory / MIB:.0f} MiB or more"
+    return f"{cost.memory / MIB:.0f} MiB" + (f", {cost.step:.3g} ms a step" if cost.step else "")

@@ -7,10 +7,11 @@ and of what retraining has changed (`edgefl.server.variants.Healed`); they and t
 codebook lets a somewhat larger structure fit, makes one that is pruned arrive better than it was cut, and makes a push many times
 shorter; it does not make a board hold ten times the model. See ADR 0025.
 
-Rules: retrained is what would fit as a codebook and is cut at no greater cost than what the profile would get otherwise; the
-`MOST` most accurate ones; nothing where the profile is within the noise of the best already. A codebook that is not shorter than
-int4 is not offered. Ternary weights are not offered at all: a pruned codebook is smaller and more accurate (docs/benchmarks.md).
-The held-out examples that variants are judged by must not be among those that they are retrained on.
+Rules: retrained is what could be stored as a codebook, is refused by no run (`edgefl.compress.search`: an estimate of memory or
+step alone refuses nothing) and is cut at no greater cost than what the profile would get otherwise; the `MOST` most accurate
+ones; nothing where the profile is within the noise of the best already. A codebook that is not shorter than int4 is not offered.
+Ternary weights are not offered at all: a pruned codebook is smaller and more accurate (docs/benchmarks.md). The held-out examples
+that variants are judged by must not be among those that they are retrained on.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ import numpy as np
 from edgefl.codec.weights import Precision, decode_weights, encode_weights, weights_length
 from edgefl.compress.budget import Candidate, Resting
 from edgefl.compress.planner import Budget
+from edgefl.compress.search import not_refused
 from edgefl.errors import DataError, ModelError
 from edgefl.examples import Examples, unlabelled
 from edgefl.export.models import ModelSource
@@ -113,8 +115,7 @@ class Retrainer:
         most = 1.0 if winner is None else drops[winner.structure.name]
         coarse = [one for one in offers if one.precision == Precision.INT4 and drops[one.structure.name] <= most]
         hoped = [replace(one, precision=Precision.CODEBOOK, at_rest=int(HOPED * one.weight_bytes)) for one in coarse]
-        fitting = [one for one in hoped if not budget.excess(one.cost)]
-        best = sorted(fitting, key=lambda one: -(one.accuracy or 0.0))[:MOST]
+        best = sorted(not_refused(hoped, offers, budget), key=lambda one: -(one.accuracy or 0.0))[:MOST]
         return tuple(self._offered.cuts[one.structure.name] for one in best if one.structure.name not in self._done)
 
     def retrained(self, cut: Cut) -> tuple[bytes, Resting] | None:

@@ -26,6 +26,7 @@ from edgefl.server.fitting import Fitted, Fitting, budget_of
 from edgefl.server.making import Bench
 from edgefl.server.quantising import DROP, Int8, Quantiser
 from edgefl.server.rehearsal import Rehearsals, fit_of
+from edgefl.server.retraining import MOST as RETRAINED
 from edgefl.server.retraining import Retrainer, Retraining
 from edgefl.server.sensing import Offered, offer
 from edgefl.store.blobs import BlobStore
@@ -47,7 +48,7 @@ class Made:
         accuracy: in [0, 1] of the decoded weights on the hold-out examples; None without them.
         fit: what the board's trainer took for it.
         int8: what its `serve` graph is worth; None if it has none.
-        refused: variants that were run for this profile and took too much, with what they took.
+        refused: variants that were run and are too much for this profile, with what they took.
     """
 
     profile: Profile
@@ -169,7 +170,7 @@ class Workshop:
         if self._retrainer is None:
             return self._fitting.fitted(profile, engine)
         try:
-            best = self._fitting.fitted(profile, engine)
+            best = self._fitting.fitted(profile, engine, spare=RETRAINED)
         except FitError:
             best = None
         offers = self._fitting.offers(profile, engine)
@@ -177,7 +178,7 @@ class Workshop:
         for cut in wanted:
             if found := self._retrainer.retrained(cut):
                 self._fitting.rests(cut.structure.name, *found)
-        return best if best and not wanted else self._fitting.fitted(profile, engine)
+        return self._fitting.fitted(profile, engine)
 
     def _served(self, profile: Profile, engine: str, fitted: Fitted) -> tuple[Candidate, tuple[FileRef, ...], Int8 | None]:
         """Candidate and files with a `serve` graph among them if it is worth it."""
