@@ -2,6 +2,8 @@ import gzip
 import io
 import os
 import struct
+import subprocess
+import sys
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -244,6 +246,34 @@ def test_digits_are_enlarged_and_split() -> None:
     assert (train.x[0, 2:5, 8:11] == train.x[0, 2, 8]).all()
     assert min(np.bincount(test.y)) >= 34
     np.testing.assert_array_equal(open_source("digits:?split=train").load().y, train.y)
+
+
+def test_digits_are_those_of_the_library_which_is_not_loaded() -> None:
+    """Every label and every grey level is what scikit-learn gives; reading them loads nothing of it."""
+    datasets = pytest.importorskip("sklearn.datasets")
+    train, test = open_source("digits:").load(), open_source("digits:?split=test").load()
+    bunch = datasets.load_digits()
+    assert np.bincount(np.concatenate([train.y, test.y])).tolist() == np.bincount(bunch.target).tolist()
+    grey = np.concatenate([train.x, test.x])[:, 2:26:3, 2:26:3] * 16.0
+    assert sorted(map(bytes, grey.astype(np.uint8))) == sorted(map(bytes, bunch.images.astype(np.uint8)))
+    code = "import sys; from edgefl.sources.parse import open_source as o; o('digits:').load(); print('sklearn' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", gzip.compress(b"1,2,3\n"), gzip.compress(b"1,x\n"), None])
+def test_a_damaged_installation_of_the_digits_is_an_error_that_says_so(
+    content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library without the file, or with another one, is named with what to do."""
+    place = tmp_path / "datasets" / "data"
+    place.mkdir(parents=True)
+    if content is not None:
+        (place / "digits.csv.gz").write_bytes(content)
+    spec = type("Spec", (), {"submodule_search_locations": [str(tmp_path)]})
+    monkeypatch.setattr("edgefl.sources.digits.find_spec", lambda _: spec)
+    with pytest.raises(DataError, match=r"digits") as caught:
+        open_source("digits:").load()
+    assert caught.value.remedy
 
 
 @pytest.mark.parametrize(
