@@ -19,7 +19,6 @@ Law: an offer that is better than the choice and was not run is estimated to tak
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from edgefl.compress.budget import Candidate
 from edgefl.compress.planner import Budget, Cost, Resource, ranked
@@ -29,15 +28,6 @@ RUN: tuple[Resource, ...] = ("memory", "step")
 MARGIN = 0.05
 """Part of a limit by which offers of equal estimates may differ."""
 TINY = 1e-9
-
-
-@dataclass(frozen=True, slots=True)
-class Proof:
-    """An offer that was run: what was estimated, what it took, and whether it was ended there for its memory."""
-
-    estimated: Cost
-    took: Cost
-    bound: bool
 
 
 def is_proved(one: Candidate, budget: Budget) -> bool:
@@ -59,7 +49,7 @@ def not_refused(some: Iterable[Candidate], offers: Iterable[Candidate], budget: 
         offers: among which there may be proofs.
         budget: of the profile.
     """
-    proofs = [Proof(one.estimate, one.cost, one.demand.bound) for one in offers if one.demand and is_proved(one, budget)]
+    proofs = [one for one in offers if is_proved(one, budget)]
     storable = (one for one in some if one.footprint <= budget.storage)
     return [one for one in storable if not any(_refused(r, one.estimate, proofs, budget) for r in RUN)]
 
@@ -80,18 +70,19 @@ def worth_a_run(offers: Sequence[Candidate], budget: Budget, winner: Candidate |
     return min(open_ones, key=lambda one: (one.structure.name in tried, budget.strain(one.cost)), default=None)
 
 
-def _refused(resource: Resource, estimated: Cost, proofs: Iterable[Proof], budget: Budget) -> bool:
+def _refused(resource: Resource, estimated: Cost, proofs: Iterable[Candidate], budget: Budget) -> bool:
     """Whether a proof says that an offer takes too much of a resource, and none says the contrary."""
     limit, own = budget.limit(resource), max(estimated.of(resource), TINY)
     if limit is None:
         return False
     refused = False
     for proof in proofs:
-        if proof.bound and resource != "memory":
+        bound = proof.demand is not None and proof.demand.bound
+        if bound and resource != "memory":
             continue
-        other, took = max(proof.estimated.of(resource), TINY), proof.took.of(resource)
+        other, took = max(proof.estimate.of(resource), TINY), proof.cost.of(resource)
         if took <= limit and own <= other:
             return False
-        clear = proof.bound or took * own > (1.0 + MARGIN) * limit * other
+        clear = bound or took * own > (1.0 + MARGIN) * limit * other
         refused = refused or (took > limit and own >= other and clear)
     return refused

@@ -23,11 +23,12 @@ from edgefl.examples import Examples
 from edgefl.layout import Float32, Index
 from edgefl.recipe import LESSONS
 from edgefl.server.teaching import Pupil
-from edgefl.server.variants import Variant, load_parent, load_variants, variant_of
+from edgefl.server.variants import Variant, load_parent, load_variants
 from edgefl.store.blobs import BlobStore
 from edgefl.store.ledger import is_trained, newest_held, newest_weights
 from edgefl.store.registry import list_devices
 from edgefl.store.versions import VersionRecord, released_version, variants
+from edgefl.wire.releases import Manifest
 
 ENGINE = "portable"
 THREADS = 1
@@ -139,7 +140,7 @@ def _member(database: sqlite3.Connection, blobs: BlobStore, model: str) -> Membe
     version = released_version(database, model)
     if is_trained(database, model):
         raise FleetError(f"model {model!r} is being trained", remedy=f"Wait for it, or stop it: edgefl train stop {model}")
-    teachable = _teachable(database, version, blobs)
+    teachable = load_variants(database, version, blobs, _is_teachable).values()
     if not teachable:
         raise FleetError(
             f"{model}@{version.version} cannot be taught",
@@ -161,14 +162,8 @@ def _member(database: sqlite3.Connection, blobs: BlobStore, model: str) -> Membe
     return Member(version, known, parent, voices, pupils)
 
 
-def _teachable(database: sqlite3.Connection, version: VersionRecord, blobs: BlobStore) -> Sequence[Variant]:
-    """The distinct variants of a version that can be taught, the widest first."""
-    found: dict[str, Variant] = {}
-    for record in variants(database, version.model, version.version):
-        manifest = record.manifest
-        if manifest.engine == ENGINE and manifest.recipe.loss in LESSONS and manifest.variant not in found:
-            found[manifest.variant] = variant_of(version, record, blobs)
-    return sorted(found.values(), key=lambda variant: -variant.layout.size)
+def _is_teachable(manifest: Manifest) -> bool:
+    return manifest.engine == ENGINE and manifest.recipe.loss in LESSONS
 
 
 def _devices(database: sqlite3.Connection, version: VersionRecord) -> Counter[str]:

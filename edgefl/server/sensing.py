@@ -7,7 +7,7 @@ structures are offered follows from the drop of each group alone (`edgefl.compre
 Rule: a model that knows hardly more than chance, or whose loss has no right answers, is not measured, and the planner is told so.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,11 +107,8 @@ def offer(
     say(f"measuring what pruning costs on {len(sample)} examples")
     pruner = Pruner(source, parent, sample)
     pruner.decide(lambda pruned: -judge.lost(pruned.source, 1.0, parent[pruned.index]))
-    pruned = list(pruned_cuts(pruner, [*pruner.uniform(), *_searched(pruner, judge, parent, nested[0])], say))
-    for depth in full_cuts(nested)[1:]:
-        shallow = pruner.at(depth)
-        pruned += pruned_cuts(shallow, shallow.uniform(), say)
-    cuts = {cut.structure.name: cut for cut in (*nested, *pruned)}
+    pruned = pruned_cuts(pruner, [*pruner.uniform(), *_searched(pruner, judge, parent, nested[0])], say)
+    cuts = {cut.structure.name: cut for cut in (*nested, *pruned, *_pruned_depths(pruner, nested, say))}
     drops = {name: judge.lost(cut.source, cut.structure.width, cut.slice(parent)) for name, cut in cuts.items()}
     for name, cut in list(cuts.items()) if freezable else ():
         for frozen in frozen_cuts(cut):
@@ -124,10 +121,16 @@ def offer(
 def _unmeasured(source: ModelSource, parent: Float32, nested: tuple[Cut, ...], basis: str, say: Callable[[str], None]) -> Offered:
     cuts = nested
     if not source.scalable:
-        whole = Pruner(source, parent, None)
-        for pruner in (whole, *map(whole.at, full_cuts(nested)[1:])):
-            cuts = (*cuts, *pruned_cuts(pruner, pruner.uniform(), say))
+        pruner = Pruner(source, parent, None)
+        cuts = (*nested, *pruned_cuts(pruner, pruner.uniform(), say), *_pruned_depths(pruner, nested, say))
     return Offered({cut.structure.name: cut for cut in cuts}, {}, {}, None, basis)
+
+
+def _pruned_depths(pruner: Pruner, nested: tuple[Cut, ...], say: Callable[[str], None]) -> Iterator[Cut]:
+    """Cuts of every depth below the whole model, by equal shares."""
+    for depth in full_cuts(nested)[1:]:
+        shallow = pruner.at(depth)
+        yield from pruned_cuts(shallow, shallow.uniform(), say)
 
 
 def _searched(pruner: Pruner, judge: Judge, parent: Float32, full: Cut) -> list[Shares]:

@@ -11,7 +11,7 @@ learning heals better. What its devices learn, a difference too, moves the paren
 
 import math
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -138,18 +138,30 @@ def largest_weight(precision: Precision) -> float:
     return float(np.finfo(np.float16).max) if precision == Precision.FP16 else LARGEST
 
 
-def load_variants(database: sqlite3.Connection, version: VersionRecord, blobs: BlobStore) -> Mapping[str, Variant]:
-    """The distinct variants of a version by name, the widest first. Raises StoreError where healed weights cannot be read."""
+def load_variants(
+    database: sqlite3.Connection, version: VersionRecord, blobs: BlobStore, wanted: Callable[[Manifest], bool] = lambda _: True
+) -> Mapping[str, Variant]:
+    """The distinct variants of a version by name, the widest first.
+
+    Args:
+        database: of the fleet.
+        version: whose.
+        blobs: that hold its files.
+        wanted: which manifests count; all by default.
+
+    Raises:
+        StoreError: healed weights cannot be read.
+    """
     found: dict[str, Variant] = {}
     for record in variants(database, version.model, version.version):
         manifest = record.manifest
-        if manifest.variant not in found:
-            found[manifest.variant] = variant_of(version, record, blobs)
+        if manifest.variant not in found and wanted(manifest):
+            found[manifest.variant] = _variant(version, record, blobs)
     return dict(sorted(found.items(), key=lambda item: -item[1].layout.size))
 
 
-def variant_of(version: VersionRecord, record: VariantRecord, blobs: BlobStore) -> Variant:
-    """What a version has for one profile. Raises StoreError where healed weights cannot be read."""
+def _variant(version: VersionRecord, record: VariantRecord, blobs: BlobStore) -> Variant:
+    """What a version has for one profile."""
     manifest, precision = record.manifest, Precision(record.precision)
     index = _index(version.layout, manifest.layout, record.axes)
     healed = None
