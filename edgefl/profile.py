@@ -16,10 +16,12 @@ from edgefl.names import check_id
 from edgefl.strict_toml import read_toml
 
 Architecture = Literal["aarch64", "armv6l", "armv7l", "x86_64"]
-Engine = Literal["portable", "ort-training", "none"]
+Engine = Literal["portable", "ort-training", "inference", "none"]
 NATIVE: Engine = "ort-training"
 PORTABLE: Engine = "portable"
 """The engine that every board has, and to which a push falls back where the profile's own cannot train a model."""
+INFERENCE: Engine = "inference"
+"""The engine of boards that only answer: their variants have forward graphs and take part in no round (ADR 0026)."""
 Line = Annotated[str, msgspec.Meta(min_length=1, max_length=300)]
 Megabytes = Annotated[int, msgspec.Meta(ge=16, le=1 << 20)]
 
@@ -35,10 +37,10 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         cores: CPU cores.
         ram_mb: MiB of RAM.
         storage_kib: KiB that all files of one variant may have together; a policy, not the size of the card.
-        memory_mb: MiB that the training process may use.
-        threads: of the training process.
+        memory_mb: MiB that the training process may use; on a board that does not train, the process that tries versions.
+        threads: of that process.
         link_kbps: kbit/s that a board in the field can count on, for estimates.
-        engine: how the board trains; `none` when it cannot, with the `reason`.
+        engine: how the board trains; `inference` when it only answers, `none` when it can run nothing, with the `reason`.
         sources: where the figures come from.
         step_ms: milliseconds that one training step may take on the board; 0 sets no limit.
         slowdown: how many times longer a training step takes on the board than on the machine that pushes, as measured on both; 0
@@ -65,6 +67,16 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     def storage_bytes(self) -> int:
         """Bytes that all files of one variant may have together."""
         return self.storage_kib * 1024
+
+    @property
+    def trains(self) -> bool:
+        """Whether boards of this profile take part in rounds."""
+        return trains(self.engine)
+
+
+def trains(engine: str) -> bool:
+    """Whether an engine of this name trains what it runs."""
+    return engine in (PORTABLE, NATIVE)
 
 
 def load_profile(path: Path) -> Profile:
@@ -108,6 +120,12 @@ def _cross_check(profile: Profile, path: Path) -> None:
             profile.storage_kib <= profile.memory_mb * 1024,
             f"at most memory_mb ({profile.memory_mb} MiB), or no variant could be loaded",
             f"{profile.storage_kib} KiB",
+        ),
+        (
+            "step_ms" if profile.step_ms else "slowdown",
+            profile.trains or not (profile.step_ms or profile.slowdown),
+            "none on a board that takes no training step",
+            f"{profile.step_ms or profile.slowdown:g}",
         ),
         ("step_ms", profile.slowdown or not profile.step_ms, "slowdown beside it, without which it cannot be judged", "none"),
         (

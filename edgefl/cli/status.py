@@ -54,6 +54,7 @@ def _device(device: "DeviceStatus", now: float) -> str:
         presence = "excluded"
     ago = "" if device.seen is None else f"{max(0.0, now - device.seen):.0f} s ago"
     doing = f"{device.step} round {device.round}" if device.round else device.step
+    doing = doing if device.trains else f"{doing}, does not train".removeprefix(", ")
     models = ", ".join(device.models) or "-"
     return f"{device.id:<16} {device.profile:<18} {presence:<10} {ago:<10} {models:<28} {doing} {device.error}"
 
@@ -62,7 +63,8 @@ def _variant(variant: "VariantStatus") -> str:
     accuracy = "" if variant.accuracy is None else f", accuracy {variant.accuracy:.4f}"
     size = f"{variant.bytes / 1024:.0f} of {variant.budget / 1024:.0f} KiB"
     memory = f", trainer {variant.peak_bytes / 2**20:.0f} MiB" if variant.peak_bytes else ""
-    return f"{variant.model}@{variant.version} for {variant.profile}: {variant.variant}, {size}{memory}{accuracy}"
+    served = "" if variant.trains else ", only served"
+    return f"{variant.model}@{variant.version} for {variant.profile}: {variant.variant}{served}, {size}{memory}{accuracy}"
 
 
 def _training(training: "TrainingStatus") -> str:

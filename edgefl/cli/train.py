@@ -141,7 +141,7 @@ def _plan(database: sqlite3.Connection, version: "VersionRecord", file: Path | N
         raise ConfigError("the plan's quorum cannot be reached", expected=few, found=str(plan.quorum), remedy=remedy)
     if plan.aggregator == "root-set":
         raise ConfigError("the aggregator root-set needs examples on the server, which only a simulation has", remedy=remedy)
-    records = variants(database, version.model, version.version)
+    records = [record for record in variants(database, version.model, version.version) if record.manifest.trains]
     if plan.pruning:
         _check_pruning(name, [record.precision for record in records])
     _check_recipes(plan, name, [record.manifest.recipe for record in records])

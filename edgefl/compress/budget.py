@@ -9,6 +9,8 @@ board stores for it at most while it trains:
     + 2 * 4 bytes per parameter     the residual in the outbox and the one it replaces, float32 at any precision; of those
                                     parameters that updates carry, so neither of frozen nor of personal ones
 
+A board that only answers has no rounds and no updates (ADR 0026): its footprint is the first line alone.
+
 While a new version is fetched and tried, its files come on top, and those of the version before the active one stay: a board can
 go back. Its golden file counts as one of the graphs. Rounds are sent in the precision of the push, or in int4 where that one is
 for weights at rest (`edgefl.codec.precision.in_rounds`, ADR 0025).
@@ -31,7 +33,7 @@ from dataclasses import dataclass, replace
 from edgefl.codec.memory import memory_bytes
 from edgefl.codec.precision import in_rounds
 from edgefl.codec.weights import TRAINABLE, Precision, weights_length
-from edgefl.compress.cost import Work, training_cost
+from edgefl.compress.cost import Work, answering_cost, training_cost
 from edgefl.compress.evidence import Demand, Weigh
 from edgefl.compress.planner import Cost
 from edgefl.layout import Layout
@@ -76,6 +78,7 @@ class Candidate:
         batch, recipe: of a training step.
         at_rest: length of the weights file as pushed, where it is known; otherwise it is what the layout allows at most.
         demand: memory and step time in the light of what has been run; None where nothing has.
+        trains: whether its board does; otherwise it only answers.
     """
 
     structure: Structure
@@ -86,6 +89,7 @@ class Candidate:
     recipe: Recipe = PLAIN
     at_rest: int | None = None
     demand: Demand | None = None
+    trains: bool = True
 
     @property
     def name(self) -> str:
@@ -119,12 +123,15 @@ class Candidate:
 
     @property
     def footprint(self) -> int:
-        """Bytes that the board needs at most while it holds and trains the variant."""
-        return self.file_bytes + ROUND_FILES * self.round_bytes + memory_bytes(self.layout)
+        """Bytes that the board needs at most while it holds the variant and, if it does, trains it."""
+        working = ROUND_FILES * self.round_bytes + memory_bytes(self.layout) if self.trains else 0
+        return self.file_bytes + working
 
     @property
     def estimate(self) -> Cost:
         """What it takes of a board, by shapes alone."""
+        if not self.trains:
+            return answering_cost(self.footprint, self.layout, self.structure.work)
         return training_cost(self.footprint, self.layout, self.structure.work, self.batch, self.recipe)
 
     @property
@@ -155,6 +162,7 @@ def candidates(
     recipe: Recipe = PLAIN,
     resting: Mapping[str, Resting] = NONE_RESTING,
     weigh: Weigh | None = None,
+    trains: bool = True,
 ) -> tuple[Candidate, ...]:
     """All candidates in order of preference: the one that trains most parameters first, of equal ones the most precise first.
 
@@ -167,16 +175,18 @@ def candidates(
         recipe: its optimiser.
         resting: retrained structures by name; each is offered as a codebook too, after its own precisions.
         weigh: what candidates take in the light of what has been run; None where nothing has.
+        trains: whether their board does; otherwise it only answers.
     """
     offered = []
     for one in sorted(structures, key=lambda one: (-_learning(one.layout), -one.layout.size)):
         for precision in MEASURED if predicted else TRAINABLE:
             accuracy = predicted(one, precision) if predicted else None
             if accuracy is not None or predicted is None:
-                offered.append(Candidate(one, precision, graph_bytes.get(one.name, 0), accuracy, batch, recipe))
+                offered.append(Candidate(one, precision, graph_bytes.get(one.name, 0), accuracy, batch, recipe, trains=trains))
         if one.name in resting:
             rest, coarse = resting[one.name], Precision.CODEBOOK
-            offered.append(Candidate(one, coarse, graph_bytes.get(one.name, 0), rest.accuracy, batch, recipe, rest.length))
+            size = graph_bytes.get(one.name, 0)
+            offered.append(Candidate(one, coarse, size, rest.accuracy, batch, recipe, rest.length, trains=trains))
     return tuple(replace(one, demand=weigh(one.name, one.estimate)) for one in offered) if weigh else tuple(offered)
 
 

@@ -72,7 +72,7 @@ def _too_demanding(profile: str, budget: Budget, offered: Sequence[Candidate]) -
     least = min(storable, key=lambda one: (not (one.demand and one.demand.run), budget.strain(one.cost)))
     limits = {r: budget.limit(r) or 0.0 for r in budget.excess(least.cost)}
     return FitError(
-        f"the model cannot be trained on profile {profile} even as {least.name}",
+        f"the model cannot {'be trained' if least.trains else 'answer'} on profile {profile} even as {least.name}",
         expected=", ".join(f"{r} at most {_amount(limit, r)} ({KEYS[r]})" for r, limit in limits.items()),
         found=", ".join(_found(least, r) for r in limits),
         remedy="; ".join(_remedy(least, r, limit) for r, limit in limits.items()),
@@ -97,7 +97,8 @@ def _remedy(least: Candidate, resource: Resource, limit: float) -> str:
     enough = f"a {key} of {more} {-(-int(took) // MIB)}"
     if took - WRONG_BY * _own(least) > limit:
         return f"No smaller model helps, because the trainer takes the rest without one: use a profile with {enough}"
-    return f"Use a smaller --batch, a smaller model, or a profile with {enough}"
+    smaller = "a smaller --batch, a smaller model," if least.trains else "a smaller model"
+    return f"Use {smaller} or a profile with {enough}"
 
 
 def _known(candidate: Candidate, resource: Resource) -> bool:

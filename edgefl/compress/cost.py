@@ -1,10 +1,14 @@
-"""What training a structure costs a board, estimated from the shapes of its layers. Pure.
+"""What training a structure, or answering with it, costs a board, estimated from the shapes of its layers. Pure.
 
 Model, per step of `batch` rows:
 
     memory = BASE + 4 bytes * (vector + gradient + vectors of the optimiser + residual and copies, parameters each)
                   + 4 bytes * batch * activations that the backward pass keeps
     step   = 3 multiply-adds of the forward pass: itself, the gradient of the inputs, that of the weights
+
+and of a structure that only answers, `ROWS` at once, with no step at all:
+
+    memory = BASE + 4 bytes * (vector and the file's values + rows * activations, which a forward pass does not all hold at once)
 
 Rules: these are estimates to compare structures with, not promises: what a board really takes is measured elsewhere. A frozen
 parameter has neither gradient nor residual, and the third of the work that its own gradient takes is saved; before the first
@@ -20,6 +24,8 @@ from edgefl.recipe import STATES, Recipe
 BASE = 64 << 20
 """Bytes of a training process without a model: the interpreter, numpy and ONNX Runtime."""
 FLOAT = 4
+ROWS = 64
+"""Examples that a device computes at once (`edgefl.engine.inference`)."""
 SPEED = 1e9
 """Multiply-adds per second of one core of a Cortex-A53 class board; a round figure, for comparisons."""
 
@@ -61,3 +67,8 @@ def training_cost(storage: int, layout: Layout, work: Work, batch: int, recipe: 
     trained = sum(t.size for t in layout.tensors if t.role == "trained")
     values = 2 * layout.size + trained * (2 + len(STATES[recipe.optimizer])) + batch * work.activations
     return Cost(storage, BASE + FLOAT * values, 1e3 * work.multiplications(layout, batch) / SPEED)
+
+
+def answering_cost(storage: int, layout: Layout, work: Work) -> Cost:
+    """The cost of a structure on a board that does not train; storage and work as above."""
+    return Cost(storage, BASE + FLOAT * (2 * layout.size + ROWS * work.activations))

@@ -45,11 +45,13 @@ def conditions(
 
 
 def working_bytes(manifest: Manifest) -> int:
-    """What training a version takes on disk beside its files: weights of two rounds, and the memory of updates.
+    """What training a version takes on disk beside its files: weights of two rounds, and the memory of updates; 0 if it does not.
 
     Weights of a round are as long as those of the push, or up to the bound of their precision: the least of those that rounds are
     sent in that holds these.
     """
+    if not manifest.trains:
+        return 0
     layout, pushed = manifest.layout, manifest.file("weights").length
     bounds = (weights_length(layout, precision) for precision in ROUNDS)
     return 2 * min((bound for bound in bounds if bound >= pushed), default=pushed) + memory_bytes(layout)

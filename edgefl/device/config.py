@@ -29,7 +29,7 @@ class DeviceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     Attributes:
         id: of the device; the same as in its certificate.
         profile: name of its profile, whose manifests it follows.
-        engine: how it trains.
+        engine: how it trains; `inference` if it only answers.
         threads: of the training process.
         memory_mb: MiB that the training process may use.
         storage_kib: KiB that one variant may have.
@@ -47,7 +47,7 @@ class DeviceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     id: str
     profile: str
-    engine: Literal["portable", "ort-training"]
+    engine: Literal["portable", "ort-training", "inference"]
     threads: Annotated[int, msgspec.Meta(ge=1, le=256)]
     memory_mb: Annotated[int, msgspec.Meta(ge=16, le=1 << 20)]
     storage_kib: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]

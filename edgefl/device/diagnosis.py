@@ -2,7 +2,8 @@
 
 Model: a check is `ok`, `warning` (the device can take part, but somebody should look) or `failed` (it cannot).
 
-Rule: `failed` is exact. A device without a failed check can train the next round, one with a failed check cannot.
+Rule: `failed` is exact. A device without a failed check can train the next round (one that does not train: can answer), one with
+a failed check cannot.
 """
 
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         model, version, variant, engine: which one.
-        step_ms: of the fastest training step.
+        step_ms: of the fastest training step; 0 of a variant that is only served.
         peak_rss_mb: MiB of the process at its largest.
         slowdown: how many times longer a step takes here than where the variant was pushed, as a profile says it
             (`edgefl.profile`); 0 if the push has not measured one.

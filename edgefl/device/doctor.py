@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from edgefl.device.diagnosis import Check, Measured
+from edgefl.profile import trains
 
 MIB = 1024 * 1024
 DAY = 86400.0
@@ -28,16 +29,19 @@ def judge_engine(wanted: str, profile: str, runtime: str, available: Sequence[st
     """Whether the engine that the profile asks for runs here.
 
     Args:
-        wanted: engine in `device.toml`.
+        wanted: engine in `device.toml`; `inference` runs on any ONNX Runtime.
         profile: which chose it.
         runtime: distribution and version of ONNX Runtime, empty without one.
-        available: engines that it offers.
+        available: engines that it offers for training.
         trouble: why it does not load, empty if it does.
     """
     if not runtime or trouble:
         found = f" ({trouble})" if trouble else ""
         remedy = "Install edgefl's dependencies on this machine again: they choose the distribution of onnxruntime"
         return Check(name="engine", state="failed", text=f"ONNX Runtime does not load here{found}.", remedy=remedy)
+    if not trains(wanted):
+        text = f"This board does not train: it only answers, as the profile {profile} says; {runtime} is there."
+        return Check(name="engine", state="ok", text=text)
     if wanted not in available:
         text = f"The profile {profile} trains with {wanted}, but {runtime} offers {' and '.join(available)} only."
         return Check(name="engine", state="failed", text=text, remedy="Provision the device with a profile of this board")
@@ -179,8 +183,10 @@ def judge_temperature(celsius: float | None, throttled: int | None) -> Check:
     return Check(name="temperature", state="ok", text=heat + ("." if throttled is None else ", not throttled."))
 
 
-def judge_data(source: str, count: int, trouble: str, remedy: str) -> Check:
-    """Whether there are examples to train on; `trouble` says why not."""
+def judge_data(source: str, count: int, trouble: str, remedy: str, *, needed: bool = True) -> Check:
+    """Whether there are examples, or `trouble` why not; `needed` for training, otherwise versions are tried with them."""
+    if not source and not needed:
+        return Check(name="data", state="ok", text="No source of examples, and none is needed: this board does not train.")
     if not source:
         text, remedy = "device.toml names no source of examples.", "Set the key `data`, or give --data"
     elif trouble:
@@ -189,7 +195,7 @@ def judge_data(source: str, count: int, trouble: str, remedy: str) -> Check:
         text, remedy = f"{source} holds no examples.", "Wait for data, or name another source"
     else:
         return Check(name="data", state="ok", text=f"{source} holds {count} examples.")
-    return Check(name="data", state="failed", text=text, remedy=remedy)
+    return Check(name="data", state="failed" if needed else "warning", text=text, remedy=remedy)
 
 
 def judge_broker(address: str, trouble: str, remedy: str) -> Check:
@@ -200,9 +206,9 @@ def judge_broker(address: str, trouble: str, remedy: str) -> Check:
 
 
 def judge_model(measured: Measured, limit_mb: int) -> Check:
-    """Whether a stored variant trains within the profile's memory."""
+    """Whether a stored variant trains, or answers, within the profile's memory."""
     name = f"model {measured.model}"
-    step = f"{measured.step_ms:.1f} ms a step"
+    step = f"{measured.step_ms:.1f} ms a step" if trains(measured.engine) else "it answers and does not train"
     if measured.slowdown:
         step += f" (slowdown {measured.slowdown:.3g})"
     told = f"{measured.variant} of version {measured.version}: {step}, {measured.peak_rss_mb:.0f} MiB"

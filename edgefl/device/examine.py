@@ -34,7 +34,7 @@ from edgefl.errors import ConfigError, EdgeflError, LinkError, PeerError
 from edgefl.examples import Examples
 from edgefl.identity.validity import ends_of, validity_of
 from edgefl.link.address import BrokerAddress, Trouble, explain, tls_context
-from edgefl.profile import shipped_profiles
+from edgefl.profile import shipped_profiles, trains
 from edgefl.sources.parse import open_source
 from edgefl.store.blobs import BlobStore
 from edgefl.store.clock import SteadyWall, synchronised
@@ -66,7 +66,7 @@ def examine(path: Path, *, data: str | None = None) -> Diagnosis:
         found = Check(name="bundle", state="failed", text=f"{said(error)}.", remedy=error.remedy)
         return Diagnosis(device="", profile="", able=False, versions=vitals.versions(), models=(), checks=(found,))
     config, now = bundle.config, time.time()
-    examples, data_check = examine_data(config.data)
+    examples, data_check = examine_data(config.data, needed=trains(config.engine))
     known = shipped_profiles().get(config.profile)
     checks = [
         doctor.judge_architecture(known.architecture if known else "", platform.machine()),
@@ -109,13 +109,13 @@ def examine_storage(bundle: Bundle) -> Check:
     return doctor.judge_storage(free, bundle.config.storage_bytes, RESERVE, writable=writable, place=str(place))
 
 
-def examine_data(source: str) -> tuple[Examples | None, Check]:
-    """The examples, if they can be read."""
+def examine_data(source: str, *, needed: bool = True) -> tuple[Examples | None, Check]:
+    """The examples, if they can be read; they are `needed` for training."""
     try:
         examples = open_source(source).load() if source else None
     except EdgeflError as error:
-        return None, doctor.judge_data(source, 0, said(error), error.remedy)
-    return examples, doctor.judge_data(source, len(examples) if examples else 0, "", "")
+        return None, doctor.judge_data(source, 0, said(error), error.remedy, needed=needed)
+    return examples, doctor.judge_data(source, len(examples) if examples else 0, "", "", needed=needed)
 
 
 def examine_broker(bundle: Bundle) -> Check:

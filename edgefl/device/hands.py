@@ -189,9 +189,9 @@ class Hands:
         model.retry_at = at
 
     def follow_orders(self, model: HeldModel) -> None:
-        """Subscribe to the orders of the active variant, and to no other's."""
+        """Subscribe to the orders of the active variant, and to no other's; of one that is only served there are none."""
         active = model.session.active
-        wanted = topics.round_order(model.name, active.variant) if active else ""
+        wanted = topics.round_order(model.name, active.variant) if active and active.trains else ""
         if wanted != model.following:
             if model.following:
                 self._link.unsubscribe(model.following)

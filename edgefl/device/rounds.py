@@ -4,6 +4,7 @@ Rules:
 
 * An update that has been trained is sent until a receipt names it, on every connection and after every pause, whatever rounds
   have been opened meanwhile. Only a receipt or another version ends it. A word from the server makes the pauses short again.
+* A version that is only served has no rounds, whatever orders are heard.
 * An order without a task ends a training: its weights are fetched and kept, nothing is trained.
 * Weights are fetched as a difference from weights that are held, if the order offers one, otherwise or when that fails whole.
 * A newer order supersedes an order whose weights are still being fetched or whose training has failed, but not one in training:
@@ -74,7 +75,7 @@ def ordered(state: Session, order: RoundOrder, now: float) -> Outcome:
 def next_work(state: Session) -> Outcome:
     """Begin the newest round that has been heard, unless there is better to do."""
     order, work = state.heard, state.work
-    if order is None or state.active is None or not matches(state.active, order):
+    if order is None or state.active is None or not state.active.trains or not matches(state.active, order):
         return state, ()
     if work and (work.step is not Step.FETCHING or _same(work.order, order)):
         return state, ()

@@ -17,6 +17,7 @@ from edgefl.device.watchdog import Watchdog
 from edgefl.errors import ConfigError, StoreError
 from edgefl.link.address import BrokerAddress
 from edgefl.link.paho import PahoLink
+from edgefl.profile import trains
 from edgefl.sources.parse import open_source
 from edgefl.store.atomic import remove_leftovers, store_error
 from edgefl.store.counter import next_number
@@ -27,18 +28,19 @@ def run_device(bundle: Bundle, should_stop: Callable[[], bool]) -> None:
     """Run the agent until told to stop.
 
     Raises:
-        ConfigError: the bundle names no source of examples.
+        ConfigError: the bundle names no source of examples, and the board is to train.
         DataError: the source's name is no such name.
         StoreError: the state directory cannot be written, or another agent uses it.
     """
     config = bundle.config
-    if not config.data:
+    if not config.data and trains(config.engine):
         raise ConfigError(
             f"{bundle.directory / 'device.toml'} names no source of examples",
             expected="a source such as npz:/var/lib/sensor/examples.npz",
             remedy="Set the key `data`, or give --data",
         )
-    open_source(config.data)
+    if config.data:
+        open_source(config.data)
     with _alone(bundle):
         _remove_leftovers(bundle)
         take_over(bundle)

@@ -1,8 +1,8 @@
-"""A trial, as it runs in the trainer: whether a version loads, computes what it should, trains, and is good enough here.
+"""A trial, as it runs in the trainer: whether a version loads, computes what it should, trains if it is to, and is good enough.
 
 Model: three looks at the candidate, each with an engine of its own that is let go of before the next one, so that a trial takes
 no more memory than training or evaluating does: `infer` with the golden file, `eval` with the device's own examples, and one
-training step. Then, if there is a floor, the version before is evaluated on the same examples.
+training step, unless the version is only served. Then, if there is a floor, the version before is evaluated on the same examples.
 
 Rules: NaN fails wherever it appears. What cannot be asked is no fault of the version: without a golden file or without examples
 that look is left out, and so is the comparison if the version before cannot be evaluated. At most `EXAMPLES` examples are looked
@@ -23,6 +23,7 @@ from edgefl.device.resources import peak_rss
 from edgefl.engine.contract import Engine, VariantFiles
 from edgefl.errors import DataError, EdgeflError, MessageError
 from edgefl.examples import Examples
+from edgefl.profile import trains
 from edgefl.sources.parse import open_source
 from edgefl.store.personal import with_personal
 
@@ -109,8 +110,10 @@ class _Trial:
         return "", accuracy, before
 
     def training(self) -> str:
-        """It can do a training step."""
+        """It can do a training step, if it is to."""
         side, own = self._side, self._examples
+        if not trains(side.engine):
+            return ""
         if own is None:
             y = np.zeros(side.batch, np.int64) if side.recipe.classifies else np.zeros((side.batch, side.classes), np.float32)
             own = Examples(np.zeros((side.batch, *side.input_shape), np.float32), y)

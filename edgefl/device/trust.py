@@ -18,7 +18,7 @@ from edgefl.codec.weights import PRECISIONS, weights_length
 from edgefl.device.config import DeviceConfig
 from edgefl.errors import FreezeError, MessageError, MixError, PeerError, RollbackError, WrongDeviceError
 from edgefl.identity.signing import ASSIGNMENT, ROUND, verify
-from edgefl.profile import PORTABLE
+from edgefl.profile import PORTABLE, trains
 from edgefl.wire.blocks import check_ref
 from edgefl.wire.messages import Signed, decode
 from edgefl.wire.releases import Assignment, Manifest
@@ -169,10 +169,11 @@ def _fitting(payload: bytes, config: DeviceConfig) -> Manifest:
     name = f"{manifest.model}@{manifest.version}"
     if manifest.profile != config.profile:
         raise WrongDeviceError("a manifest for another profile", expected=config.profile, found=manifest.profile)
-    if manifest.engine not in (config.engine, PORTABLE):
+    runs = (config.engine, PORTABLE) if trains(config.engine) else (config.engine,)
+    if manifest.engine not in runs:
         raise MessageError(
             f"{name} is made for another engine",
-            expected=f"{config.engine} or {PORTABLE}",
+            expected=" or ".join(dict.fromkeys(runs)),
             found=manifest.engine,
             remedy="Provision this device again: its profile has changed",
         )

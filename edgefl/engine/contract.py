@@ -22,12 +22,12 @@ class VariantFiles:
     """A variant on disk, ready to load.
 
     Attributes:
-        engine: `portable` or `ort-training`.
+        engine: `portable`, `ort-training` or `inference`.
         layout: of the flat vector.
         input_shape: of one example.
         classes: number of outputs.
         batch: rows of the training graph.
-        paths: file by role (`train`, `eval`, `infer`; for ort-training also `optimizer`, `checkpoint`).
+        paths: file by role (`train`, `eval`, `infer`; for ort-training also `optimizer`, `checkpoint`; for inference no `train`).
         recipe: loss and optimiser of the graphs.
     """
 

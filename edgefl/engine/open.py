@@ -7,7 +7,11 @@ from edgefl.engine.ort_training import OrtTrainingEngine
 from edgefl.engine.portable import PortableEngine
 from edgefl.errors import EngineError
 
-ENGINES: Mapping[str, Callable[..., Engine]] = {"portable": PortableEngine, "ort-training": OrtTrainingEngine}
+ENGINES: Mapping[str, Callable[..., Engine]] = {
+    "portable": PortableEngine,
+    "ort-training": OrtTrainingEngine,
+    "inference": PortableEngine,  # which loads its training graph with the first training, and here none ever comes
+}
 
 
 def open_engine(files: VariantFiles, *, threads: int) -> Engine:

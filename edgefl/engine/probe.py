@@ -23,6 +23,7 @@ from edgefl.engine.open import open_engine
 from edgefl.errors import EdgeflError, EngineError
 from edgefl.examples import Examples
 from edgefl.layout import Float32, Layout
+from edgefl.profile import trains
 from edgefl.recipe import Recipe
 
 TIMEOUT = 600.0
@@ -59,7 +60,10 @@ class Request(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Result(msgspec.Struct, frozen=True, array_like=True):
-    """What one trial gave, each from the same start: outputs, evaluated loss, loss of the first step, parameters after all."""
+    """What one trial gave, each from the same start: outputs, evaluated loss, loss of the first step, parameters after all.
+
+    Of an engine that does not train the loss of the step is 0 and the parameters are what they were.
+    """
 
     logits: bytes
     evaluated: float
@@ -73,7 +77,7 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
     Attributes:
         results: one per trial.
         peak_rss: bytes of the whole process at its largest; 0 where the system does not tell.
-        step_seconds: of the fastest full training step.
+        step_seconds: of the fastest full training step; 0 of an engine that does not train.
         error: what went wrong instead, empty when nothing did.
     """
 
@@ -93,7 +97,7 @@ def probe(
     *,
     threads: int = 1,
 ) -> Answer:
-    """Predict, evaluate and train `STEPS` steps on each trial, starting from `vector` each time.
+    """Predict, evaluate and, if the engine does, train `STEPS` steps on each trial, starting from `vector` each time.
 
     Args:
         files: the variant.
@@ -164,7 +168,7 @@ def answer_to(request: Request) -> Answer:
         largest = max(trials, key=len)
         _try(engine, vector, largest, request)
         peak = _peak_rss()  # before results pile up, which no board keeps
-        seconds = _step_seconds(engine, vector, largest)
+        seconds = _step_seconds(engine, vector, largest) if trains(request.engine) else 0.0
         results = tuple(_try(engine, vector, trial, request) for trial in trials)
     except EdgeflError as error:
         return Answer((), 0, 0.0, str(error))
@@ -182,6 +186,8 @@ def _try(engine: Engine, vector: Float32, examples: Examples, request: Request) 
     engine.set_vector(vector)
     logits = engine.predict(examples.x)
     evaluation = engine.evaluate(examples)
+    if not trains(request.engine):
+        return Result(logits.tobytes(), evaluation.loss, 0.0, vector.tobytes())
     rng = np.random.default_rng(0)
     rate, mu, mutual = request.learning_rate, request.proximal, request.mutual
     trained = engine.train(examples, epochs=STEPS, learning_rate=rate, rng=rng, proximal=mu, mutual=mutual)

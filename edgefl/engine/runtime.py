@@ -145,7 +145,7 @@ def converted(problem: str, remedy: str = "") -> Iterator[None]:
 
 
 def available_engines() -> tuple[str, ...]:
-    """Names of the engines that this machine's ONNX Runtime can run, found without importing it; empty without ONNX Runtime."""
+    """Engines that this machine's ONNX Runtime can train with, found without importing it; none without ONNX Runtime."""
     directory = _installed()
     if directory is None:
         return ()

@@ -1,6 +1,7 @@
-"""Everything that a device needs to train one width of a model with one engine, as bytes by role.
+"""Everything that a device needs to run one width of a model with one engine, as bytes by role.
 
-Roles: `train`, `eval`, `infer`; for the engine `ort-training` also `optimizer` and `checkpoint`. Weights are in none of them.
+Roles: `train`, `eval`, `infer`; for the engine `ort-training` also `optimizer` and `checkpoint`; for `inference`, which only
+answers, `eval` and `infer` alone. Weights are in none of them.
 """
 
 from collections.abc import Mapping
@@ -18,9 +19,9 @@ from edgefl.export.slim import slim
 from edgefl.export.step import export_step
 from edgefl.export.tensors import layout_of
 from edgefl.layout import Layout
-from edgefl.profile import NATIVE, PORTABLE
+from edgefl.profile import INFERENCE, NATIVE, PORTABLE
 
-ENGINES = (PORTABLE, NATIVE)
+ENGINES = (PORTABLE, NATIVE, INFERENCE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ def export_graphs(source: ModelSource, width: float, engine: str, batch: int) ->
     Args:
         source: the model.
         width: in (0, 1].
-        engine: `portable` or `ort-training`.
+        engine: `portable`, `ort-training` or `inference`.
         batch: rows of a training step; fixed in the portable graph.
 
     Raises:
@@ -72,11 +73,16 @@ def export_graphs(source: ModelSource, width: float, engine: str, batch: int) ->
     statistics = batchnorm.attach(module, source.name)
     layers = trace_forward(source, module).graph
     infer = forward_graph(source, module, layers)
-    graphs = dict(
-        export_artifacts(infer, layout, source.name, source.recipe)
-        if engine == "ort-training"
-        else {"train": export_step(source, module, statistics, batch, layers)}
-    )
+    graphs: dict[str, bytes] = {}
+    if engine == NATIVE:
+        graphs |= export_artifacts(infer, layout, source.name, source.recipe)
+    elif engine == PORTABLE:
+        graphs["train"] = export_step(source, module, statistics, batch, layers)
     graphs["eval"] = slim(evaluation_graph(infer, source.recipe))
     graphs["infer"] = slim(infer)
     return ExportedGraphs(layout, graphs)
+
+
+def forward_only(exported: ExportedGraphs) -> ExportedGraphs:
+    """What the engine `inference` has of the graphs of one that trains: the same `eval` and `infer`."""
+    return ExportedGraphs(exported.layout, {role: exported.graphs[role] for role in ("eval", "infer")})

@@ -1,9 +1,10 @@
 """Proof that an export computes what torch computes, made before anything is sent: the real engine on the real files.
 
-Model: loss, outputs and the parameters after two steps are compared for a full and for a partly filled batch of random
-examples. Two correct programs may still differ where two inputs of a pooling window, or a ReLU's input and zero, are equal up
-to rounding: then the gradient takes another path. A comparison that fails is therefore repeated on other examples, and only
-a difference that stays is an error. The engine runs in a process of its own, as on a board, so that its memory can be told.
+Model: loss, outputs and, of an engine that trains, the parameters after two steps are compared for a full and for a partly filled
+batch of random examples. Two correct programs may still differ where two inputs of a pooling window, or a ReLU's input and zero,
+are equal up to rounding: then the gradient takes another path. A comparison that fails is therefore repeated on other examples,
+and only a difference that stays is an error. The engine runs in a process of its own, as on a board, so that its memory can be
+told.
 """
 
 import math
@@ -24,6 +25,7 @@ from edgefl.export.losses import EVALUATED, loss_in_torch
 from edgefl.export.models import ModelSource
 from edgefl.export.tensors import layout_of, load_vector, outputs_of, set_training, trained_outputs_of, vector_of
 from edgefl.layout import Float32
+from edgefl.profile import trains
 from edgefl.recipe import BETAS, EPSILON, MOMENTUM, WEIGHT_DECAY, Recipe
 
 TOLERANCE = 1e-4
@@ -57,7 +59,7 @@ def verify_graphs(source: ModelSource, width: float, exported: ExportedGraphs, *
         source: the model.
         width: that was exported.
         exported: what `export_graphs` gave for this width, engine and batch.
-        engine: `portable` or `ort-training`.
+        engine: `portable`, `ort-training` or `inference`.
         batch: rows of a training step.
 
     Raises:
@@ -66,7 +68,9 @@ def verify_graphs(source: ModelSource, width: float, exported: ExportedGraphs, *
     """
     module = source.build(width)
     start = vector_of(module)
-    least = 2 if any(tensor.role == "state" for tensor in exported.layout.tensors) else 1  # a single value has no variance
+    taught = trains(engine)
+    normalised = taught and any(tensor.role == "state" for tensor in exported.layout.tensors)
+    least = 2 if normalised else 1  # a single value has no variance
     if batch < least:
         raise ModelError(
             f"model {source.name!r} cannot be trained with batches of {batch}",
@@ -81,7 +85,7 @@ def verify_graphs(source: ModelSource, width: float, exported: ExportedGraphs, *
     differences = []
     for trial, result in zip(trials, answer.results, strict=True):
         load_vector(module, start)
-        differences.append(_differences(source, module, trial, result))
+        differences.append(_differences(source, module, trial, result, taught=taught))
     worst = 0.0
     for place in range(0, len(trials), ATTEMPTS):
         best = min(differences[place : place + ATTEMPTS], key=lambda found: max(found.values()))
@@ -169,20 +173,21 @@ def random_examples(source: ModelSource, rows: int, seed: int) -> Examples:
     return Examples(x, rng.integers(0, source.classes, rows))
 
 
-def _differences(source: ModelSource, module: nn.Module, examples: Examples, result: Result) -> dict[str, float]:
-    """Largest absolute difference of each result. NaN compares as infinitely different."""
+def _differences(source: ModelSource, module: nn.Module, examples: Examples, result: Result, *, taught: bool) -> dict[str, float]:
+    """Largest absolute difference of each result, those of training if there was any. NaN compares as infinitely different."""
     proximal, mutual = _weights(source.recipe)
     reference = Reference(source, module, learning_rate=LEARNING_RATE, proximal=proximal, mutual=mutual)
     outputs, evaluated = reference.outputs(examples.x), reference.evaluated(examples)
-    loss, *_ = [reference.step(examples) for _ in range(STEPS)]
-    # AdamW divides a gradient by its own size: where that is rounding alone, so is the step.
-    firm = reference.smallest >= ROUNDING if source.recipe.optimizer == "adamw" else slice(None)
     found = {
         "logits": _values(result.logits).reshape(outputs.shape) - outputs,
         "evaluated loss": np.array(result.evaluated - evaluated),
-        "training loss": np.array(result.trained - loss),
-        "parameters": (_values(result.vector) - vector_of(module))[firm],
     }
+    if taught:
+        loss, *_ = [reference.step(examples) for _ in range(STEPS)]
+        # AdamW divides a gradient by its own size: where that is rounding alone, so is the step.
+        firm = reference.smallest >= ROUNDING if source.recipe.optimizer == "adamw" else slice(None)
+        found["training loss"] = np.array(result.trained - loss)
+        found["parameters"] = (_values(result.vector) - vector_of(module))[firm]
     return {what: float(np.abs(d).max(initial=0.0)) if np.isfinite(d).all() else math.inf for what, d in found.items()}
 
 

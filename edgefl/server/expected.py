@@ -53,7 +53,7 @@ def _files(catalogue: Catalogue) -> Iterator[tuple[tuple[str, int, str], bytes]]
         key = (manifest.model, manifest.version, record.profile)
         for ref in manifest.offered:
             yield key, ref.sha256
-        training = catalogue.trainings.get(manifest.model)
+        training = catalogue.trainings.get(manifest.model) if manifest.trains else None
         if training is not None and training.record.version == manifest.version and manifest.variant in training.offer.files:
             yield key, training.offer.files[manifest.variant].sha256
             for difference in training.offer.differences[manifest.variant]:

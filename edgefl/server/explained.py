@@ -14,7 +14,7 @@ class Considered:
     Attributes:
         variant: name.
         storage, memory: bytes; step: milliseconds, on the board where the profile says how much slower it is, otherwise where
-            the push runs.
+            the push runs; 0 where the boards do not train.
         run: whether memory and step were measured by running it; otherwise they are estimates, corrected by what was run.
         predicted: accuracy in [0, 1]; None without held-out examples that tell something.
         measured: of the decoded weights in the exported graph; None for what was not made.
@@ -107,7 +107,7 @@ def _cells(mark: str, row: Considered) -> tuple[str, ...]:
         row.variant,
         f"{row.storage:,.0f}",
         f"{about}{row.memory / 2**20:.0f} MiB",
-        f"{about}{row.step:.2f} ms",
+        f"{about}{row.step:.2f} ms" if row.step else "-",
         _percent(row.predicted),
         _percent(row.measured),
         ", ".join(f"{resource} by {_amount(resource, value)}" for resource, value in row.exceeds.items()) or "-",

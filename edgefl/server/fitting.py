@@ -12,8 +12,8 @@ that is estimated to take no more does.
 Rules: a run that was ended for its memory proves no fit, however little it had taken by then: it is noted as taking more than the
 profile allows. At most `MOST` runs for a profile and an engine, however often it is asked for; after that only what is proved can
 be chosen. What is proved already, for whatever profile, is not run again and is no run of this one. A structure that an engine
-cannot export, open or run is out for that engine; the portable engine has nobody behind it, so that there such an error is the
-push's. An engine that has failed with `TRIES` structures and has managed none is given up.
+cannot export, open or run is out for that engine; behind the native engine stands the portable one, and behind the others nobody,
+so that there such an error is the push's. An engine that has failed with `TRIES` structures and has managed none is given up.
 """
 
 from collections import Counter
@@ -26,7 +26,8 @@ from edgefl.compress.evidence import Demand, Evidence, Run
 from edgefl.compress.planner import Budget, Cost, Planned, plan
 from edgefl.compress.search import is_proved, proved_excess, worth_a_run
 from edgefl.errors import EngineError, FitError, ModelError
-from edgefl.profile import PORTABLE, Profile
+from edgefl.profile import NATIVE, Profile, trains
+from edgefl.server.cuts import Cut
 from edgefl.server.making import Bench
 from edgefl.server.rehearsal import MIB, Measured, Rehearsals, threads_of
 from edgefl.server.sensing import Offered
@@ -62,7 +63,7 @@ class Fitting:
         bench: makes the files.
         rehearsals: runs them.
         offered: the structures and what is known of their accuracy.
-        known: name and bytes of storage of other profiles, to suggest one.
+        known: other profiles, to suggest one.
         say: told what is being done, a line at a time.
     """
 
@@ -71,7 +72,7 @@ class Fitting:
         bench: Bench,
         rehearsals: Rehearsals,
         offered: Offered,
-        known: Iterable[tuple[str, int]],
+        known: Iterable[Profile],
         say: Callable[[str], None],
     ) -> None:
         self._bench = bench
@@ -94,16 +95,16 @@ class Fitting:
         self._resting[structure] = resting
 
     def fitted(self, profile: Profile, engine: str, *, spare: int = 0) -> Fitted:
-        """The best that an engine can train on boards of a profile.
+        """The best that an engine can run on boards of a profile.
 
         Args:
             profile: whose boards.
-            engine: that trains it.
+            engine: that trains it, or answers with it.
             spare: how many of the `MOST` runs to leave to what is offered later.
 
         Raises:
             FitError: nothing fits; the text says what was run and what it took.
-            ModelError, EngineError: the engine cannot train the model.
+            ModelError, EngineError: the engine cannot run the model.
             StoreError: files cannot be written.
         """
         while True:
@@ -121,7 +122,7 @@ class Fitting:
             except FitError:
                 raise
             except (ModelError, EngineError) as error:
-                if engine == PORTABLE:
+                if engine != NATIVE:
                     raise
                 self._say(f"{engine} cannot train {structure}: {error}")
                 self._unable[engine, structure] = error
@@ -131,9 +132,9 @@ class Fitting:
             self._learn(profile, engine, candidate, measured)
 
     def offers(self, profile: Profile, engine: str) -> tuple[Candidate, ...]:
-        """What an engine can train, in order of preference, with what is known of it by now."""
+        """What an engine can run, in order of preference, with what is known of it by now."""
         cuts, recipe = self._offered.cuts, self._bench.source.recipe
-        able = [cut.structure for cut in cuts.values() if (engine, cut.structure.name) not in self._unable]
+        able = [cut.structure for cut in cuts.values() if self._able(engine, cut)]
         evidence = self._known_by(profile, engine)
 
         def weigh(name: str, estimated: Cost) -> Demand:
@@ -147,7 +148,13 @@ class Fitting:
             recipe=recipe,
             resting=self._resting,
             weigh=weigh,
+            trains=trains(engine),
         )
+
+    def _able(self, engine: str, cut: Cut) -> bool:
+        """Whether an engine may have a structure. What is frozen to save training answers no better than what is not."""
+        frozen = not trains(engine) and cut.source.freeze != self._bench.source.freeze
+        return not frozen and (engine, cut.structure.name) not in self._unable
 
     def _refused(self, profile: Profile, engine: str) -> tuple[Candidate, ...]:
         """What runs have shown to be too much for a profile, in their order."""
@@ -167,7 +174,8 @@ class Fitting:
         if spent:
             offers = proved or offers
         try:
-            candidate, planned = choose(profile.name, budget, offers, self._known)
+            others = [(one.name, one.storage_bytes) for one in self._known if one.trains == profile.trains]
+            candidate, planned = choose(profile.name, budget, offers, others)
         except FitError as error:
             if not spent and (open_one := worth_a_run(offers, budget, None)):
                 return open_one, plan(offers, budget)

@@ -18,10 +18,11 @@ from edgefl.engine.contract import Engine, VariantFiles
 from edgefl.engine.open import open_engine
 from edgefl.errors import ModelError
 from edgefl.examples import Examples
-from edgefl.export.graphs import ExportedGraphs, export_graphs
+from edgefl.export.graphs import ExportedGraphs, export_graphs, forward_only
 from edgefl.export.models import ModelSource
 from edgefl.export.verify import random_examples, verify_graphs
 from edgefl.layout import Float32
+from edgefl.profile import INFERENCE, PORTABLE
 from edgefl.server.cuts import Cut, sizes_of_graphs
 from edgefl.server.rehearsal import Subject, rows_for
 from edgefl.store.blobs import BlobStore
@@ -67,7 +68,7 @@ class Bench:
         return (engine, structure) in self._exports
 
     def any_exported(self, engine: str) -> bool:
-        """Whether the engine is known to be able to train one structure."""
+        """Whether the engine is known to be able to run one structure."""
         return any(kind == engine for kind, _ in self._exports)
 
     def graph_bytes(self, engine: str, cuts: Mapping[str, Cut]) -> Mapping[str, int]:
@@ -79,6 +80,9 @@ class Bench:
     def export(self, engine: str, cut: Cut) -> None:
         """Export a structure and compare it with torch. Raises ModelError, EngineError."""
         structure = cut.structure
+        if engine == INFERENCE and (PORTABLE, structure.name) in self._exports:
+            self._exports[engine, structure.name] = forward_only(self._exports[PORTABLE, structure.name])
+            return
         self._say(f"exporting {structure.name} for {engine}")
         exported = export_graphs(cut.source, structure.width, engine, self.batch)
         if exported.layout != structure.layout:

@@ -90,7 +90,7 @@ def check_request(request: PushRequest, profiles: Sequence[Profile]) -> None:
     for profile in profiles:
         if profile.engine == "none":
             raise ProfileError(
-                f"profile {profile.name} cannot train",
+                f"profile {profile.name} can run no model",
                 found=profile.reason,
                 remedy="Give its devices another profile, or revoke them",
             )

@@ -19,7 +19,7 @@ class PushedVariant:
         accuracy: in [0, 1] on the hold-out examples with decoded weights; None without them.
         peak_bytes: resident memory of the board's trainer with it, measured on the pushing machine.
         memory_mb: MiB that the profile allows that.
-        step_ms: of a training step on the pushing machine.
+        step_ms: of a training step on the pushing machine; 0 where the boards do not train.
         board_step_ms: the same on the board, if the profile knows how much slower that is; otherwise None.
         int8_bytes: of its `serve` graph; None if it has none, as in the next two.
         int8_accuracy: as `accuracy`.
@@ -69,7 +69,8 @@ COLUMNS = (
 def table(pushed: Iterable[PushedVariant]) -> tuple[tuple[str, ...], ...]:
     """The outcome as rows of text in the order of `COLUMNS`; an accuracy that was not measured is `-`.
 
-    The peak is followed by what the profile allows. Step times are of the pushing machine; then the board's, if it is known.
+    The peak is followed by what the profile allows. Step times are of the pushing machine, then the board's, if it is known; `-`
+    where boards do not train.
     """
     return tuple(
         (
@@ -77,11 +78,17 @@ def table(pushed: Iterable[PushedVariant]) -> tuple[tuple[str, ...], ...]:
             *(f"{n:,}" for n in (v.parameters, v.bytes, v.footprint, v.budget)),
             "-" if v.accuracy is None else f"{100 * v.accuracy:.2f} %",
             f"{v.peak_bytes / 2**20:.0f}/{v.memory_mb}",
-            f"{v.step_ms:.2f}" + (" here" if v.board_step_ms is None else f" here, {v.board_step_ms:.1f} there"),
+            _step(v),
             _int8(v),
         )
         for v in pushed
     )
+
+
+def _step(v: PushedVariant) -> str:
+    if not v.step_ms:
+        return "-"
+    return f"{v.step_ms:.2f} here" + ("" if v.board_step_ms is None else f", {v.board_step_ms:.1f} there")
 
 
 def _int8(v: PushedVariant) -> str:

@@ -4,7 +4,8 @@ Model. A rehearsal is what a board will do with the variant: the trainer process
 `edgefl.device.training`) tries it (golden outputs, evaluation, a training step) and then trains a round: weights decoded, a few
 steps at the push's batch, the update compressed with history and momentum, update and residual written. Files are those that will
 be sent, examples are random. Measured are the peak of the process's resident memory, as the kernel has kept it (VmHWM), and the
-fastest step.
+fastest step. A variant that is only served is tried and not trained: its trial answers from the same graphs, with as many
+examples at once, as applications on the board do (`edgefl.device.model`), and that is its peak.
 
 What counts is resident memory, by the same code and in the same way as on the board: a variant whose recorded peak is above the
 limit does not fit, even if nobody looked at that moment. The process itself may go further, up to a ceiling at which it is ended:
@@ -42,7 +43,7 @@ from edgefl.examples import Examples
 from edgefl.jumpstart import FINE, WHOLE
 from edgefl.layout import Layout
 from edgefl.plan import Plan
-from edgefl.profile import Profile
+from edgefl.profile import Profile, trains
 from edgefl.recipe import Recipe
 from edgefl.store.blobs import BlobStore
 from edgefl.wire.files import FileRef
@@ -92,7 +93,7 @@ class Measured:
 
     Attributes:
         peak_bytes: resident bytes at most.
-        step_seconds: of its fastest step; 0 if it was ended before one.
+        step_seconds: of its fastest step; 0 if it was ended before one, or takes none.
         ended: whether it was ended for its memory: then it takes more than this.
     """
 
@@ -150,7 +151,7 @@ def ceiling(memory_mb: int) -> int:
 
 
 def rehearse(subject: Subject, blobs: BlobStore, *, threads: int, memory_mb: int) -> Measured:
-    """Let the trainer try and train a variant.
+    """Let the trainer try a variant, and train it unless it is only served.
 
     Args:
         subject: the variant.
@@ -168,7 +169,7 @@ def rehearse(subject: Subject, blobs: BlobStore, *, threads: int, memory_mb: int
             process = TrainerProcess(threads, memory_mb)
             try:
                 first = last = _run(process, trial)
-                if not first.code:
+                if not first.code and trains(subject.engine):
                     last = _run(process, job)
             finally:
                 process.cancel()
@@ -176,6 +177,8 @@ def rehearse(subject: Subject, blobs: BlobStore, *, threads: int, memory_mb: int
         raise StoreError("a variant could not be rehearsed", found=str(error), remedy="Make room on the disk") from error
     if isinstance(last, Done):
         return Measured(max(first.peak_rss, last.peak_rss), last.step_seconds)
+    if not last.code:
+        return Measured(last.peak_rss, 0.0)
     if last.code in ("memory", "trial-memory"):
         return Measured(last.peak_rss, 0.0, ended=True)
     raise EngineError(

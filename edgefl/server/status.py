@@ -22,7 +22,7 @@ from edgefl.wire.releases import Manifest
 class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One device as the server last heard of it; `seen` in seconds since 1970, None if never.
 
-    `standing` is from 1 (trusted) to 0; of an excluded device no updates are taken.
+    `standing` is from 1 (trusted) to 0; of an excluded device no updates are taken. One that does not train says so by its engine.
 
     Text from the device itself (`engine`, `models`, `step`, `error`) is as it came: escape it before a terminal sees it.
     """
@@ -42,12 +42,14 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
     error: str
     standing: float = TRUSTED
     excluded: bool = False
+    trains: bool = True
 
 
 class VariantStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The newest variant of a model for one profile: bytes of its files, and accuracy when it was pushed, if measured.
 
-    `peak_bytes` and `step_ms` are what the board's trainer took on the machine that pushed it; 0 if it was not run.
+    `peak_bytes` and `step_ms` are what the board's trainer took on the machine that pushed it; 0 if it was not run. A variant that
+    does not train is only served, and took no step.
     """
 
     model: str
@@ -59,6 +61,7 @@ class VariantStatus(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: float | None
     peak_bytes: int = 0
     step_ms: float = 0.0
+    trains: bool = True
 
 
 class RoundStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -162,9 +165,10 @@ def _variants(database: sqlite3.Connection) -> list[VariantStatus]:
 
 
 def _variant(row: sqlite3.Row) -> VariantStatus:
-    fit = decode(row["manifest"], Manifest).fit
+    manifest = decode(row["manifest"], Manifest)
+    fit = manifest.fit
     written = {name: row[name] for name in ("model", "version", "profile", "variant", "bytes", "budget", "accuracy")}
-    return VariantStatus(**written, peak_bytes=fit.peak_bytes, step_ms=fit.step_ms)
+    return VariantStatus(**written, peak_bytes=fit.peak_bytes, step_ms=fit.step_ms, trains=manifest.trains)
 
 
 def _training(database: sqlite3.Connection, record: TrainingRecord) -> TrainingStatus:

@@ -141,7 +141,7 @@ def largest_weight(precision: Precision) -> float:
 def load_variants(
     database: sqlite3.Connection, version: VersionRecord, blobs: BlobStore, wanted: Callable[[Manifest], bool] = lambda _: True
 ) -> Mapping[str, Variant]:
-    """The distinct variants of a version by name, the widest first.
+    """The distinct variants of a version that take part in rounds, by name, the widest first.
 
     Args:
         database: of the fleet.
@@ -155,7 +155,7 @@ def load_variants(
     found: dict[str, Variant] = {}
     for record in variants(database, version.model, version.version):
         manifest = record.manifest
-        if manifest.variant not in found and wanted(manifest):
+        if manifest.trains and manifest.variant not in found and wanted(manifest):
             found[manifest.variant] = _variant(version, record, blobs)
     return dict(sorted(found.items(), key=lambda item: -item[1].layout.size))
 
@@ -177,8 +177,9 @@ def _index(parent: Layout, child: Layout, axes: bytes | None) -> Index:
 
 
 def variant_of_profile(database: sqlite3.Connection, version: VersionRecord) -> Mapping[str, str]:
-    """The name of the variant that a version has for each profile."""
-    return {record.profile: record.manifest.variant for record in variants(database, version.model, version.version)}
+    """The name of the variant that a version has for each profile whose boards train."""
+    made = variants(database, version.model, version.version)
+    return {record.profile: record.manifest.variant for record in made if record.manifest.trains}
 
 
 def load_parent(blobs: BlobStore, sha256: bytes) -> Float32:

@@ -94,7 +94,8 @@ class VersionDifferences:
         for record in earlier_variants(self._database, self._model, profile, REACH):
             manifest = record.manifest
             if manifest.layout == layout:
-                yield from recent_offers(self._database, self._model, manifest.version, 1).get(manifest.variant, [])
+                if manifest.trains:
+                    yield from recent_offers(self._database, self._model, manifest.version, 1).get(manifest.variant, [])
                 yield manifest.file("weights").sha256
 
     def _difference(self, base: bytes, weights: FileRef, layout: Layout) -> Difference | None:

@@ -40,7 +40,7 @@ class Made:
 
     Attributes:
         profile: for which boards.
-        engine: that trains it: the profile's, or `portable` where the profile's cannot train this model.
+        engine: that runs it: the profile's, or `portable` where the profile's cannot train this model.
         candidate: structure, precision, layout and sizes.
         cut: its place in the parent.
         planned: what else there was, and why this.
@@ -115,7 +115,7 @@ class Workshop:
         self._offered = offer(source, parent, kept, on_progress, freezable=freezable)
         self._retrainer = Retrainer(source, parent, self._offered, retraining, on_progress) if retraining else None
         self._bench = Bench(source, parent, blobs, batch=batch, holdout=kept, say=on_progress)
-        others = [(profile.name, profile.storage_bytes) for profile in known if profile.engine != "none"]
+        others = [profile for profile in known if profile.engine != "none"]
         self._fitting = Fitting(self._bench, Rehearsals(blobs), self._offered, others, on_progress)
 
     @property
@@ -144,10 +144,11 @@ class Workshop:
             except (ModelError, EngineError) as error:
                 why = str(error)
             self._say(f"{profile.name} gets the engine {PORTABLE} in place of {NATIVE}: {why}")
-        return self._made(profile, PORTABLE)
+            return self._made(profile, PORTABLE)
+        return self._made(profile, profile.engine)
 
     def _made(self, profile: Profile, engine: str) -> Made:
-        """What an engine can train best on the profile's boards."""
+        """What an engine can do best on the profile's boards."""
         fitted = self._best(profile, engine)
         cut = self._offered.cuts[fitted.candidate.structure.name]
         candidate, files, int8 = self._served(profile, engine, fitted)
@@ -185,7 +186,7 @@ class Workshop:
         candidate, files = fitted.candidate, fitted.files
         if self._quantiser is None:
             return candidate, files, None
-        if len(candidate.layout.personal()):
+        if profile.trains and len(candidate.layout.personal()):
             self._say(f"no int8 graph of {candidate.name}: it would predict without the tensors that each device has for itself")
             return candidate, files, None
         vector = decode_weights(self._blobs.get(files[-1].sha256), candidate.layout)

@@ -160,13 +160,16 @@ def _variant(row: sqlite3.Row) -> VariantRecord:
 
 
 def able_devices(database: sqlite3.Connection, model: str, version: int) -> frozenset[str]:
-    """The devices that have a profile for which the version has a variant, and are neither unclaimed, revoked nor excluded."""
+    """The devices that can train a version.
+
+    They have a profile for which it has a variant that trains, and are neither unclaimed, revoked nor excluded.
+    """
+    profiles = {record.profile for record in variants(database, model, version) if record.manifest.trains}
     rows = database.execute(
-        """SELECT d.id FROM devices d JOIN variants v ON v.profile=d.profile LEFT JOIN standings s ON s.device=d.id
-           WHERE d.revoked IS NULL AND d.certificate<>'' AND s.excluded IS NULL AND v.model=? AND v.version=?""",
-        (model, version),
+        """SELECT d.id, d.profile FROM devices d LEFT JOIN standings s ON s.device=d.id
+           WHERE d.revoked IS NULL AND d.certificate<>'' AND s.excluded IS NULL"""
     )
-    return frozenset(row["id"] for row in rows)
+    return frozenset(row["id"] for row in rows if row["profile"] in profiles)
 
 
 def participants(database: sqlite3.Connection, version: VersionRecord) -> int:

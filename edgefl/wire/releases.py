@@ -10,6 +10,7 @@ import msgspec
 
 from edgefl.errors import MessageError
 from edgefl.layout import Layout
+from edgefl.profile import trains
 from edgefl.recipe import Recipe
 from edgefl.wire.files import Difference, FileRef
 from edgefl.wire.messages import Id, Number, Text, Version
@@ -38,8 +39,9 @@ class Fit(msgspec.Struct, frozen=True, array_like=True):
     """What a variant took when it was run before it was announced (`edgefl.server.rehearsal`); zeros if it was not.
 
     Attributes:
-        peak_bytes: resident memory of the trainer process at its largest: a trial, a round's training, an encoded update.
-        step_ms: of the fastest training step on a full batch, on the pushing machine.
+        peak_bytes: resident memory of the trainer process at its largest: a trial, a round's training, an encoded update; of a
+            variant that is only served, a trial.
+        step_ms: of the fastest training step on a full batch, on the pushing machine; 0 of a variant that is only served.
         memory_mb: MiB that the profile allows the trainer.
         threads: of the trainer.
         machine: architecture, processor and software of the pushing machine.
@@ -53,21 +55,21 @@ class Fit(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, array_like=True):
-    """What a variant is: everything a device must know to hold and train it.
+    """What a variant is: everything a device must know to hold it, and to train it or answer with it.
 
     Attributes:
         model: name of the model.
         version: counts the pushes of this model, from 1.
         profile: the profile it was made for.
         variant: names the structure, for example `w0.5-int8`; devices with equal variants share round orders.
-        engine: `portable` or `ort-training`.
+        engine: `portable` or `ort-training`; `inference` for a variant that is only served.
         layout: of the flat parameter vector.
         input_shape: of one example.
         classes: number of outputs.
         batch: rows of the training graph; a smaller batch is padded and masked.
         files: all files of the variant (roles `train`, `eval`, `infer`, `weights`, for ort-training also `optimizer`,
-            `checkpoint`; `golden` holds inputs and the outputs that they must give; `serve`, if any, is
-            an int8 graph for applications).
+            `checkpoint`, without any of these for `inference`, nor `train`; `golden` holds inputs and the outputs that they must
+            give; `serve`, if any, is an int8 graph for applications).
         round_key: raw public key whose signature makes round orders of this version valid.
         created, expires: seconds since 1970, server clock.
         recipe: loss and optimiser of its graphs.
@@ -106,6 +108,11 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True):
             if ref.role == role:
                 return ref
         raise MessageError(f"manifest of {self.model}@{self.version} lists no {role!r} file")
+
+    @property
+    def trains(self) -> bool:
+        """Whether its devices take part in rounds; otherwise they only answer with it."""
+        return trains(self.engine)
 
     @property
     def offered(self) -> tuple[FileRef, ...]:
