@@ -22,7 +22,7 @@ from edgefl.wire.releases import Manifest
 class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One device as the server last heard of it; `seen` in seconds since 1970, None if never.
 
-    `standing` is from 1 (trusted) to 0; of an excluded device no updates are taken. One that does not train says so by its engine.
+    `standing` is from 1 (trusted) to 0; of an excluded device no updates are taken. Without `trains` it only answers.
 
     Text from the device itself (`engine`, `models`, `step`, `error`) is as it came: escape it before a terminal sees it.
     """
@@ -48,8 +48,8 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
 class VariantStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The newest variant of a model for one profile: bytes of its files, and accuracy when it was pushed, if measured.
 
-    `peak_bytes` and `step_ms` are what the board's trainer took on the machine that pushed it; 0 if it was not run. A variant that
-    does not train is only served, and took no step.
+    `peak_bytes` and `step_ms` are what the board's trainer took on the machine that pushed it; 0 if it was not run. Without
+    `trains` a variant is only served, and took no step.
     """
 
     model: str
@@ -123,13 +123,13 @@ class FleetStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 def fleet_status(database: sqlite3.Connection, name: str) -> FleetStatus:
     """Read the state of a fleet. Raises StoreError."""
-    known, stands = presences(database), standings(database)
+    known, stands, made = presences(database), standings(database), _variants(database)
+    idle = {one.profile for one in made if not one.trains}
+    devices = [_device(one, known.get(one.id), stands.get(one.id, Standing(one.id))) for one in list_devices(database)]
     return FleetStatus(
         fleet=name,
-        devices=[
-            _device(device, known.get(device.id), stands.get(device.id, Standing(device.id))) for device in list_devices(database)
-        ],
-        variants=_variants(database),
+        devices=[msgspec.structs.replace(device, trains=device.profile not in idle) for device in devices],
+        variants=made,
         trainings=[_training(database, record) for record in trainings(database)],
         counters=counters(database),
     )
