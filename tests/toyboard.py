@@ -79,8 +79,8 @@ def real_board(directory, root, broker, times, x, y, **config):
     (directory / "root.json").write_bytes(root)
     np.savez(directory / "data.npz", x=x, y=y)
     described = DeviceConfig(
-        engine="portable", threads=1, memory_mb=512, host="localhost", port=1,
-        fleet=hashlib.sha256(root).hexdigest(), data=f"npz:{directory / 'data.npz'}", **config,
+        threads=1, memory_mb=512, host="localhost", port=1, fleet=hashlib.sha256(root).hexdigest(),
+        data=f"npz:{directory / 'data.npz'}", **{"engine": "portable", **config},
     )  # fmt: skip
     name = described.id
     return Agent(Bundle(directory, described), broker.link(name, will=death(name, 1)), 1, rng=random.Random(1), **times)

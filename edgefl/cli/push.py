@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 @click.argument("model", metavar="MODEL")
 @click.option("--name", help="The model's name in the fleet.  [default: MODEL's own]")
 @click.option("--weights", type=click.Path(path_type=Path), help="safetensors file or torch checkpoint of the full model.")
+@click.option("--trained", is_flag=True, help="Begin with what the fleet has learned: its release's newest weights.")
 @click.option("--batch", type=click.IntRange(1, 65536), default=16, show_default=True, help="Examples per training step.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the initial weights.")
 @click.option("--holdout", metavar="SOURCE", help="Examples to measure each variant's accuracy on.")
@@ -55,6 +56,7 @@ def push(
     model: str,
     name: str | None,
     weights: Path | None,
+    trained: bool,
     batch: int,
     seed: int,
     holdout: str | None,
@@ -106,7 +108,7 @@ def push(
         recipe=Recipe(loss, optimizer, proximal, mutual=loss == "self-distillation"), freeze=freeze, personal=personal,
         hold=hold, health=Health(drop=drop, seconds=trial, starts=starts), sources=sources, keys=keys,
         calibrate=open_source(calibrate).load() if calibrate else None, int8_drop=int8_drop, freezable=freezable,
-        retraining=Retraining(open_source(retrain).load(), retrain_labels, retrain_steps) if retrain else None,
+        retraining=Retraining(open_source(retrain).load(), retrain_labels, retrain_steps) if retrain else None, trained=trained,
     )  # fmt: skip
     made = make(
         fleet, request, profiles, now=time.time(), on_planned=explained.append,

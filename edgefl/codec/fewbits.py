@@ -82,6 +82,17 @@ def read_fewbits(form: int, body: memoryview, layout: Layout, precision: Precisi
     return flat
 
 
+def rounded(flat: Float32, layout: Layout, precision: Precision) -> Float32:
+    """What a file of these weights holds, int4 or ternary: the same as writing and reading it, without its symbols."""
+    found = flat.copy()
+    for tensor, place in layout.slices():
+        if is_quantised(tensor):
+            rows = flat[place].reshape(tensor.shape[0], -1)
+            scale, numbers = _clipped(rows) if precision == Precision.INT4 else _ternary(rows)
+            found[place] = (numbers * scale[:, None]).reshape(-1)
+    return found
+
+
 def _numbers(symbols: Symbols, largest: int) -> Numbers:
     """The number that each symbol stands for."""
     table = np.array([0, *range(-largest, 0), *range(1, largest + 1)], dtype=np.float32)

@@ -1,10 +1,11 @@
 """A model made small: pruned, then with few values that it shares, each stage retrained; the result is a vector to be encoded.
 
 Model: first the weights are trained while ever more of them become zero; then the rest is clustered and the centroids are
-trained. Both towards the same objective: with labels, or towards the outputs of the model as it was, which needs none. Each stage
-can be switched off; with no steps a stage is done without retraining.
+trained, or it is trained as a file of few bits rounds it. All towards the same objective: with labels, or towards the outputs of
+the model as it was, which needs none. Each stage can be switched off; with no steps a stage is done without retraining.
 
-Rules: the module that is given is not changed. `encode_weights(vector, layout, Precision.CODEBOOK)` of the result is lossless.
+Rules: the module that is given is not changed. `encode_weights(vector, layout, Precision.CODEBOOK)` of the result is lossless, or
+that of the precision which it was rounded to.
 """
 
 import copy
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import nn
 
+from edgefl.codec.precision import Precision
 from edgefl.errors import ModelError
 from edgefl.examples import Examples
 from edgefl.export.tensors import set_training, vector_of
@@ -23,6 +25,7 @@ from edgefl.retrain.centroids import Shared, Sharing
 from edgefl.retrain.flat import FlatModule
 from edgefl.retrain.objective import Objective, Outputs
 from edgefl.retrain.pruning import Pruning
+from edgefl.retrain.rounding import Rounded
 from edgefl.retrain.training import Constraint, Pruned, Schedule, train
 
 
@@ -34,9 +37,13 @@ class Compression:
         pruning: what is pruned, or None.
         pruned: training while it is pruned and after it.
         sharing: how values are shared, or None.
-        shared: training of the shared values.
+        shared: training of the shared values, or of the rounded ones.
         objective: of both trainings.
         augmentation: of the inputs of both.
+        rounding: the precision, int4 or ternary, that weights are rounded to instead of sharing values; None for neither.
+
+    Raises:
+        ModelError: values are to be both shared and rounded, or rounded to another precision.
     """
 
     pruning: Pruning | None = field(default_factory=Pruning)
@@ -45,6 +52,12 @@ class Compression:
     shared: Schedule = field(default_factory=lambda: Schedule(1000, rate=2e-4))
     objective: Objective = field(default_factory=Outputs)
     augmentation: Augmentation = field(default_factory=Augmentation)
+    rounding: Precision | None = None
+
+    def __post_init__(self) -> None:
+        if self.rounding and (self.sharing or self.rounding not in (Precision.INT4, Precision.TERNARY)):
+            expected = "int4 or ternary, and no sharing beside it"
+            raise ModelError("weights that cannot be rounded so", expected=expected, found=f"{self.rounding}, {self.sharing}")
 
 
 def compressed(
@@ -98,6 +111,8 @@ def compressed(
         shared = Shared(flat, compression.sharing)
         stage("sharing", shared, compression.shared)
         shared.settle()
+    if compression.rounding:
+        stage("rounding", Rounded(flat, compression.rounding), compression.shared)
     vector = vector_of(flat.module)
     if not np.isfinite(vector).all():
         raise ModelError("retraining went astray: weights are not finite", remedy="Use a lower rate")

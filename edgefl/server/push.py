@@ -1,7 +1,8 @@
 """Pushing a version: one variant per profile, each proved to fit its board, signed, and entered in the fleet's database.
 
 Model: a request is checked (`server.push_request`), its variants are made (`server.workshop`), and they become a version
-(`server.recording`).
+(`server.recording`). A push may begin with what the fleet has learned: so the outcome of a training becomes a release, in a form
+that each profile can hold, and reaches boards that take part in no round.
 
 Rule: files go to the blob store first, rows to the database last, in one transaction. A push that fails leaves no row, and blobs
 that the next garbage collection removes.
@@ -10,25 +11,29 @@ that the next garbage collection removes.
 from collections.abc import Callable, Sequence
 from contextlib import closing
 
-from edgefl.errors import FleetError, ProfileError
+import numpy as np
+
+from edgefl.errors import FleetError, ModelError, ProfileError
 from edgefl.export.models import ModelSource, load_factory
 from edgefl.export.tensors import layout_of, vector_of
 from edgefl.export.weights import load_weights
-from edgefl.layout import Float32
+from edgefl.layout import Float32, Layout
 from edgefl.profile import Profile
 from edgefl.server.explained import Explanation, explain
 from edgefl.server.fitting import budget_of
 from edgefl.server.push_request import PushRequest, check_request
 from edgefl.server.pushed import PushedVariant
 from edgefl.server.recording import NewVersion, record
-from edgefl.server.variants import store_parent
+from edgefl.server.variants import load_parent, store_parent
 from edgefl.server.version_differences import version_differences
 from edgefl.server.workshop import Made, Workshop
 from edgefl.store.blobs import BlobStore
 from edgefl.store.database import open_database
 from edgefl.store.fleet import Fleet
 from edgefl.store.garbage import keeping_new_blobs
+from edgefl.store.ledger import newest_weights
 from edgefl.store.registry import list_devices
+from edgefl.store.versions import released_version
 
 
 def profiles_in_use(fleet: Fleet) -> tuple[Profile, ...]:
@@ -84,8 +89,11 @@ def push(
     source = load_factory(request.source, request.recipe, request.freeze, request.personal)
     module = source.build(seed=request.seed)
     layout = layout_of(module)
-    parent = load_weights(request.weights, layout) if request.weights else vector_of(module)
     blobs = BlobStore(fleet.blobs)
+    if request.trained:
+        parent = learned(fleet, request.model, layout)
+    else:
+        parent = load_weights(request.weights, layout) if request.weights else vector_of(module)
     workshop = _workshop(fleet, request, source, parent, on_progress)
     with keeping_new_blobs(blobs):
         made = [workshop.make(profile) for profile in profiles]
@@ -97,6 +105,30 @@ def push(
     for one in made:
         on_planned(_explained(one, workshop))
     return tuple(_outcome(request.model, number, one) for one in made)
+
+
+def learned(fleet: Fleet, model: str, layout: Layout) -> Float32:
+    """The newest weights of a model's release, after the last round that has closed; float32, shape `(layout.size,)`.
+
+    What has been pruned in rounds is zero in them and without a mark, as in a file (`edgefl.export.weights`).
+
+    Raises:
+        FleetError: no version of the model is released.
+        ModelError: the release has other tensors.
+        StoreError: the weights cannot be read.
+    """
+    with closing(open_database(fleet.database)) as database:
+        version = released_version(database, model)
+        _, newest = newest_weights(database, version)
+    shapes, known = ([(t.name, t.shape) for t in one.tensors] for one in (layout, version.layout))
+    if shapes != known:
+        raise ModelError(
+            f"what the fleet has learned is of another model than the one that is pushed as {model!r}",
+            expected=f"the tensors of {model}@{version.version}",
+            found=f"{len(shapes)} tensors, {layout.size} parameters",
+            remedy="Push the same model, or leave --trained out",
+        )
+    return load_parent(BlobStore(fleet.blobs), newest) + np.float32(0.0)
 
 
 def _workshop(

@@ -28,6 +28,7 @@ class PushRequest:
         model: the model's name in the fleet, an id as in `edgefl.names`.
         source: built-in architecture or `package.module:factory`.
         weights: safetensors or checkpoint of the full model; None starts from the factory's own initial weights.
+        trained: whether it begins with the newest weights of the model's release instead, as the fleet has trained them.
         batch: rows of a training step.
         seed: of the initial weights.
         holdout: examples to measure each variant's accuracy on; None leaves it out.
@@ -62,6 +63,7 @@ class PushRequest:
     int8_drop: float = DROP
     freezable: bool = False
     retraining: Retraining | None = None
+    trained: bool = False
 
 
 def check_request(request: PushRequest, profiles: Sequence[Profile]) -> None:
@@ -75,6 +77,8 @@ def check_request(request: PushRequest, profiles: Sequence[Profile]) -> None:
         raise ModelError(
             "impossible push", expected=f"batch 1 to {MAX_BATCH}, lifetime above 0", found=f"{request.batch}, {request.lifetime}"
         )
+    if request.trained and request.weights is not None:
+        raise ModelError("a push begins with one set of weights", found=f"{request.weights}, and what the fleet has learned")
     if request.calibrate is not None and (request.holdout is None or not request.recipe.classifies):
         raise DataError(
             "an int8 graph cannot be judged",
