@@ -75,9 +75,9 @@ class Bench:
             raise error
         self.done.append((engine, cut.structure.name))
 
-    def rests(self, structure, weights):
+    def rests(self, structure, form, weights):
         """A codebook came."""
-        self.rested = (structure, weights)
+        self.rested = (structure, form.name, weights)
 
     def made(self, engine, candidate, cut):  # noqa: ARG002  as the real one
         """No files."""
@@ -408,4 +408,4 @@ def test_a_codebook_is_offered_once_it_is_there():
     found = fitting.fitted(tight, PORTABLE).candidate
     assert (found.name, found.file_bytes, found.accuracy) == ("s40-codebook", 400, 0.89)
     assert found.footprint == 400 + 2 * coarse.weight_bytes + 8 * 4000 <= tight.storage_bytes
-    assert bench.rested == ("s40", b"file")
+    assert bench.rested == ("s40", "codebook", b"file")

@@ -20,6 +20,7 @@ from edgefl.codec.marks import gone
 from edgefl.codec.weights import Precision, decode_weights, encode_weights, weights_length
 from edgefl.compress.budget import Candidate, Structure, candidates
 from edgefl.compress.evidence import Demand
+from edgefl.compress.forms import CODEBOOK
 from edgefl.compress.planner import Budget, Planned
 from edgefl.compress.planner import plan as plan_offers
 from edgefl.compress.sensitivity import Baseline
@@ -163,7 +164,7 @@ def test_a_codebook_is_trained_in_rounds(fleet: Fleet, tmp_path: Path, monkeypat
     torch.save(module.state_dict(), weights)
     # What would not fit is offered by the planner alone; here it is chosen whatever fits.
     monkeypatch.setattr(fitting, "choose", lambda *given: chosen(given[2]))
-    monkeypatch.setattr(Retrainer, "wanted", lambda self, *_: tuple(self._offered.cuts[n] for n in {"w1"} - self._done))
+    monkeypatch.setattr(Retrainer, "wanted", lambda self, offers, *_: () if self._done else as_codebook(offers))
     retraining = Retraining(examples(500, 3), steps=50)
     request = PushRequest("windows", "retrained:plain", weights, batch=8, holdout=examples(200, 2), retraining=retraining)
     with closing(open_database(fleet.database)) as database, transaction(database):
@@ -208,6 +209,11 @@ def test_a_codebook_is_trained_in_rounds(fleet: Fleet, tmp_path: Path, monkeypat
     assert view.healed is not None
     assert view.weights(after) == encode_weights(view.healed.after(after, view.layout), view.layout, Precision.INT4)
     assert blobs.has(hashlib.sha256(view.weights(after)).digest())
+
+
+def as_codebook(offers: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """The first of them, to be retrained."""
+    return (replace(offers[0], precision=Precision.CODEBOOK, form=CODEBOOK),)
 
 
 def chosen(offers: Sequence[Candidate]) -> tuple[Candidate, Planned[Candidate]]:

@@ -35,6 +35,7 @@ from edgefl.codec.precision import in_rounds
 from edgefl.codec.weights import TRAINABLE, Precision, weights_length
 from edgefl.compress.cost import Work, answering_cost, training_cost
 from edgefl.compress.evidence import Demand, Weigh
+from edgefl.compress.forms import CODEBOOK, Form, forms
 from edgefl.compress.planner import Cost
 from edgefl.layout import Layout
 from edgefl.recipe import PLAIN, Recipe
@@ -46,7 +47,7 @@ back; where nothing is measured, `TRAINABLE` ones hardly cost accuracy, whatever
 ROUND_FILES = 2
 """Of this round, and of the next one."""
 NO_WORK = Work(0, ())
-NONE_RESTING: Mapping[str, "Resting"] = {}
+NONE_RESTING: Mapping[tuple[str, str], "Resting"] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,7 @@ class Candidate:
         at_rest: length of the weights file as pushed, where it is known; otherwise it is what the layout allows at most.
         demand: memory and step time in the light of what has been run; None where nothing has.
         trains: whether its board does; otherwise it only answers.
+        form: of weights that were retrained; None for others.
     """
 
     structure: Structure
@@ -90,11 +92,12 @@ class Candidate:
     at_rest: int | None = None
     demand: Demand | None = None
     trains: bool = True
+    form: Form | None = None
 
     @property
     def name(self) -> str:
         """The variant's name, for example `w0.5-int8`."""
-        return f"{self.structure.name}-{self.precision}"
+        return f"{self.structure.name}-{self.form.name if self.form else self.precision}"
 
     @property
     def layout(self) -> Layout:
@@ -142,15 +145,17 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Resting:
-    """A structure's weights after retraining, written as a codebook.
+    """A structure's weights after retraining.
 
     Attributes:
         length: of the file.
         accuracy: in [0, 1], measured.
+        form: in which they were written.
     """
 
     length: int
     accuracy: float
+    form: Form = CODEBOOK
 
 
 def candidates(
@@ -160,7 +165,7 @@ def candidates(
     predicted: Callable[[Structure, Precision], float | None] | None = None,
     batch: int = 1,
     recipe: Recipe = PLAIN,
-    resting: Mapping[str, Resting] = NONE_RESTING,
+    resting: Mapping[tuple[str, str], Resting] = NONE_RESTING,
     weigh: Weigh | None = None,
     trains: bool = True,
 ) -> tuple[Candidate, ...]:
@@ -173,7 +178,8 @@ def candidates(
             accuracies, and the precisions are `TRAINABLE` ones.
         batch: rows of a training step.
         recipe: its optimiser.
-        resting: retrained structures by name; each is offered as a codebook too, after its own precisions.
+        resting: retrained weights by names of structure and form; offered after the structure's own precisions, in the forms that
+            the board may have.
         weigh: what candidates take in the light of what has been run; None where nothing has.
         trains: whether their board does; otherwise it only answers.
     """
@@ -183,10 +189,11 @@ def candidates(
             accuracy = predicted(one, precision) if predicted else None
             if accuracy is not None or predicted is None:
                 offered.append(Candidate(one, precision, graph_bytes.get(one.name, 0), accuracy, batch, recipe, trains=trains))
-        if one.name in resting:
-            rest, coarse = resting[one.name], Precision.CODEBOOK
-            size = graph_bytes.get(one.name, 0)
-            offered.append(Candidate(one, coarse, size, rest.accuracy, batch, recipe, rest.length, trains=trains))
+        rests = (resting[one.name, form.name] for form in forms(trains=trains) if (one.name, form.name) in resting)
+        for rest in rests:
+            size, form = graph_bytes.get(one.name, 0), rest.form
+            written = Candidate(one, form.precision, size, rest.accuracy, batch, recipe, rest.length, trains=trains, form=form)
+            offered.append(written)
     return tuple(replace(one, demand=weigh(one.name, one.estimate)) for one in offered) if weigh else tuple(offered)
 
 

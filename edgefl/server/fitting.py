@@ -83,16 +83,16 @@ class Fitting:
         self._evidence: dict[tuple[str, int], Evidence] = {}
         self._runs: Counter[tuple[str, str]] = Counter()
         self._unable: dict[tuple[str, str], EngineError | ModelError] = {}
-        self._resting: dict[str, Resting] = {}
+        self._resting: dict[tuple[str, str], Resting] = {}
 
     def lost(self, engine: str) -> bool:
         """Whether there are structures that the engine cannot train."""
         return any(kind == engine for kind, _ in self._unable)
 
     def rests(self, structure: str, weights: bytes, resting: Resting) -> None:
-        """Offer the codebook file of a structure that was retrained, from now on."""
-        self._bench.rests(structure, weights)
-        self._resting[structure] = resting
+        """Offer the weights file of a structure that was retrained, from now on."""
+        self._bench.rests(structure, resting.form, weights)
+        self._resting[structure, resting.form.name] = resting
 
     def fitted(self, profile: Profile, engine: str, *, spare: int = 0) -> Fitted:
         """The best that an engine can run on boards of a profile.

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from edgefl.codec.golden import encode_golden, golden_inputs, golden_length
-from edgefl.codec.precision import ROUNDS
 from edgefl.codec.weights import decode_weights, encode_weights
 from edgefl.compress.budget import Candidate
+from edgefl.compress.forms import Form
 from edgefl.engine.contract import Engine, VariantFiles
 from edgefl.engine.open import open_engine
 from edgefl.errors import ModelError
@@ -61,7 +61,7 @@ class Bench:
         self._exports: dict[tuple[str, str], ExportedGraphs] = {}
         self._goldens: dict[tuple[str, str], bytes] = {}
         self._accuracies: dict[tuple[str, str], float | None] = {}
-        self._resting: dict[str, bytes] = {}
+        self._resting: dict[tuple[str, Form], bytes] = {}
 
     def exported(self, engine: str, structure: str) -> bool:
         """Whether the graphs of a structure are there, and the length of its files is therefore known."""
@@ -91,14 +91,14 @@ class Bench:
         verify_graphs(cut.source, structure.width, exported, engine=engine, batch=self.batch)
         self._exports[engine, structure.name] = exported
 
-    def rests(self, structure: str, weights: bytes) -> None:
-        """Take the codebook file of a structure that was retrained; its other precisions are of the parent's weights."""
-        self._resting[structure] = weights
+    def rests(self, structure: str, form: Form, weights: bytes) -> None:
+        """Take the weights file of a structure that was retrained; what has no form is of the parent's weights."""
+        self._resting[structure, form] = weights
 
     def weights(self, candidate: Candidate, cut: Cut) -> bytes:
         """The weights file of a candidate. Raises ModelError."""
-        if candidate.precision not in ROUNDS:
-            return self._resting[candidate.structure.name]
+        if candidate.form:
+            return self._resting[candidate.structure.name, candidate.form]
         return encode_weights(cut.slice(self._parent), candidate.layout, candidate.precision)
 
     def infer(self, engine: str, structure: str) -> bytes:

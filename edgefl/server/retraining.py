@@ -1,17 +1,21 @@
 """Weights at rest for a push: structures that only just do not fit are retrained into few values, which take less room.
 
 Model. A structure is pruned weight by weight and its values are shared (`edgefl.retrain`), towards the whole model's outputs or
-towards labels, and written as a codebook: a small part of an int4 file. That file is what is installed, and what the first round
-begins with. Later rounds are sent in int4 (`edgefl.codec.precision.in_rounds`), because the server makes them anew of the parent
-and of what retraining has changed (`edgefl.server.variants.Healed`); they and the residuals are what most of a footprint is. So a
-codebook lets a somewhat larger structure fit, makes one that is pruned arrive better than it was cut, and makes a push many times
-shorter; it does not make a board hold ten times the model. See ADR 0025.
+towards labels, and written as a codebook: a small part of an int4 file. That file is what is installed. A board that only
+answers holds nothing else, so that the model which fits it is as many times larger, and may have it shorter still: pruned
+further, or in ternary (`edgefl.compress.forms`, ADR 0026).
+
+On a board that trains it is also what the first round begins with. Later rounds are sent in int4
+(`edgefl.codec.precision.in_rounds`), because the server makes them anew of the parent and of what retraining has changed
+(`edgefl.server.variants.Healed`); they and the residuals are what most of a footprint is. So there a codebook lets a somewhat
+larger structure fit, makes one that is pruned arrive better than it was cut, and makes a push many times shorter; it does not
+make a board hold ten times the model. See ADR 0025.
 
 Rules: retrained is what could be stored as a codebook, is refused by no run (`edgefl.compress.search`: an estimate of memory or
 step alone refuses nothing) and is cut at no greater cost than what the profile would get otherwise; the `MOST` most accurate
-ones; nothing where the profile is within the noise of the best already. A codebook that is not shorter than int4 is not offered.
-Ternary weights are not offered at all: a pruned codebook is smaller and more accurate (docs/benchmarks.md). The held-out examples
-that variants are judged by must not be among those that they are retrained on.
+ones, each in the longest form that is hoped to fit, and in the next one if that turns out not to; nothing where the profile is
+within the noise of the best already. What is not shorter than int4 is not offered. The held-out examples that variants are
+judged by must not be among those that they are retrained on.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,6 +25,7 @@ import numpy as np
 
 from edgefl.codec.weights import Precision, decode_weights, encode_weights, weights_length
 from edgefl.compress.budget import Candidate, Resting
+from edgefl.compress.forms import CODEBOOK, Form, forms
 from edgefl.compress.planner import Budget
 from edgefl.compress.search import not_refused
 from edgefl.errors import DataError, ModelError
@@ -28,6 +33,7 @@ from edgefl.examples import Examples, unlabelled
 from edgefl.export.models import ModelSource
 from edgefl.export.tensors import load_vector
 from edgefl.layout import Float32
+from edgefl.recipe import Loss
 from edgefl.retrain.centroids import Sharing
 from edgefl.retrain.compression import Compression, compressed
 from edgefl.retrain.objective import Labels, Objective, Outputs
@@ -38,16 +44,12 @@ from edgefl.server.sensing import Offered
 
 MOST = 2
 """Structures that are retrained for one profile."""
-SPARSITY = 0.8
-"""Of a codebook's weights; its file is a small part of the footprint already, and accuracy counts more than the rest of it."""
-HOPED = 0.4
-"""Part of int4's file that a codebook is expected to take at most, before it is there."""
 COMMON = 0.05
 """Part of the held-out examples that may be among the others by chance: some recordings repeat themselves."""
 STEPS = 1000
 SHARED = 4
 """Steps of training shared values are one part in so many of the others."""
-RATE, SHARED_RATE = 1e-3, 2e-4
+RATE, SHARED_RATE, ROUNDED_RATE = 1e-3, 2e-4, 5e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,8 @@ class Retraining:
     Attributes:
         examples: to retrain on; not the hold-out.
         labels: whether towards their labels; otherwise towards the whole model's outputs, and labels are not looked at.
-        steps: batches of 128 while weights are pruned, at least 1; a quarter as many follow for the shared values.
+        steps: batches of 128 while weights are pruned, at least 1; for shared values a quarter as many follow, for rounded ones
+            as many.
     """
 
     examples: Examples
@@ -96,12 +99,12 @@ class Retrainer:
         load_vector(self._teacher, parent)
         self._parent = parent
         self._offered, self._judge = offered, offered.judge
-        self._compression = compression(retraining, source)
+        self._retraining, self._loss = retraining, source.recipe.loss
         self._say = say
         self._done: set[str] = set()
 
-    def wanted(self, offers: Sequence[Candidate], winner: Candidate | None, budget: Budget) -> tuple[Cut, ...]:
-        """The structures that are worth retraining for a profile, the best first.
+    def wanted(self, offers: Sequence[Candidate], winner: Candidate | None, budget: Budget) -> tuple[Candidate, ...]:
+        """What is worth retraining for a profile, the best first, each structure in one form.
 
         Args:
             offers: of an engine, in order of preference.
@@ -114,43 +117,56 @@ class Retrainer:
         drops = self._offered.drops
         most = 1.0 if winner is None else drops[winner.structure.name]
         coarse = [one for one in offers if one.precision == Precision.INT4 and drops[one.structure.name] <= most]
-        hoped = [replace(one, precision=Precision.CODEBOOK, at_rest=int(HOPED * one.weight_bytes)) for one in coarse]
-        best = sorted(not_refused(hoped, offers, budget), key=lambda one: -(one.accuracy or 0.0))[:MOST]
-        return tuple(self._offered.cuts[one.structure.name] for one in best if one.structure.name not in self._done)
+        hoped = [self._hoped(one, offers, budget) for one in coarse]
+        best = sorted((one for one in hoped if one), key=lambda one: -(one.accuracy or 0.0))[:MOST]
+        return tuple(one for one in best if one.name not in self._done)
 
-    def retrained(self, cut: Cut) -> tuple[bytes, Resting] | None:
-        """The codebook file of a structure and what it is worth; None if it is not shorter than int4."""
+    def _hoped(self, one: Candidate, offers: Sequence[Candidate], budget: Budget) -> Candidate | None:
+        """A structure in the longest form that fits, or is hoped to; None if none is."""
+        there = {offer.name: offer for offer in offers if offer.form}
+        tried = []
+        for form in forms(trains=one.trains):
+            made = replace(one, precision=form.precision, at_rest=int(form.hoped * one.weight_bytes), form=form)
+            if made.name in there or made.name not in self._done:
+                tried.append(there.get(made.name, made))
+        return next(iter(not_refused(tried, offers, budget)), None)
+
+    def retrained(self, wanted: Candidate) -> tuple[bytes, Resting] | None:
+        """The weights file of a structure in a form and what it is worth; None if it is not shorter than int4."""
+        form = wanted.form or CODEBOOK
+        cut = self._offered.cuts[wanted.structure.name]
         name, layout = cut.structure.name, cut.structure.layout
-        self._done.add(name)
+        self._done.add(wanted.name)
         module = cut.source.build(cut.structure.width)
         load_vector(module, cut.slice(self._parent))
         self._say(f"retraining {name} on {len(self._examples)} examples")
         said = f"retraining {name}, "
-        vector = compressed(
-            module, self._examples, self._compression, original=self._teacher, on_progress=lambda text: self._say(said + text)
-        )
-        data = encode_weights(vector, layout, Precision.CODEBOOK)
+        how = compression(self._retraining, self._loss, form)
+        vector = compressed(module, self._examples, how, original=self._teacher, on_progress=lambda text: self._say(said + text))
+        data = encode_weights(vector, layout, form.precision)
         if len(data) > weights_length(layout, Precision.INT4):
-            self._say(f"{name} is no smaller as a codebook than in int4")
+            self._say(f"{name} is no smaller as {form.name} than in int4")
             return None
-        return data, Resting(len(data), self._worth(cut, decode_weights(data, layout)))
+        return data, Resting(len(data), self._worth(cut, decode_weights(data, layout), form), form)
 
-    def _worth(self, cut: Cut, vector: Float32) -> float:
+    def _worth(self, cut: Cut, vector: Float32, form: Form) -> float:
         """Accuracy as the planner predicts it."""
         judge = self._judge
         lost = judge.lost(cut.source, cut.structure.width, vector)
         before = 100 * self._offered.drops[cut.structure.name]
-        self._say(f"{cut.structure.name} costs {100 * lost:.2f} points of accuracy retrained, {before:.2f} cut")
+        self._say(f"{cut.structure.name} costs {100 * lost:.2f} points of accuracy retrained as {form.name}, {before:.2f} cut")
         return judge.baseline.predicted([lost])
 
 
-def compression(retraining: Retraining, source: ModelSource) -> Compression:
-    """How a push retrains."""
-    objective: Objective = Labels(source.recipe.loss) if retraining.labels else Outputs()
+def compression(retraining: Retraining, loss: Loss, form: Form) -> Compression:
+    """How a push retrains a model of this loss into a form."""
+    objective: Objective = Labels(loss) if retraining.labels else Outputs()
+    pruning, pruned = Pruning(form.sparsity), Schedule(retraining.steps, rate=RATE)
+    if form.precision != Precision.CODEBOOK:
+        rounded = Schedule(retraining.steps, rate=ROUNDED_RATE)
+        return Compression(pruning, pruned, None, rounded, objective, rounding=form.precision)
     shared = -(-retraining.steps // SHARED)
-    return Compression(
-        Pruning(SPARSITY), Schedule(retraining.steps, rate=RATE), Sharing(), Schedule(shared, rate=SHARED_RATE), objective
-    )
+    return Compression(pruning, pruned, Sharing(), Schedule(shared, rate=SHARED_RATE), objective)
 
 
 def check_apart(retraining: Retraining | None, holdout: Examples | None) -> None:

@@ -174,11 +174,11 @@ class Workshop:
             best = self._fitting.fitted(profile, engine, spare=RETRAINED)
         except FitError:
             best = None
-        offers = self._fitting.offers(profile, engine)
-        wanted = self._retrainer.wanted(offers, best.candidate if best else None, budget_of(profile))
-        for cut in wanted:
-            if found := self._retrainer.retrained(cut):
-                self._fitting.rests(cut.structure.name, *found)
+        for _ in range(RETRAINED):
+            offers = self._fitting.offers(profile, engine)
+            wanted = self._retrainer.wanted(offers, best.candidate if best else None, budget_of(profile))
+            if wanted and (found := self._retrainer.retrained(wanted[0])):
+                self._fitting.rests(wanted[0].structure.name, *found)
         return self._fitting.fitted(profile, engine)
 
     def _served(self, profile: Profile, engine: str, fitted: Fitted) -> tuple[Candidate, tuple[FileRef, ...], Int8 | None]:
