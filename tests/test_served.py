@@ -9,36 +9,43 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import toyboard
+from edgefl.cli.status import status
+from edgefl.cli.train import start
+from edgefl.codec.weights import Precision, weights_length
 from edgefl.compress.budget import Structure, candidates
 from edgefl.device import hands
 from edgefl.device.config import Bundle
+from edgefl.device.examine import examine_models
 from edgefl.device.model import Model
 from edgefl.device.served import Shelf
+from edgefl.errors import FleetError, ModelError
 from edgefl.examples import Examples
 from edgefl.link.memory import MemoryBroker
-from edgefl.plan import Plan
 from edgefl.profile import Profile
 from edgefl.server.founding import create_fleet
 from edgefl.server.keys import online_signer
 from edgefl.server.service import Service
 from edgefl.server.status import fleet_status
-from edgefl.server.variants import load_parent
+from edgefl.server.variants import load_parent, load_variants, variant_of_profile
 from edgefl.store.blobs import BlobStore
 from edgefl.store.database import open_database, transaction
 from edgefl.store.documents import documents
 from edgefl.store.fleet import Fleet
-from edgefl.store.ledger import newest_weights, start_training
+from edgefl.store.ledger import newest_weights
 from edgefl.store.registry import Device, add_devices
-from edgefl.store.versions import able_devices, get_variant, get_version
+from edgefl.store.versions import able_devices, get_variant, get_version, replace_manifest
 from edgefl.wire import topics
+from toyfleet import ToyDevice, fleet_of_four, update_of
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
-from edgefl.export.models import load_factory
-from edgefl.export.tensors import layout_of
-from edgefl.server.push import PushRequest, push
+from edgefl.export.models import load_factory  # noqa: E402  needs torch
+from edgefl.export.tensors import layout_of  # noqa: E402  needs torch
+from edgefl.server.push import PushRequest, push  # noqa: E402  needs torch
+from edgefl.server.retraining import Retraining  # noqa: E402  needs torch
 
 MODEL = """
 from torch import nn
@@ -48,6 +55,9 @@ class Window(nn.Sequential):
 
 def plain():
     return Window(nn.Linear(3000, 4))
+
+def wide():
+    return Window(nn.Linear(3000, 16))
 """
 ROOM = 80
 """KiB of a small board: less than three files of fp32 and two residuals, more than one file."""
@@ -154,8 +164,8 @@ def test_a_board_that_only_answers_is_served_and_left_alone(
         blobs = BlobStore(fleet.blobs)
         first = load_parent(blobs, version.weights)
         np.testing.assert_allclose(model.predict(x).logits, answers(first, x), atol=1e-4)
-        with closing(open_database(fleet.database)) as other:
-            start_training(other, version, Plan(rounds=2, cohort=1, quorum=1, deadline=60.0, learning_rate=0.1), "", scene.now)
+        begun = CliRunner().invoke(start, ["windows", "--rounds", "2", "--learning-rate", "0.1", "--fleet", str(fleet.path)])
+        assert "a round closes with 1 updates" in begun.output
         scene.run(lambda: scene.database.execute("SELECT state FROM trainings").fetchone()[0] == "finished")
         trained = {row[0] for row in scene.database.execute("SELECT DISTINCT device FROM updates")}
         assert trained == {"a"}
@@ -164,6 +174,12 @@ def test_a_board_that_only_answers_is_served_and_left_alone(
         np.testing.assert_allclose(model.predict(x).logits, answers(first, x), atol=1e-4)
         said = {one.id: one for one in fleet_status(scene.database, "test").devices}
         assert (said["a"].trains, said["b"].trains) == (True, False)
+        lines = CliRunner().invoke(status, ["--fleet", str(fleet.path)]).output.splitlines()
+        assert [line.endswith("does not train") for line in lines if line[0] in "ab"] == [False, True]
+        assert [", only served, " in line for line in lines if " for " in line] == [True, False]
+        ((measured, check),) = examine_models(scene.bundles["b"], None)
+        assert measured is not None
+        assert (measured.step_ms, check.state) == (0.0, "ok")
         learned = load_parent(blobs, newest_weights(scene.database, version)[1])
         assert np.abs(learned - first).max() > 1e-3
         push(fleet, PushRequest("windows", "windows:plain", batch=8, trained=True), (LEARNER, KIOSK), now=scene.now)
@@ -178,3 +194,77 @@ def test_a_board_that_only_answers_is_served_and_left_alone(
 def answers(vector: np.ndarray, x: np.ndarray) -> np.ndarray:
     """What the model computes with these weights: 4 rows of 3000, then 4 biases."""
     return x @ vector[:12000].reshape(4, 3000).T + vector[12000:]
+
+
+@pytest.mark.slow
+def test_what_is_retrained_rests_in_the_form_that_fits(fleet: Fleet, tmp_path: Path) -> None:
+    """One push, one structure, three rooms: int4, a codebook and ternary, each as accurate as measured, each rehearsed."""
+    source = load_factory("windows:wide")
+    module, known = source.build(), examples(2000, 1)
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
+    for _ in range(40):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(module(torch.from_numpy(known.x)), torch.from_numpy(known.y)).backward()
+        optimizer.step()
+    torch.save(module.state_dict(), tmp_path / "w.pt")
+    retraining = Retraining(examples(1500, 3), steps=100)
+    request = PushRequest(
+        "windows", "windows:wide", tmp_path / "w.pt", batch=4, holdout=examples(600, 2), retraining=retraining
+    )  # fmt: skip
+    (exact,) = push(fleet, request, (board("hall", 9999, "inference"),), now=1.0)
+    graphs = exact.bytes - weights_length(layout_of(module), Precision.FP32)
+    coarse = weights_length(layout_of(module), Precision.INT4)
+    rooms = {"gate": 1.05 * coarse, "kiosk": 0.45 * coarse, "badge": 0.2 * coarse}
+    boards = [board(name, -(-int(graphs + room) // 1024), "inference") for name, room in rooms.items()]
+    explained = []
+    made = push(fleet, request, boards, now=2.0, on_planned=explained.append)
+    assert [one.variant for one in made] == ["w1-int4", "w1-codebook", "w1-ternary"]
+    for one, why in zip(made, explained, strict=True):
+        assert one.bytes <= one.footprint <= one.budget
+        assert (one.step_ms, one.engine) == (0.0, "inference")
+        assert 0 < one.peak_bytes < one.memory_mb << 20
+        assert (one.accuracy or 0.0) > (exact.accuracy or 1.0) - 0.1
+        assert [row.variant for row in why.frontier if row.chosen] == [one.variant]
+    with closing(open_database(fleet.database)) as database:
+        version = get_version(database, "windows", 2)
+        for one in made:
+            record = get_variant(database, "windows", one.profile, 2)
+            assert (record.precision, record.manifest.trains) == (one.variant.removeprefix("w1-"), False)
+        assert load_variants(database, version, BlobStore(fleet.blobs)) == {}
+        assert variant_of_profile(database, version) == {}
+
+
+def test_a_push_begins_with_one_set_of_weights(fleet: Fleet, tmp_path: Path) -> None:
+    """With a file or with what the fleet has learned, of which there must be some, and of this very model."""
+    with pytest.raises(ModelError, match="one set of weights"):
+        push(fleet, PushRequest("windows", "windows:plain", tmp_path / "w.pt", trained=True), (KIOSK,), now=1.0)
+    with pytest.raises(FleetError, match="has no model 'windows'"):
+        push(fleet, PushRequest("windows", "windows:plain", trained=True), (KIOSK,), now=1.0)
+    push(fleet, PushRequest("windows", "windows:plain"), (KIOSK,), now=1.0)
+    with pytest.raises(ModelError, match="of another model than the one that is pushed as 'windows'"):
+        push(fleet, PushRequest("windows", "windows:wide", trained=True), (KIOSK,), now=1.0)
+    refused = CliRunner().invoke(start, ["windows", "--fleet", str(fleet.path)])
+    assert "no device of the fleet can train windows@1" in str(refused.exception)
+
+
+def test_an_update_of_a_board_that_only_answers_is_refused(tmp_path: Path) -> None:
+    """Although its variant has the name of one that trains; a round waits for those alone that can train."""
+    fleet = fleet_of_four(tmp_path)
+    for profile in ("big", "small"):
+        record = get_variant(fleet.database, "toy", profile, 1)
+        if profile == "small":
+            with transaction(fleet.database):
+                replace_manifest(fleet.database, msgspec.structs.replace(record.manifest, engine="inference", variant="w1-fp32"))
+    assert able_devices(fleet.database, "toy", 1) == {"a", "b"}
+    fleet.train(rounds=1, cohort=2)
+    served = fleet.serve()
+    kiosk = ToyDevice(fleet, "c")
+    kiosk.send(1, variant="w1-fp32", data=update_of("c", 1, fleet.wide.size))
+    served.turns()
+    receipt = kiosk.hear()
+    assert receipt is not None
+    assert (receipt.stored, "is not the one of profile small, which is none" in receipt.reason) == (False, True)
+    for name in ("a", "b"):
+        ToyDevice(fleet, name).send(1)
+    served.turns()
+    assert served.training.state.finished
