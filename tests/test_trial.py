@@ -100,6 +100,18 @@ def test_a_good_version_passes_and_is_measured(tmp_path):
     assert verdict.before < 0.5
 
 
+def test_a_version_that_is_only_served_takes_no_step(tmp_path):
+    """It has no training graph, and needs none to pass; wrong outputs fail it as any other."""
+    job = trial(tmp_path)
+    graphs = {role: path for role, path in job.candidate.graphs.items() if role != "train"}
+    served = msgspec.structs.replace(job.candidate, graphs=graphs, engine="inference")
+    assert judge(msgspec.structs.replace(job, candidate=served)).code == ""
+    assert judge(msgspec.structs.replace(job, candidate=msgspec.structs.replace(served, engine="portable"))).code == "trial-load"
+    weights = tmp_path / "new" / "weights"
+    weights.write_bytes(encode_weights(START * np.float32(1.5), VARIANT.layout, Precision.FP32))
+    assert judge(msgspec.structs.replace(job, candidate=served)).code == "trial-golden"
+
+
 def test_the_native_engine_is_tried_alike(tmp_path, monkeypatch):
     """A variant of the training build passes and fails as a portable one does."""
     pytest.importorskip("onnxruntime.training")
@@ -331,6 +343,25 @@ BAD = {
     "too slow": "trial-deadline",
     "too much memory": "trial-memory",
 }
+
+
+def test_a_bad_version_that_is_only_served_leaves_the_old_one_answering(board):
+    """On a board that only answers: the second version fails its trial, the first stays, and a third takes its place."""
+    board.config = msgspec.structs.replace(board.config, engine="inference", data="")
+    served = {version: contents(change=change) for version, change in ((1, ""), (2, "golden"), (3, ""))}
+    for files in served.values():
+        del files["train"]
+    announce(board, 1, served[1], engine="inference")
+    board.start()
+    run(board, board.active)
+    announce(board, 2, served[2], engine="inference")
+    run(board, lambda: codes(board))
+    assert (codes(board), board.active()) == (["trial-golden"], 1)
+    board.office.order(1, vector=START, layout=VARIANT.layout)
+    announce(board, 3, served[3], engine="inference")
+    run(board, lambda: board.active() == 3)
+    assert not board.office.updates
+    assert board.session.previous.version == 1
 
 
 @pytest.mark.parametrize("fault", BAD)
