@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgefl.codec.fewbits import rounded
 from edgefl.codec.lanes import LaneReader, LaneWriter, Odds
 from edgefl.codec.precision import PRECISIONS, TRAINABLE, Precision, is_quantised
 from edgefl.codec.sharing import MAX_CENTROIDS, nearest, shared_values
@@ -52,6 +53,15 @@ def test_what_was_decoded_is_a_fixed_point(precision: Precision, share: float) -
     """Encoding what was decoded gives the very same file, however many weights are zero."""
     data = encode_weights(pruned(LAYOUT, share), LAYOUT, precision)
     assert encode_weights(decode_weights(data, LAYOUT), LAYOUT, precision) == data
+
+
+@pytest.mark.parametrize("precision", [Precision.INT4, Precision.TERNARY])
+@pytest.mark.parametrize("share", [0.0, 0.9, 1.0])
+def test_rounding_is_what_a_file_does(precision: Precision, share: float) -> None:
+    """To the last bit, without the file."""
+    flat = pruned(LAYOUT, share)
+    written = decode_weights(encode_weights(flat, LAYOUT, precision), LAYOUT)
+    np.testing.assert_array_equal(rounded(flat, LAYOUT, precision), written)
 
 
 @pytest.mark.parametrize("precision", AT_REST)

@@ -186,6 +186,22 @@ def test_the_file_of_a_retrained_model_loses_nothing() -> None:
     assert len(data) < weights_length(LAYOUT, Precision.FP32) / 5
 
 
+@pytest.mark.parametrize("precision", [Precision.INT4, Precision.TERNARY])
+def test_weights_are_trained_as_a_file_rounds_them(precision: Precision) -> None:
+    """Exact ones move behind them: as good as rounded afterwards or better, nothing lost in the file, what was pruned is zero."""
+
+    def settings(rounding: Precision | None) -> Compression:
+        return Compression(Pruning(0.6), QUICK.pruned, None, Schedule(120, 32, 2e-3), rounding=rounding)
+
+    examples = unlabelled(images(300, 3).x)
+    trained, exact = (compressed(original(), examples, settings(one)) for one in (precision, None))
+    data, after = (encode_weights(one, LAYOUT, precision) for one in (trained, exact))
+    np.testing.assert_array_equal(decode_weights(data, LAYOUT), trained)
+    assert (trained[exact == 0] == 0).all()
+    assert accuracy(trained, TEST) > accuracy(vector_of(original()), TEST) - 0.1
+    assert accuracy(trained, TEST) >= accuracy(decode_weights(after, LAYOUT), TEST) - 0.01
+
+
 def test_equal_seeds_give_equal_weights_and_the_original_is_left_alone() -> None:
     """Two runs agree to the last bit; another seed does not; the module that was given is as it was."""
     before = vector_of(original())
@@ -242,6 +258,8 @@ def test_what_cannot_be_is_refused() -> None:
         lambda: Schedule(-1),
         lambda: Schedule(5, rate=0.0),
         lambda: Distillation(0.0),
+        lambda: Compression(rounding=Precision.TERNARY),
+        lambda: Compression(sharing=None, rounding=Precision.INT8),
     ):
         with pytest.raises(ModelError):
             wrong()

@@ -1,10 +1,10 @@
-"""Training weights that a file will round: a module computes with rounded weights, and what moves are the exact ones behind them.
+"""Training weights that a file will round: a module computes with rounded ones, and what moves are the exact ones behind them.
 
 Model: the straight-through estimator (Bengio, Leonard and Courville 2013, https://arxiv.org/abs/1308.3432), as ternary weights
 are trained (Li, Zhang and Liu 2016, https://arxiv.org/abs/1605.04711): gradients at the rounded weights are applied to the exact
 ones, so that a weight changes its sign, or leaves zero, when it has been pushed far enough. Weights that are zero at the
-beginning have been pruned and stay zero. The file of the outcome loses nothing, because what was rounded once is a fixed point of
-the rounding.
+beginning have been pruned and stay zero. The file of the outcome loses nothing of what is trained, because what was rounded once
+is a fixed point of the rounding.
 """
 
 import numpy as np
