@@ -172,7 +172,9 @@ def test_a_board_that_only_answers_is_served_and_left_alone(
         session = scene.agents["b"]._models["windows"].session
         assert (session.work, session.adopted, session.heard) == (None, b"", None)
         np.testing.assert_allclose(model.predict(x).logits, answers(first, x), atol=1e-4)
-        said = {one.id: one for one in fleet_status(scene.database, "test").devices}
+        now = fleet_status(scene.database, "test")
+        assert now.trainings[0].fairness.least == 2
+        said = {one.id: one for one in now.devices}
         assert (said["a"].trains, said["b"].trains) == (True, False)
         lines = CliRunner().invoke(status, ["--fleet", str(fleet.path)]).output.splitlines()
         assert [line.endswith("does not train") for line in lines if line[0] in "ab"] == [False, True]

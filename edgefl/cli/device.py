@@ -76,7 +76,8 @@ def doctor(bundle: Path, data: str | None, as_json: bool) -> int:
         click.echo(f"device {found.device or '?'}: {', '.join(f'{name} {value}' for name, value in found.versions.items())}")
         for check in found.checks:
             click.echo(f"{check.state:<8} {check.name:<12} {check.text}" + (f" {check.remedy}." if check.remedy else ""))
-        click.echo("This device can take part." if found.able else "This device cannot take part.")
+        what = "take part" if found.trains else "answer; it takes part in no training"
+        click.echo(f"This device can {what}." if found.able else f"This device cannot {what}.")
     return 0 if found.able else UNABLE
 
 

@@ -48,10 +48,11 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         device, profile: whose board it is; empty when the bundle cannot be read.
-        able: whether it can take part: no check has failed.
+        able: whether it can take part, or answer where it does not train: no check has failed.
         versions: of what runs here, by name.
         models: what each stored variant needs.
         checks: in the order in which they were made.
+        trains: whether it is to take part in rounds; otherwise it only answers.
     """
 
     device: str
@@ -60,6 +61,7 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str]
     models: tuple[Measured, ...]
     checks: tuple[Check, ...]
+    trains: bool = True
 
 
 def is_able(checks: Sequence[Check]) -> bool:

@@ -91,6 +91,7 @@ def examine(path: Path, *, data: str | None = None) -> Diagnosis:
         versions=vitals.versions(),
         models=tuple(models),
         checks=tuple(checks),
+        trains=trains(config.engine),
     )
 
 

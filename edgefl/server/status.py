@@ -181,7 +181,7 @@ def _training(database: sqlite3.Connection, record: TrainingRecord) -> TrainingS
         round=history[-1].round,
         last_round=record.last,
         cohort=cohort_at(record.plan, history[-1].round - record.first + 1),
-        fairness=_fairness(database, record, record.last),
+        fairness=_fairness(database, record, record.last, able_devices(database, record.model, record.version)),
         bits_per_parameter=sum(bits[one.round] * one.updates for one in history if one.round in bits) / updates
         if updates
         else None,
@@ -201,19 +201,21 @@ def _pruned(database: sqlite3.Connection, record: TrainingRecord) -> float | Non
     return row["pruned"] if row else 0.0
 
 
-def _fairness(database: sqlite3.Connection, record: TrainingRecord, until: int) -> Fairness:
-    """Over the devices that can take part now; one that could once and did counts too."""
+def _fairness(database: sqlite3.Connection, record: TrainingRecord, until: int, able: frozenset[str]) -> Fairness:
+    """Over the devices that are able to take part now; one that could once and did counts too."""
     times = participations(database, record.id, until)
-    return fairness([times.get(device, 0) for device in times.keys() | able_devices(database, record.model, record.version)])
+    return fairness([times.get(device, 0) for device in times.keys() | able])
 
 
 def closed_rounds(database: sqlite3.Connection, record: TrainingRecord, since: int) -> list[FollowedRound]:
     """The closed rounds of a training from a number on. Raises StoreError."""
     closed = [one for one in rounds(database, record.id, since) if one.closed is not None]
     bits = bits_per_parameter(database, record.id) if closed else {}
+    able = able_devices(database, record.model, record.version) if closed else frozenset()
     return [
         FollowedRound(
-            **msgspec.structs.asdict(round_status(one, bits.get(one.round))), fairness=_fairness(database, record, one.round)
+            **msgspec.structs.asdict(round_status(one, bits.get(one.round))),
+            fairness=_fairness(database, record, one.round, able),
         )
         for one in closed
     ]
