@@ -15,7 +15,10 @@ import toyboard
 from edgefl.cli.status import status
 from edgefl.cli.train import start
 from edgefl.codec.weights import Precision, weights_length
-from edgefl.compress.budget import Structure, candidates
+from edgefl.compress.budget import Resting, Structure, candidates
+from edgefl.compress.forms import FORMS
+from edgefl.compress.planner import Budget
+from edgefl.compress.sensitivity import Baseline
 from edgefl.device import hands
 from edgefl.device.config import Bundle
 from edgefl.device.examine import examine_models
@@ -23,6 +26,7 @@ from edgefl.device.model import Model
 from edgefl.device.served import Shelf
 from edgefl.errors import FleetError, ModelError
 from edgefl.examples import Examples
+from edgefl.layout import Layout, Tensor
 from edgefl.link.memory import MemoryBroker
 from edgefl.profile import Profile
 from edgefl.server.founding import create_fleet
@@ -45,7 +49,8 @@ torch = pytest.importorskip("torch")
 from edgefl.export.models import load_factory  # noqa: E402  needs torch
 from edgefl.export.tensors import layout_of  # noqa: E402  needs torch
 from edgefl.server.push import PushRequest, push  # noqa: E402  needs torch
-from edgefl.server.retraining import Retraining  # noqa: E402  needs torch
+from edgefl.server.retraining import Retrainer, Retraining  # noqa: E402  needs torch
+from edgefl.server.sensing import Judge, Offered  # noqa: E402  needs torch
 
 MODEL = """
 from torch import nn
@@ -234,6 +239,29 @@ def test_what_is_retrained_rests_in_the_form_that_fits(fleet: Fleet, tmp_path: P
             assert (record.precision, record.manifest.trains) == (one.variant.removeprefix("w1-"), False)
         assert load_variants(database, version, BlobStore(fleet.blobs)) == {}
         assert variant_of_profile(database, version) == {}
+
+
+def test_a_form_that_turns_out_too_long_gives_way_to_the_next() -> None:
+    """A structure is retrained in the longest form that is hoped to fit, and not again once one does."""
+    layout, baseline = Layout((Tensor("a", (90, 1000)),)), Baseline(0.9, 0.1, 1000)
+    losses = dict.fromkeys((Precision.FP32, Precision.INT4), 0.0)
+    retrainer, resting = object.__new__(Retrainer), {}
+    retrainer._done, retrainer._judge = set(), Judge(examples(1, 1), np.ones(1), baseline)
+    retrainer._offered = Offered({}, {"s": 0.0}, losses, baseline, "a look", retrainer._judge)
+    room = int(0.41 * weights_length(layout, Precision.INT4))
+
+    def wanted() -> list[str]:
+        offered = candidates(
+            [Structure("s", 1.0, layout)], {}, predicted=retrainer._offered.predicted, resting=resting, trains=False
+        )
+        return [one.name for one in retrainer.wanted(offered, None, Budget(room))]
+
+    for form, length in zip(FORMS, (room + 1, None, room), strict=False):
+        assert wanted() == [f"s-{form.name}"]
+        retrainer._done.add(f"s-{form.name}")
+        if length:  # otherwise the file was no shorter than int4
+            resting["s", form.name] = Resting(length, 0.85, form)
+    assert wanted() == []
 
 
 def test_a_push_begins_with_one_set_of_weights(fleet: Fleet, tmp_path: Path) -> None:
