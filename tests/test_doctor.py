@@ -364,7 +364,7 @@ def test_json_and_exit_code_say_the_same(fleet: Fleet, board: Path) -> None:
     for done, expected in ((able, True), (unable, False)):
         found = json.loads(done.stdout)
         assert found["able"] is expected
-        assert set(found) == {"device", "profile", "able", "versions", "models", "checks"}
+        assert set(found) == {"device", "profile", "able", "trains", "versions", "models", "checks"}
         assert set(found["versions"]) == {"edgefl", "python", "numpy", "onnxruntime", "kernel", "architecture"}
         assert all(set(check) == {"name", "state", "text", "remedy"} for check in found["checks"])
         (model,) = found["models"]
