@@ -31,6 +31,7 @@ from edgefl.link.memory import MemoryBroker
 from edgefl.profile import Profile
 from edgefl.server.founding import create_fleet
 from edgefl.server.keys import online_signer
+from edgefl.server.members import _devices
 from edgefl.server.service import Service
 from edgefl.server.status import fleet_status
 from edgefl.server.variants import load_parent, load_variants, variant_of_profile
@@ -286,11 +287,15 @@ def test_an_update_of_a_board_that_only_answers_is_refused(tmp_path: Path) -> No
             with transaction(fleet.database):
                 replace_manifest(fleet.database, msgspec.structs.replace(record.manifest, engine="inference", variant="w1-fp32"))
     assert able_devices(fleet.database, "toy", 1) == {"a", "b"}
+    assert _devices(fleet.database, get_version(fleet.database, "toy", 1)) == {"w1-fp32": 2}
     fleet.train(rounds=1, cohort=2)
     served = fleet.serve()
     kiosk = ToyDevice(fleet, "c")
     kiosk.send(1, variant="w1-fp32", data=update_of("c", 1, fleet.wide.size))
     served.turns()
+    round_file = served.training.offer.files["w1-fp32"].sha256
+    served.service._expected.heard("c", online=True)
+    assert served.service._expected.of(round_file) == frozenset()
     receipt = kiosk.hear()
     assert receipt is not None
     assert (receipt.stored, "is not the one of profile small, which is none" in receipt.reason) == (False, True)

@@ -167,9 +167,9 @@ def _is_teachable(manifest: Manifest) -> bool:
 
 
 def _devices(database: sqlite3.Connection, version: VersionRecord) -> Counter[str]:
-    """How many valid devices have each variant."""
+    """How many valid devices train each variant."""
     profiles = Counter(device.profile for device in list_devices(database) if device.revoked is None)
     found: Counter[str] = Counter()
     for record in variants(database, version.model, version.version):
-        found[record.manifest.variant] += profiles[record.profile]
+        found[record.manifest.variant] += profiles[record.profile] if record.manifest.trains else 0
     return found
