@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 import toyboard
+from edgefl.cli.push import push as command
 from edgefl.cli.status import status
 from edgefl.cli.train import start
 from edgefl.codec.weights import Precision, weights_length
@@ -28,7 +29,8 @@ from edgefl.errors import FleetError, ModelError
 from edgefl.examples import Examples
 from edgefl.layout import Layout, Tensor
 from edgefl.link.memory import MemoryBroker
-from edgefl.profile import Profile
+from edgefl.profile import Profile, trains
+from edgefl.server.bundle import device_config, trust_of
 from edgefl.server.founding import create_fleet
 from edgefl.server.keys import online_signer
 from edgefl.server.members import _devices
@@ -42,6 +44,7 @@ from edgefl.store.fleet import Fleet
 from edgefl.store.ledger import newest_weights
 from edgefl.store.registry import Device, add_devices
 from edgefl.store.versions import able_devices, get_variant, get_version, replace_manifest
+from edgefl.strict_toml import write_toml
 from edgefl.wire import topics
 from toyfleet import ToyDevice, fleet_of_four, update_of
 
@@ -49,7 +52,7 @@ torch = pytest.importorskip("torch")
 
 from edgefl.export.models import load_factory  # noqa: E402  needs torch
 from edgefl.export.tensors import layout_of  # noqa: E402  needs torch
-from edgefl.server.push import PushRequest, push  # noqa: E402  needs torch
+from edgefl.server.push import PushRequest, profiles_in_use, push  # noqa: E402  needs torch
 from edgefl.server.retraining import Retrainer, Retraining  # noqa: E402  needs torch
 from edgefl.server.sensing import Judge, Offered  # noqa: E402  needs torch
 
@@ -97,6 +100,9 @@ def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fleet:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "windows", raising=False)
     made = create_fleet(tmp_path / "fleet", name="test")
+    for profile in (LEARNER, KIOSK):
+        text = write_toml(profile).removeprefix(f'name = "{profile.name}"\n')  # which the file's own name says
+        (made.path / "profiles" / f"{profile.name}.toml").write_text(text)
     with closing(open_database(made.database)) as database, transaction(database):
         add_devices(database, [Device("a", "learner", "01", 1.0), Device("b", "kiosk", "02", 1.0)])
     return made
@@ -190,7 +196,10 @@ def test_a_board_that_only_answers_is_served_and_left_alone(
         assert (measured.step_ms, check.state) == (0.0, "ok")
         learned = load_parent(blobs, newest_weights(scene.database, version)[1])
         assert np.abs(learned - first).max() > 1e-3
-        push(fleet, PushRequest("windows", "windows:plain", batch=8, trained=True), (LEARNER, KIOSK), now=scene.now)
+        arguments = ["windows:plain", "--name", "windows", "--trained", "--batch", "8", "--explain", "--fleet", str(fleet.path)]
+        done = CliRunner().invoke(command, arguments)
+        assert "beginning with the newest weights of windows@1, round 2\n" in done.stderr
+        assert "kiosk (inference), at most 81,920 bytes of storage, 2048 MiB of memory" in done.stdout
         scene.run(lambda: scene.held("a") == scene.held("b") == 2)
         found = model.predict(x)
         assert found.version == 2
@@ -263,6 +272,13 @@ def test_a_form_that_turns_out_too_long_gives_way_to_the_next() -> None:
         if length:  # otherwise the file was no shorter than int4
             resting["s", form.name] = Resting(length, 0.85, form)
     assert wanted() == []
+
+
+def test_its_bundle_says_that_it_only_answers(fleet: Fleet) -> None:
+    """A profile in a file becomes the engine in `device.toml`, without a source of examples."""
+    config = device_config(fleet, fleet.profiles()["kiosk"], "b", trust_of(fleet), "")
+    assert (config.engine, config.data, config.storage_kib) == ("inference", "", ROOM)
+    assert [trains(one.engine) for one in profiles_in_use(fleet)] == [False, True]
 
 
 def test_a_push_begins_with_one_set_of_weights(fleet: Fleet, tmp_path: Path) -> None:

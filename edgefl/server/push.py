@@ -31,7 +31,7 @@ from edgefl.store.blobs import BlobStore
 from edgefl.store.database import open_database
 from edgefl.store.fleet import Fleet
 from edgefl.store.garbage import keeping_new_blobs
-from edgefl.store.ledger import newest_weights
+from edgefl.store.ledger import is_trained, newest_weights
 from edgefl.store.registry import list_devices
 from edgefl.store.versions import released_version
 
@@ -91,7 +91,7 @@ def push(
     layout = layout_of(module)
     blobs = BlobStore(fleet.blobs)
     if request.trained:
-        parent = learned(fleet, request.model, layout)
+        parent = learned(fleet, request.model, layout, on_progress)
     else:
         parent = load_weights(request.weights, layout) if request.weights else vector_of(module)
     workshop = _workshop(fleet, request, source, parent, on_progress)
@@ -107,7 +107,7 @@ def push(
     return tuple(_outcome(request.model, number, one) for one in made)
 
 
-def learned(fleet: Fleet, model: str, layout: Layout) -> Float32:
+def learned(fleet: Fleet, model: str, layout: Layout, say: Callable[[str], None] = lambda _: None) -> Float32:
     """The newest weights of a model's release, after the last round that has closed; float32, shape `(layout.size,)`.
 
     What has been pruned in rounds is zero in them and without a mark, as in a file (`edgefl.export.weights`).
@@ -119,7 +119,9 @@ def learned(fleet: Fleet, model: str, layout: Layout) -> Float32:
     """
     with closing(open_database(fleet.database)) as database:
         version = released_version(database, model)
-        _, newest = newest_weights(database, version)
+        number, newest = newest_weights(database, version)
+        open_still = ", which is being trained; that ends as boards get this version" if is_trained(database, model) else ""
+    say(f"beginning with the newest weights of {model}@{version.version}, round {number}{open_still}")
     shapes, known = ([(t.name, t.shape) for t in one.tensors] for one in (layout, version.layout))
     if shapes != known:
         raise ModelError(
