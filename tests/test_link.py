@@ -150,8 +150,9 @@ class RealBroker:
 
     def drop(self, link: PahoLink) -> None:
         """Cut a connection without a good-bye."""
-        assert link._client is not None
-        sock = link._client.socket()
+        client = link._connection.client
+        assert client is not None
+        sock = client.socket()
         assert isinstance(sock, socket.socket)
         sock.shutdown(socket.SHUT_RDWR)
 

@@ -356,8 +356,8 @@ def test_wake_descriptor_ends_the_wait(serve: Callable[..., tuple[ScriptedBroker
             gather(link, lambda events: Connected(False) in events)
         else:
             broker.close()
-            link._lost(link._trouble)
-            link._backoff.due = time.monotonic() + 60
+            link._lost(link._connection.trouble)
+            link._connection._backoff.due = time.monotonic() + 60
             link.poll(0.0)
         started = time.monotonic()
         threading.Timer(0.2, os.write, (writer, b"!")).start()
@@ -431,8 +431,9 @@ def test_certificate_files_are_read_for_every_connection(serve: Callable[..., tu
     gather(link, lambda events: Connected(False) in events)
     good = broker.client[0].read_bytes()
     broker.client[0].write_bytes(b"broken")
-    assert link._client is not None
-    link._client.abandon()
+    client = link._connection.client
+    assert client is not None
+    client.abandon()
     events = gather(link, lambda events: sum(isinstance(event, Disconnected) for event in events) == 2)
     assert isinstance(events[-1], Disconnected)
     assert str(broker.client[0]) in events[-1].reason
