@@ -8,7 +8,7 @@ import toyboard as toy
 from edgefl.identity.repository import appointed
 from edgefl.identity.signing import Signer
 from edgefl.link.contract import Arrived
-from edgefl.link.memory import MemoryBroker
+from edgefl.link.memory_broker import MemoryBroker
 from edgefl.store.blobs import BlobStore
 from edgefl.wire import topics
 from edgefl.wire.messages import encode

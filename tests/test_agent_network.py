@@ -11,7 +11,7 @@ import toyboard as toy
 from edgefl.codec.weights import Precision, encode_weights
 from edgefl.layout import Layout, Tensor
 from edgefl.link.contract import Refused
-from edgefl.link.memory import Faults
+from edgefl.link.memory_broker import Faults
 from edgefl.wire.rounds import PART_SIZE
 from toyagent import scripted, trainer
 

@@ -26,7 +26,8 @@ from edgefl.engine.contract import Trained
 from edgefl.errors import MessageError
 from edgefl.identity.signing import ASSIGNMENT, Signer
 from edgefl.layout import Float32, Layout, Tensor
-from edgefl.link.memory import Faults, MemoryBroker, MemoryLink
+from edgefl.link.memory import MemoryLink
+from edgefl.link.memory_broker import Faults, MemoryBroker
 from edgefl.plan import Plan
 from edgefl.server.founding import create_fleet
 from edgefl.server.keys import online_signer
@@ -89,7 +90,7 @@ class World:
 
     def serve(self) -> Service:
         """Start the server, anew if there was one."""
-        link = self.broker.link("edgefl-server")
+        link = MemoryLink(self.broker, "edgefl-server")
         self.server = Service(self.database, BlobStore(self.fleet.blobs), link, online_signer(self.fleet))
         link.subscribe(topics.ALL_UP)
         return self.server
@@ -99,7 +100,7 @@ class World:
         self.starts += 1
         bundle = self.bundle(name)
         bundle.state.mkdir(exist_ok=True)
-        link = self.links[name] = self.broker.link(name, will=death(name, self.starts))
+        link = self.links[name] = MemoryLink(self.broker, name, will=death(name, self.starts))
         agent = self.agents[name] = Agent(bundle, link, self.starts, rng=random.Random(self.starts))
         agent._following.begin()
         link.subscribe(topics.receipt(name))
@@ -326,7 +327,7 @@ def test_assignment_that_is_not_to_be_believed_changes_nothing(
     """An attacker on the broker cannot make a board install anything; the board says which rule was broken, and serves on."""
     monkeypatch.setattr("edgefl.device.following.PATIENCE", 0.5)
     agent = world.board("cam-01")
-    attacker = world.broker.link("attacker")
+    attacker = MemoryLink(world.broker, "attacker")
     attacker.poll(0.0)
     attacker.publish(topics.assignment("cam-01"), payload(world), retain=True)
     attacker.poll(0.0)
@@ -445,8 +446,8 @@ def test_update_parts_fit_packets_and_carry_the_whole(world: World) -> None:
     from edgefl.store.outbox import OutboxEntry, write_outbox
 
     data = os.urandom(250_000)
-    link = world.broker.link("cam-01")
-    heard = world.broker.link("edgefl-server")
+    link = MemoryLink(world.broker, "cam-01")
+    heard = MemoryLink(world.broker, "edgefl-server")
     heard.subscribe(topics.ALL_UP)
     heard.poll(0.0)
     link.poll(0.0)

@@ -13,7 +13,8 @@ from edgefl.device.rotation import LATER, NAME, PATIENCE, TRIAL_SECONDS, Rotatio
 from edgefl.errors import ConfigError, InputError, SignatureError, StoreError
 from edgefl.identity.requests import make_request, read_request
 from edgefl.link.contract import Arrived, Connected
-from edgefl.link.memory import MemoryBroker
+from edgefl.link.memory import MemoryLink
+from edgefl.link.memory_broker import MemoryBroker
 from edgefl.names import SERVER
 from edgefl.server.claims import sign
 from edgefl.server.enrolment import Order
@@ -72,7 +73,7 @@ class Server:
         self._answer = answer or self.signed
         self._authority = authority
         self._given = {}
-        self._link = self.broker.link(SERVER)
+        self._link = MemoryLink(self.broker, SERVER)
         self._link.subscribe(topics.ALL_CLAIMS)
         self._link.poll(0)
 
@@ -84,7 +85,7 @@ class Server:
 
     def connect(self, _address, name):
         """A board's link, during whose polls the server works."""
-        link, poll = self.broker.link(name), None
+        link, poll = MemoryLink(self.broker, name), None
         poll = link.poll
 
         def working(timeout, wake=()):
@@ -256,8 +257,8 @@ class Turning:
         self.bundle, self.authority = bundle, authority
         self.now, self.wall = 0.0, identity.pair_validity(bundle).begins + DAY
         self.broker = MemoryBroker()
-        self.link = self.broker.link(bundle.config.id)
-        self.server = self.broker.link(SERVER)
+        self.link = MemoryLink(self.broker, bundle.config.id)
+        self.server = MemoryLink(self.broker, SERVER)
         self.server.subscribe(topics.renew(bundle.config.id))
         self.server.poll(0)
         self.start()

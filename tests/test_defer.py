@@ -32,7 +32,7 @@ from edgefl.device.defer import (
 from edgefl.device.power import battery_percent
 from edgefl.errors import ConfigError
 from edgefl.layout import Layout, Tensor
-from edgefl.link.memory import MemoryBroker
+from edgefl.link.memory_broker import MemoryBroker
 from edgefl.strict_toml import read_toml, write_toml
 from edgefl.wire.blocks import file_ref
 from edgefl.wire.rounds import Task

@@ -9,7 +9,8 @@ from edgefl.device.sending import WINDOW, UpdateSender
 from edgefl.device.voice import TOLD_AGAIN, Voice
 from edgefl.errors import StoreError
 from edgefl.link.contract import Arrived
-from edgefl.link.memory import MemoryBroker
+from edgefl.link.memory import MemoryLink
+from edgefl.link.memory_broker import MemoryBroker
 from edgefl.store.outbox import OutboxEntry, write_outbox
 from edgefl.wire import topics
 from edgefl.wire.messages import MAX_PACKET, decode
@@ -27,7 +28,7 @@ def broker():
 @pytest.fixture
 def link(broker):
     """The device's link, connected."""
-    link = broker.link(toy.DEVICE)
+    link = MemoryLink(broker, toy.DEVICE)
     link.poll(0.0)
     return link
 
@@ -35,7 +36,7 @@ def link(broker):
 @pytest.fixture
 def heard(broker):
     """What the server gets: called, the parts since the last call."""
-    server = broker.link("edgefl-server", clean_session=False)
+    server = MemoryLink(broker, "edgefl-server", clean_session=False)
     server.subscribe(topics.ALL_UP)
     server.poll(0.0)
     return lambda: [decode(e.payload, UpdatePart) for e in server.poll(0.0) if isinstance(e, Arrived)]
@@ -120,7 +121,7 @@ def test_an_outbox_without_the_update_is_an_error(tmp_path, link):
 def spoken(tmp_path):
     """A voice, the server that hears it, and a clock."""
     board = toy.Board(tmp_path)
-    link = board.broker.link(toy.DEVICE)
+    link = MemoryLink(board.broker, toy.DEVICE)
     link.poll(0.0)
     voice = Voice(board.config, link, 1, memory=lambda: 77, clock=board.clock.monotonic)
 
@@ -155,7 +156,7 @@ def test_a_flood_of_different_troubles_is_thinned_out(spoken):
 def test_a_full_queue_silences_and_does_not_raise(spoken):
     """Saying something never fails for the caller."""
     _, _, board = spoken
-    narrow = board.broker.link("narrow", budget=10)
+    narrow = MemoryLink(board.broker, "narrow", budget=10)
     voice = Voice(board.config, narrow, 1, memory=lambda: 0, clock=board.clock.monotonic)
     voice.birth([])
     voice.report("m", 1, 1, "training")

@@ -14,6 +14,7 @@ from edgefl.codec.weights import Precision, decode_weights
 from edgefl.device import hands
 from edgefl.errors import StoreError
 from edgefl.link.contract import Arrived
+from edgefl.link.memory import MemoryLink
 from edgefl.server.downlink import REACH
 from edgefl.server.variants import load_parent
 from edgefl.store.blobs import BlobStore
@@ -29,7 +30,7 @@ class World(path.Fleet):
         """All devices are there; no server yet."""
         super().__init__(root)
         self.sent = set()  # topics of files
-        self._ear = self.broker.link("listener")
+        self._ear = MemoryLink(self.broker, "listener")
         self._ear.subscribe(topics.block("+"))
 
     def turn(self, seconds=0.1):

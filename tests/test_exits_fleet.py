@@ -10,7 +10,8 @@ import pytest
 
 import toyboard
 from edgefl.device import hands
-from edgefl.link.memory import MemoryBroker
+from edgefl.link.memory import MemoryLink
+from edgefl.link.memory_broker import MemoryBroker
 from edgefl.plan import Plan
 from edgefl.profile import Profile
 from edgefl.recipe import Recipe
@@ -88,7 +89,7 @@ def change(fleet, boards, clock):
             rounds=1, cohort=len(boards), quorum=len(boards), deadline=600.0, sparsity=1.0, bits=8, learning_rate=0.5, ramp=2
         )
         start_training(database, get_version(database, "stairs", 1), plan, "", clock.wall())
-        link = broker.link("server", clean_session=False)
+        link = MemoryLink(broker, "server", clean_session=False)
         link.subscribe(topics.ALL_UP)
         service = Service(database, blobs, link, online_signer(fleet), **times)
         root = documents(database)["1.root"]

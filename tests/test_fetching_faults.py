@@ -15,7 +15,7 @@ import pytest
 import toyfetch as toy
 from edgefl.device.rests import PAUSE
 from edgefl.errors import MessageError, SlowRetrievalError, StoreError
-from edgefl.link.memory import Faults
+from edgefl.link.memory_broker import Faults
 from edgefl.wire.blocks import block_hash, block_length, file_ref
 from edgefl.wire.files import BLOCK_SIZE, Block
 from edgefl.wire.messages import MAX_PACKET, decode, encode

@@ -23,7 +23,8 @@ from cryptography.x509.oid import NameOID
 from edgefl.errors import LinkError
 from edgefl.link.address import BrokerAddress
 from edgefl.link.contract import Arrived, Connected, Disconnected, Event, Link, Message, matches
-from edgefl.link.memory import MemoryBroker, MemoryLink
+from edgefl.link.memory import MemoryLink
+from edgefl.link.memory_broker import MemoryBroker
 from edgefl.link.paho import PahoLink
 from edgefl.wire.messages import MAX_PACKET
 
@@ -173,7 +174,7 @@ class MemoryWorld:
 
     def link(self, name: str, *, will: Message | None = None, clean_session: bool = True, budget: int = 8 << 20) -> MemoryLink:
         """A link to it."""
-        return self.broker.link(name, will=will, clean_session=clean_session, budget=budget)
+        return MemoryLink(self.broker, name, will=will, clean_session=clean_session, budget=budget)
 
     def drop(self, link: MemoryLink) -> None:
         """Cut a connection."""

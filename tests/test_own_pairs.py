@@ -22,7 +22,8 @@ from edgefl.errors import FleetError, StoreError
 from edgefl.identity.authority import found_authority
 from edgefl.link.address import BrokerAddress
 from edgefl.link.contract import Arrived, Connected, Event, Message
-from edgefl.link.memory import MemoryBroker
+from edgefl.link.memory import MemoryLink
+from edgefl.link.memory_broker import MemoryBroker
 from edgefl.link.paho import PahoLink
 from edgefl.names import BROKER, SERVER
 from edgefl.server import pairs
@@ -257,7 +258,7 @@ def test_a_server_that_is_not_let_in_with_its_new_pair_goes_back(fleet: Fleet) -
 def test_a_pair_that_replaces_the_one_just_connected_with_is_not_taken_for_it(fleet: Fleet) -> None:
     """Renewed between the connection and its event, the old pair is not revoked before the broker has accepted the new one."""
     with closing(open_database(fleet.database)) as database:
-        link = MemoryBroker().link(SERVER)
+        link = MemoryLink(MemoryBroker(), SERVER)
         pair = OwnPair(fleet, database, link, time.time, time.monotonic)
         link.poll(0.0)
         pairs.renew(fleet, database, "server", time.time())
@@ -282,7 +283,7 @@ def test_the_server_renews_in_time_where_the_broker_is_ours(fleet: Fleet, here: 
         if here:
             stack.enter_context(only_broker(fleet.broker, "mosquitto"))
             (fleet.broker / "mosquitto.pid").write_text(f"{2**22 + 1} 127.0.0.1 {fleet.settings.port}\n")
-        link = MemoryBroker().link(SERVER, will=Message("efl/v1/x", b"", 0))
+        link = MemoryLink(MemoryBroker(), SERVER, will=Message("efl/v1/x", b"", 0))
         link.poll(0.0)
         pair = OwnPair(fleet, database, link, time.time, time.monotonic)
         pair.look()

@@ -9,7 +9,8 @@ import pytest
 
 import toyboard
 from edgefl.device import hands
-from edgefl.link.memory import MemoryBroker
+from edgefl.link.memory import MemoryLink
+from edgefl.link.memory_broker import MemoryBroker
 from edgefl.plan import Plan
 from edgefl.profile import Profile
 from edgefl.server.founding import create_fleet
@@ -71,7 +72,7 @@ def test_a_pruned_variant_is_trained_and_aggregated(tmp_path, monkeypatch):
 
     def serve():
         database = open_database(fleet.database, busy=0.1)
-        link = broker.link("server", clean_session=False)
+        link = MemoryLink(broker, "server", clean_session=False)
         link.subscribe(topics.ALL_UP)
         return database, link, Service(database, blobs, link, online_signer(fleet), wall=clock.wall, clock=clock.monotonic)
 

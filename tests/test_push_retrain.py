@@ -28,7 +28,8 @@ from edgefl.device.conditions import working_bytes
 from edgefl.errors import DataError, ModelError
 from edgefl.examples import Examples, unlabelled
 from edgefl.layout import Layout, Tensor
-from edgefl.link.memory import MemoryBroker
+from edgefl.link.memory import MemoryLink
+from edgefl.link.memory_broker import MemoryBroker
 from edgefl.plan import Plan
 from edgefl.profile import Profile
 from edgefl.server.founding import create_fleet
@@ -179,7 +180,7 @@ def test_a_codebook_is_trained_in_rounds(fleet: Fleet, tmp_path: Path, monkeypat
         (view,) = load_variants(database, version, blobs).values()
     data = examples(64, 5)
     broker, passed = MemoryBroker(), 0.0
-    link = broker.link("server", clean_session=False)
+    link = MemoryLink(broker, "server", clean_session=False)
     times = {"clock": lambda: passed, "wall": lambda: now + passed}
     agent = toyboard.real_board(
         tmp_path / "board", root, broker, times, data.x, data.y, id="a", profile="small", storage_kib=9999

@@ -14,7 +14,7 @@ from edgefl.device.trust import SEAL, believed_assignment, believed_manifest, be
 from edgefl.errors import FreezeError, MessageError, MixError, PeerError, RollbackError, SignatureError, WrongDeviceError
 from edgefl.identity.signing import ASSIGNMENT, ROUND
 from edgefl.layout import Layout, Tensor
-from edgefl.link.memory import MemoryBroker
+from edgefl.link.memory_broker import MemoryBroker
 from edgefl.wire.files import BLOCK_SIZE, Difference, FileRef
 from edgefl.wire.messages import Signed, decode, encode
 from edgefl.wire.topics import target_path

@@ -24,6 +24,7 @@ from edgefl.device.voice import death
 from edgefl.engine.contract import Evaluation, Trained
 from edgefl.errors import UpdateError
 from edgefl.layout import Layout, Tensor
+from edgefl.link.memory import MemoryLink
 from edgefl.server.history import Histories
 from edgefl.store.documents import documents
 from edgefl.store.outbox import read_memory
@@ -96,7 +97,7 @@ class Device:
         self.starts += 1
         (self.root / "state").mkdir(exist_ok=True)
         clock = self.fleet.clock
-        self.link = self.fleet.broker.link(self.name, will=death(self.name, self.starts))
+        self.link = MemoryLink(self.fleet.broker, self.name, will=death(self.name, self.starts))
         rng = random.Random(self.starts)
         bundle = Bundle(self.root, self.config)
         self.agent = Agent(bundle, self.link, self.starts, clock=clock.monotonic, wall=clock.wall, rng=rng)

@@ -24,7 +24,8 @@ from edgefl.identity.repository import found, with_targets
 from edgefl.identity.signing import ASSIGNMENT, ROUND, Signer
 from edgefl.layout import Layout, Tensor
 from edgefl.link.contract import Arrived
-from edgefl.link.memory import MemoryBroker
+from edgefl.link.memory import MemoryLink
+from edgefl.link.memory_broker import MemoryBroker
 from edgefl.names import SERVER
 from edgefl.store.outbox import read_residual
 from edgefl.wire import topics
@@ -83,7 +84,7 @@ def real_board(directory, root, broker, times, x, y, **config):
         fleet=hashlib.sha256(root).hexdigest(), data=f"npz:{directory / 'data.npz'}", **config,
     )  # fmt: skip
     name = described.id
-    return Agent(Bundle(directory, described), broker.link(name, will=death(name, 1)), 1, rng=random.Random(1), **times)
+    return Agent(Bundle(directory, described), MemoryLink(broker, name, will=death(name, 1)), 1, rng=random.Random(1), **times)
 
 
 def delta_of(number):
@@ -181,7 +182,7 @@ class Office:
     def __init__(self, broker, clock):
         """Connect."""
         self.broker, self.clock = broker, clock
-        self.link = broker.link(SERVER, clean_session=False)
+        self.link = MemoryLink(broker, SERVER, clean_session=False)
         self.link.subscribe(topics.ALL_UP)
         self.link.poll(0.0)
         self.receipts, self.serves = "store", True
@@ -380,7 +381,7 @@ class Board:
         """Begin anew with what is on disk."""
         self.starts += 1
         self.state.mkdir(exist_ok=True)  # or a link to a directory elsewhere
-        self.link = self.broker.link(DEVICE, will=death(DEVICE, self.starts))
+        self.link = MemoryLink(self.broker, DEVICE, will=death(DEVICE, self.starts))
         bundle = Bundle(self.root, self.config)
         self.agent = Agent(
             bundle, self.link, self.starts, clock=self.clock.monotonic, wall=self.clock.wall, rng=random.Random(self.starts)

@@ -9,7 +9,8 @@ import time
 import toyboard as toy
 from edgefl.device.fetching import Fetcher
 from edgefl.link.contract import Arrived
-from edgefl.link.memory import MemoryBroker
+from edgefl.link.memory import MemoryLink
+from edgefl.link.memory_broker import MemoryBroker
 from edgefl.store.blobs import BlobStore
 
 
@@ -21,7 +22,7 @@ class World:
         self.clock = toy.Clock()
         self.broker = MemoryBroker(random.Random(0))
         self.office = toy.Office(self.broker, self.clock)
-        self.link = self.broker.link(toy.DEVICE)
+        self.link = MemoryLink(self.broker, toy.DEVICE)
         self.link.poll(0.0)
         self.blobs = BlobStore(root / "blobs")
         self.partial = root / "partial"

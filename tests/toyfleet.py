@@ -20,7 +20,8 @@ from edgefl.identity.repository import found, with_targets
 from edgefl.identity.signing import ASSIGNMENT, ROUND, Signer, verify
 from edgefl.layout import Layout, Tensor, nested_index
 from edgefl.link.contract import Arrived
-from edgefl.link.memory import MemoryBroker
+from edgefl.link.memory import MemoryLink
+from edgefl.link.memory_broker import MemoryBroker
 from edgefl.names import SERVER
 from edgefl.plan import Plan
 from edgefl.recipe import PLAIN
@@ -186,7 +187,7 @@ class ToyFleet:
     def serve(self, steps=3):
         """A new server, as after a start of its process; it has looked around and announced."""
         database = self._open(busy=0.1)
-        link = self.broker.link(SERVER, clean_session=False)
+        link = MemoryLink(self.broker, SERVER, clean_session=False)
         service = Service(database, self.blobs, link, self.online, wall=self.clock.wall, clock=self.clock.monotonic)
         link.subscribe(topics.ALL_UP)
         served = Served(self, service, database, link)
@@ -256,7 +257,7 @@ class ToyDevice:
         """Connect and subscribe."""
         self.fleet, self.name = fleet, name
         self.variant, self.layout, _ = fleet.variants[fleet.profiles.get(name, "big")]
-        self.link = fleet.broker.link(name)
+        self.link = MemoryLink(fleet.broker, name)
         self.link.subscribe(topics.receipt(name))
         self.link.subscribe(topics.round_order(MODEL, self.variant))
         self.receipts, self.orders = [], []
