@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import test_update_path as path
-from edgefl.codec.difference import GRID
+from edgefl.codec.moves import GRID
 from edgefl.codec.weights import Precision, decode_weights
 from edgefl.device import hands
 from edgefl.errors import StoreError
