@@ -1,7 +1,7 @@
 """How good the final weights are on the devices themselves, when the last round is closed.
 
-Model: each honest device is asked once more, as if for a round: how accurate the weights are on its own examples, or what its usual
-training makes of them, on examples that it has kept for testing. Nothing is sent, and nothing counts.
+Model: each honest device is asked once more, as if for a round: how accurate the weights are on its own examples, or what its
+usual training makes of them, on examples that it has kept for testing. Nothing is sent, and nothing counts.
 """
 
 from dataclasses import dataclass
