@@ -11,8 +11,8 @@ Buffers: BatchNorm's running statistics become tensors of the layout that are st
 dict holds become frozen tensors; the rest (integers, buffers that are not persistent) are constants of the graphs.
 
 Rules: a factory is code that the operator names on his own machine (`package.module:factory`), never code that travels. Every
-way in which it can be wrong has its own words (`edgefl.export.soundness`). A model that changes other buffers while it computes is
-refused: nobody would say how their values on different boards are to be averaged.
+way in which it can be wrong has its own words (`edgefl.export.soundness`). A model that changes other buffers while it computes
+is refused: nobody would say how their values on different boards are to be averaged.
 """
 
 from dataclasses import dataclass, replace
