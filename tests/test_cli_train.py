@@ -20,6 +20,8 @@ from edgefl.server.variants import store_parent
 from edgefl.store.database import open_database
 from edgefl.store.ledger import Outcome, close_round, newest_training, trainings
 from edgefl.store.versions import get_version, variants
+from toyclock import START
+from toyupdates import WIDE
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +147,7 @@ def test_a_pruned_model_needs_the_weights_of_late_updates(fleet, capsys):
     training = newest_training(fleet.database, "toy")
     layout = get_version(fleet.database, "toy", 1).layout
     parent = pruned(np.ones(layout.size, dtype=np.float32), layout, FleetPruning(target=0.5, share=1.0))
-    assert close_round(fleet.database, training.id, 1, Outcome((), store_parent(fleet.blobs, parent)), toy.START, last=False)
+    assert close_round(fleet.database, training.id, 1, Outcome((), store_parent(fleet.blobs, parent)), START, last=False)
     run(["train", "stop", "toy"])
     capsys.readouterr()
     assert start("--staleness", "33") == 2
@@ -160,7 +162,7 @@ def test_a_pruned_model_needs_the_weights_of_late_updates(fleet, capsys):
 def test_a_model_without_anything_to_prune_is_not_pruned(fleet, capsys):
     """Frozen tensors stay whole: a parent of them alone is refused, and trained without pruning."""
     with fleet.database:
-        frozen = Layout(tuple(msgspec.structs.replace(tensor, role="frozen") for tensor in toy.WIDE.tensors))
+        frozen = Layout(tuple(msgspec.structs.replace(tensor, role="frozen") for tensor in WIDE.tensors))
         fleet.database.execute("UPDATE versions SET layout=?", (msgspec.msgpack.encode(frozen),))
     assert start("--pruning", "0.9") == 2
     assert "nothing of the model can be pruned" in capsys.readouterr().err
@@ -238,7 +240,7 @@ def test_frozen_tensors_have_no_velocity(fleet, tmp_path):
     """A profile whose room would not do for the momentum of every parameter does for that of the trained ones."""
     path = tmp_path / "plan.toml"
     path.write_text("correction = 0.9\n")
-    first, *others = toy.WIDE.tensors
+    first, *others = WIDE.tensors
     half = Layout((msgspec.structs.replace(first, role="frozen"), *others))
     fleet.push("big", layout=half)
     manifest = variants(fleet.database, "toy", 2)[0].manifest
@@ -351,7 +353,7 @@ def test_locked_database_is_a_machines_error(fleet, capsys, monkeypatch):
 
 def close(database, training, number, *, last=False):
     """Close a round as the server does."""
-    assert close_round(database, training, number, Outcome([], bytes(32), 0.25 * number, 1.0 / number), toy.START, last=last)
+    assert close_round(database, training, number, Outcome([], bytes(32), 0.25 * number, 1.0 / number), START, last=last)
 
 
 def test_follow_of_what_has_ended_prints_its_rounds(fleet, capsys):

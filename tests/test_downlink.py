@@ -19,6 +19,7 @@ from edgefl.server.downlink import REACH
 from edgefl.server.variants import load_parent
 from edgefl.store.blobs import BlobStore
 from edgefl.wire import topics
+from toyupdates import MODEL
 
 PLAN = {**path.PLAN, "rounds": 6, "downlink_sparsity": 0.05}
 
@@ -71,7 +72,7 @@ def fleet(tmp_path, monkeypatch):
 
 def session(device):
     """What a device's machine knows."""
-    return device.agent._models[path.toy.MODEL].session
+    return device.agent._models[MODEL].session
 
 
 def settle(fleet):

@@ -27,6 +27,8 @@ from edgefl.store.ledger import start_training
 from edgefl.store.registry import Device, add_devices
 from edgefl.store.versions import get_version
 from edgefl.wire import topics
+from toyclock import Today
+from toytrainer import InlineTrainer
 
 pytest.importorskip("torch")
 
@@ -115,9 +117,9 @@ def test_every_coordinate_learns_from_the_boards_that_hold_it(tmp_path, monkeypa
     (tmp_path / "stairs.py").write_text(MODEL)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "stairs", raising=False)
-    monkeypatch.setattr(hands, "TrainerProcess", toyboard.InlineTrainer)
+    monkeypatch.setattr(hands, "TrainerProcess", InlineTrainer)
     monkeypatch.setattr(os, "fsync", lambda _: None)  # processes die here, not the power
-    clock = toyboard.Today()
+    clock = Today()
     fleet, variants = created(tmp_path / "fleet", clock)
     kinds = {"deep": "w1-", "flat": "d1w1-", "slim": "d1p"}
     assert all(variants[board].startswith(kind) for board, kind in kinds.items())

@@ -28,13 +28,15 @@ import os, random, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import toyfetch as toy
+from edgefl.wire.files import Block
+from edgefl.wire.messages import decode
 world = toy.World(Path(sys.argv[2]))
 ref = world.office.offer("weights", random.Random(4).randbytes(15 * 32768 + 500))
 log = os.open(sys.argv[3], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 publish = world.office.link.publish
 def logged(topic, payload, **options):
     if "/block" in topic:
-        os.write(log, b"%d\\n" % toy.toy.decode(payload, toy.toy.Block).index)
+        os.write(log, b"%d\\n" % decode(payload, Block).index)
     publish(topic, payload, **options)
 world.office.link.publish = logged
 world.fetcher.need("m", (ref,))

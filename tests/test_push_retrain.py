@@ -47,6 +47,7 @@ from edgefl.store.offers import offered
 from edgefl.store.registry import Device, add_devices
 from edgefl.store.versions import get_version, variants
 from edgefl.wire import topics
+from toytrainer import InlineTrainer
 
 torch = pytest.importorskip("torch")
 
@@ -157,7 +158,7 @@ def test_what_only_just_does_not_fit_arrives_as_a_codebook(fleet: Fleet, tmp_pat
 @pytest.mark.slow
 def test_a_codebook_is_trained_in_rounds(fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A board begins with what it holds, goes on from that and what was learnt, and what it learns arrives in the parent."""
-    monkeypatch.setattr(hands, "TrainerProcess", toyboard.InlineTrainer)
+    monkeypatch.setattr(hands, "TrainerProcess", InlineTrainer)
     monkeypatch.setattr(os, "fsync", lambda _: None)  # processes die here, not the power
     module, profile, now = trained(load_factory("retrained:plain")), board("small", 9999), time.time()
     weights = tmp_path / "w.pt"

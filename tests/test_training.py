@@ -18,6 +18,7 @@ from edgefl.store.blobs import BlobStore
 from edgefl.store.database import Database
 from edgefl.store.ledger import end_training, rounds
 from edgefl.wire.rounds import PART_SIZE
+from toyupdates import MODEL, NARROW, VARIANTS, WIDE, head_of, reference, update_of
 
 
 @pytest.fixture
@@ -47,8 +48,8 @@ BAD_CONTENT = {
     "NaN scale": lambda data: with_scales(data, float("nan"), float("nan")),
     "infinite scale": lambda data: with_scales(data, 0.0, float("inf")),
     "enormous scale": lambda data: with_scales(data, 0.0, 3e38),
-    "of another model": lambda _: toy.update_of("a", 1, 77),
-    "of the other width": lambda _: toy.update_of("a", 1, toy.NARROW.size),
+    "of another model": lambda _: update_of("a", 1, 77),
+    "of the other width": lambda _: update_of("a", 1, NARROW.size),
 }
 
 
@@ -89,7 +90,7 @@ def test_device_counts_only_with_the_variant_of_its_profile(fleet):
     """A perfect update of another profile's variant is refused, because this device does not have that variant."""
     fleet.train(rounds=2, cohort=1)
     server, device = fleet.serve(), fleet.device("a")
-    receipt = answer(server, device, 1, data=toy.update_of("a", 1, toy.NARROW.size), variant="w0.5-int8")
+    receipt = answer(server, device, 1, data=update_of("a", 1, NARROW.size), variant="w0.5-int8")
     assert (receipt.stored, "not the one of profile big" in receipt.reason) == (False, True)
 
 
@@ -100,7 +101,7 @@ def test_update_of_a_diverged_training_is_refused(fleet, field, value):
     fleet.train(rounds=2, cohort=1)
     server, device = fleet.serve(), fleet.device("a")
     data = device.data(1)
-    head = msgspec.structs.replace(toy.head_of("a", 1, data, variant=device.variant), **{field: value})
+    head = msgspec.structs.replace(head_of("a", 1, data, variant=device.variant), **{field: value})
     device.say("update", head)
     server.turns()
     assert not device.hear().stored
@@ -111,7 +112,7 @@ def test_enormous_but_finite_loss_is_no_reason_to_refuse(fleet):
     """A large loss is a number like any other; the round's numbers can be shown as JSON."""
     fleet.train(rounds=2, cohort=1)
     server, device = fleet.serve(), fleet.device("a")
-    head = msgspec.structs.replace(toy.head_of("a", 1, device.data(1), variant=device.variant), loss_after=1e308)
+    head = msgspec.structs.replace(head_of("a", 1, device.data(1), variant=device.variant), loss_after=1e308)
     device.say("update", head)
     server.turns()
     assert device.hear().stored
@@ -119,13 +120,13 @@ def test_enormous_but_finite_loss_is_no_reason_to_refuse(fleet):
 
 def test_update_that_leaves_the_range_of_half_precision_is_refused(tmp_path, monkeypatch):
     """With an fp16 variant in the version, what would take a weight beyond fp16 is refused by name; the others train on."""
-    monkeypatch.setitem(toy.VARIANTS, "half", ("w1-fp16", toy.WIDE, Precision.FP16))
+    monkeypatch.setitem(VARIANTS, "half", ("w1-fp16", WIDE, Precision.FP16))
     fleet = toy.ToyFleet(tmp_path)
     fleet.provision(a="big", h="half")
     fleet.push("big", "half")
     fleet.train(rounds=5, cohort=2)
     server, wild, tame = fleet.serve(), fleet.device("a"), fleet.device("h")
-    vector = np.full(toy.WIDE.size, 7e4, dtype=np.float32)
+    vector = np.full(WIDE.size, 7e4, dtype=np.float32)
     data = encode(vector, sparsity=0.1, bits=1, rng=np.random.default_rng(0)).data
     assert "diverged" in answer(server, wild, 1, data=data).reason
     assert answer(server, tame, 1).stored
@@ -161,7 +162,7 @@ def test_second_update_for_one_round_is_refused_unless_it_is_the_same(fleet):
     server, device = fleet.serve(), fleet.device("a")
     assert answer(server, device, 1).stored
     assert answer(server, device, 1).stored
-    other = answer(server, device, 1, data=toy.update_of("somebody else", 1, toy.WIDE.size))
+    other = answer(server, device, 1, data=update_of("somebody else", 1, WIDE.size))
     assert (other.stored, "another update" in other.reason) == (False, True)
     assert fleet.rows("SELECT COUNT(*) FROM updates") == [(1,)]
 
@@ -180,7 +181,7 @@ def test_update_stored_long_ago_is_acknowledged_however_late_it_is_sent_again(fl
 def test_large_update_arrives_in_parts(tmp_path, monkeypatch):
     """Parts in any order, some twice, make one update and at least one receipt; a head that promises too many is refused."""
     large = Layout((Tensor("a.weight", (40, 10_000)),))
-    monkeypatch.setitem(toy.VARIANTS, "big", ("w1-fp32", large, Precision.FP32))
+    monkeypatch.setitem(VARIANTS, "big", ("w1-fp32", large, Precision.FP32))
     monkeypatch.setattr(toy.ToyFleet, "wide", large)
     fleet = toy.ToyFleet(tmp_path)
     fleet.provision(a="big")
@@ -189,7 +190,7 @@ def test_large_update_arrives_in_parts(tmp_path, monkeypatch):
     server, device = fleet.serve(), fleet.device("a")
     data = device.data(1, sparsity=1.0, bits=8)
     assert len(data) > 3 * PART_SIZE
-    head = toy.head_of("a", 1, data, variant=device.variant)
+    head = head_of("a", 1, data, variant=device.variant)
     cuts = range(0, len(data), PART_SIZE)
     parts = [
         msgspec.structs.replace(head, part=i, parts=len(cuts), data=data[start : start + PART_SIZE])
@@ -245,7 +246,7 @@ def test_training_started_again_takes_over_what_waits(fleet):
     assert answer(server, devices[0], 1).stored
     assert answer(server, devices[2], 2).stored
     assert server.training.state.number == 3
-    expected = toy.reference(begun, [("a", "big", 1), ("c", "small", 1), ("b", "big", 2)], number=2)
+    expected = reference(begun, [("a", "big", 1), ("c", "small", 1), ("b", "big", 2)], number=2)
     np.testing.assert_allclose(server.training.parent, expected, rtol=1e-6, atol=1e-7)
 
 
@@ -272,7 +273,7 @@ def test_round_of_a_stopped_training_does_not_close(fleet):
     end_training(fleet.database, training, "stopped")
     fleet.clock.now += 100.0
     begun = server.training.parent.copy()
-    server.service._guarded(lambda: server.service._advance(toy.MODEL))
+    server.service._guarded(lambda: server.service._advance(MODEL))
     np.testing.assert_array_equal(server.training.parent, begun)
     assert (server.training.state.number, server.training.state.finished) == (1, True)
     assert fleet.rows("SELECT closed, result FROM rounds") == [(None, None)]
@@ -393,7 +394,7 @@ def test_death_at_any_point_changes_nothing(tmp_path):
             assert counted == [(device, number, number) for number in (1, 2) for device in "abc"]
             ((sha256,),) = fleet.rows("SELECT result FROM rounds WHERE round=2")
             results.add(sha256)
-            assert len(load_parent(fleet.blobs, sha256)) == toy.WIDE.size
+            assert len(load_parent(fleet.blobs, sha256)) == WIDE.size
             fleet.database.close()
         kill_at += 1
     assert points_passed > 60
@@ -442,7 +443,7 @@ def test_whatever_happens_every_acknowledged_update_counts_once(tmp_path_factory
     parent = begun.astype(np.float64)
     for number in sorted({counted for _, _, counted in rows if counted}):
         updates = [(device, fleet.profiles[device], trained_for) for device, trained_for, counted in rows if counted == number]
-        parent = toy.reference(parent.astype(np.float32).astype(np.float64), updates, number=number)
+        parent = reference(parent.astype(np.float32).astype(np.float64), updates, number=number)
     np.testing.assert_allclose(server.training.parent, parent, rtol=1e-5, atol=1e-6)
     fleet.database.close()
     server.kill()

@@ -13,7 +13,6 @@ import msgspec
 import numpy as np
 import pytest
 
-import toyboard as board
 import toyfleet as toy
 from edgefl.aggregate.mean import polynomial_staleness
 from edgefl.codec.weights import Precision
@@ -30,6 +29,8 @@ from edgefl.store.documents import documents
 from edgefl.store.outbox import read_memory
 from edgefl.wire.messages import decode
 from edgefl.wire.rounds import HISTORY_REACH, UpdatePart
+from toytrainer import InlineTrainer
+from toyupdates import MODEL
 
 LAYOUT = Layout((Tensor("a.weight", (60, 80)), Tensor("a.bias", (60,)), Tensor("b.weight", (10, 60))))
 VARIANTS = {"big": ("w1-fp32", LAYOUT, Precision.FP32), "small": ("w1-fp16", LAYOUT, Precision.FP16)}
@@ -71,7 +72,7 @@ class Drifting:
         return Evaluation(0.5, 0.5, len(examples))
 
 
-class Inline(board.InlineTrainer):
+class Inline(InlineTrainer):
     """The real trainer on the scripted engine, in this process."""
 
 
@@ -113,7 +114,7 @@ class Device:
     @property
     def folder(self):
         """Where the model's state is."""
-        return self.root / "state" / "models" / toy.MODEL
+        return self.root / "state" / "models" / MODEL
 
     def weights_files(self):
         """How many weights files lie on the disk."""
@@ -241,7 +242,7 @@ def contextual(fleet):
 
 def heard(device):
     """The newest order that a board has heard."""
-    model = device.agent._models.get(toy.MODEL)
+    model = device.agent._models.get(MODEL)
     return model and model.session.heard
 
 

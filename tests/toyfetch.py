@@ -6,12 +6,13 @@ No test in here. A test module imports it by its name (`pythonpath` in pyproject
 import random
 import time
 
-import toyboard as toy
 from edgefl.device.fetching import Fetcher
 from edgefl.link.contract import Arrived
 from edgefl.link.memory import MemoryLink
 from edgefl.link.memory_broker import MemoryBroker
 from edgefl.store.blobs import BlobStore
+from toyclock import Clock
+from toyoffice import DEVICE, Office
 
 
 class World:
@@ -19,10 +20,10 @@ class World:
 
     def __init__(self, root):
         """Connected and with nothing to do."""
-        self.clock = toy.Clock()
+        self.clock = Clock()
         self.broker = MemoryBroker(random.Random(0))
-        self.office = toy.Office(self.broker, self.clock)
-        self.link = MemoryLink(self.broker, toy.DEVICE)
+        self.office = Office(self.broker, self.clock)
+        self.link = MemoryLink(self.broker, DEVICE)
         self.link.poll(0.0)
         self.blobs = BlobStore(root / "blobs")
         self.partial = root / "partial"
@@ -31,7 +32,7 @@ class World:
     def start(self, **options):
         """A fetcher as after a start of the agent."""
         clock, rng = self.clock.monotonic, random.Random(0)
-        self.fetcher = Fetcher(toy.DEVICE, self.link, self.blobs, self.partial, reserve=0, clock=clock, rng=rng, **options)
+        self.fetcher = Fetcher(DEVICE, self.link, self.blobs, self.partial, reserve=0, clock=clock, rng=rng, **options)
         return self.fetcher
 
     def blocks_sent(self):
