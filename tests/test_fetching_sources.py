@@ -1,8 +1,6 @@
 """Files from a web server or a stick: fetched, resumed, checked block by block, bounded; and over MQTT when that fails."""
 
-import datetime as dt
 import http.server
-import ipaddress
 import os
 import random
 import select
@@ -12,10 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 import toyfetch as toy
 from edgefl.device.mirror import Bell, SourceFetch
@@ -25,6 +19,7 @@ from edgefl.errors import BlockError, EndlessDataError, LinkError, MessageError,
 from edgefl.store.partial import PartialFile
 from edgefl.wire.blocks import file_ref
 from edgefl.wire.files import BLOCK_SIZE
+from toycertificates import certificate
 
 CONTENT = random.Random(2).randbytes(12 * BLOCK_SIZE + 345)
 REF = file_ref("weights", CONTENT)
@@ -114,15 +109,15 @@ class Site:
     def __init__(self, directory):
         """Serve."""
         self.files, self.mood, self.requests, self.wasted = {NAME: CONTENT}, "plain", [], 0
-        certificate, key = _certificate(directory)
+        own, key = certificate(directory, "site")
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.site = self
         self.server.daemon_threads = True
         self.server.handle_error = lambda *_: None
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate, key)
+        context.load_cert_chain(own, key)
         self.server.socket = context.wrap_socket(self.server.socket, server_side=True, do_handshake_on_connect=False)
-        self.context = ssl.create_default_context(cafile=certificate)
+        self.context = ssl.create_default_context(cafile=own)
         self.address = f"https://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -130,29 +125,6 @@ class Site:
         """Stop."""
         self.server.shutdown()
         self.server.server_close()
-
-
-def _certificate(directory):
-    key, now = ec.generate_private_key(ec.SECP256R1()), dt.datetime.now(dt.UTC)
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "site")])
-    host = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(host, critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    paths = directory / "site.pem", directory / "site.key"
-    paths[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    kind = serialization.PrivateFormat.PKCS8
-    paths[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, kind, serialization.NoEncryption()))
-    return paths
 
 
 @pytest.fixture(scope="module")
