@@ -1,6 +1,6 @@
 """The downlink in one process: a server that sends little, boards that put it together, rounds that were missed, and damage.
 
-Real agents, a real server and a broker in memory; the engine is scripted (`test_update_path`).
+Real agents, a real server and a broker in memory; the engine is scripted (`updatepath`).
 """
 
 from itertools import pairwise
@@ -8,10 +8,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-import test_update_path as path
+import updatepath as path
 from edgefl.codec.moves import GRID
 from edgefl.codec.weights import Precision, decode_weights
-from edgefl.device import hands
 from edgefl.errors import StoreError
 from edgefl.link.contract import Arrived
 from edgefl.link.memory import MemoryLink
@@ -60,14 +59,8 @@ def at_rest(request, monkeypatch):
 @pytest.fixture
 def fleet(tmp_path, monkeypatch):
     """Three boards, two of one variant, in a world that is listened to."""
-    monkeypatch.setattr(hands, "TrainerProcess", path.Inline)
-    monkeypatch.setattr("edgefl.device.trainer.open_engine", path.Drifting)
-    fleet = World(tmp_path / "fleet")
-    yield fleet
-    for device in fleet.devices.values():
-        device.die()
-    if fleet.server:
-        fleet.server.kill()
+    with path.playing(monkeypatch, lambda: World(tmp_path / "fleet")) as fleet:
+        yield fleet
 
 
 def session(device):

@@ -198,6 +198,18 @@ class Served:
         """Handle what has arrived; no time passes."""
         self.service._turn()
 
+    def answers(self, device, number, **options):
+        """All receipts for an update that a device sends now."""
+        device.receipts.clear()
+        device.send(number, **options)
+        self.turns()
+        device.hear()
+        return device.receipts
+
+    def answer(self, device, number, **options):
+        """The last of them, None without one."""
+        return next(reversed(self.answers(device, number, **options)), None)
+
     def kill(self):
         """End it as SIGKILL does: nothing is written, nothing said, the connection breaks."""
         self.database.close()
