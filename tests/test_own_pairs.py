@@ -1,4 +1,4 @@
-"""The broker's and the server's pairs are changed while a fleet works: nobody is cut off, nothing is lost, and back if it fails."""
+"""The broker's and the server's pairs change while a fleet works: nobody is cut off, nothing is lost, and back if it fails."""
 
 import json
 import time
