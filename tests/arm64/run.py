@@ -32,7 +32,6 @@ import numpy as np
 
 from edgefl.demo.processes import Company
 from edgefl.demo.stage import free_port
-from edgefl.wire.rounds import RoundOrder
 
 sys.path.insert(0, str(Path(__file__).parent))
 from board import Board, installed, machine, peaks
@@ -46,9 +45,9 @@ from same_round import (
     TESTED,
     compare,
     first_step,
+    heard,
     kept,
     same_job,
-    signed,
     trained_here,
 )
 
@@ -186,7 +185,7 @@ def until(what: str, reached: Callable[[], bool], *agents: subprocess.Popen[byte
 
 def agreed(work: Path) -> bool:
     """Whether both devices have adopted the same final weights."""
-    orders = [signed(kept(work, name) / "order", RoundOrder) for name in (TESTED, OTHER)]
+    orders = [heard(work, name) for name in (TESTED, OTHER)]
     return all(order and order.task is None for order in orders) and len({o.weights.sha256 for o in orders if o}) == 1
 
 

@@ -4,7 +4,6 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -14,16 +13,16 @@ from edgefl.codec.history import History
 from edgefl.codec.update import decode
 from edgefl.codec.weights import decode_weights
 from edgefl.device.coding import carried, shapes_of
+from edgefl.device.config import load_bundle
 from edgefl.device.job import Done, Held, Job, decode_answer, encode_line
+from edgefl.device.trust import kept_manifest
 from edgefl.profile import shipped_profiles
 from edgefl.store.blobs import BlobStore
 from edgefl.store.outbox import read_entry, read_residual, read_update
 from edgefl.wire.messages import Signed
 from edgefl.wire.messages import decode as decode_message
-from edgefl.wire.releases import Manifest
 from edgefl.wire.rounds import RoundOrder
 
-S = TypeVar("S", bound=msgspec.Struct)
 MODEL, PROFILE = "mnist-2nn", "rpi-zero-2w"
 TESTED, OTHER = "board-arm64", "board-here"
 EXAMPLES, BATCH, EPOCHS = 48, 16, 2
@@ -34,16 +33,18 @@ def kept(work: Path, name: str) -> Path:
     return work / name / "state" / "models" / MODEL
 
 
-def signed(path: Path, kind: type[S]) -> S | None:
-    """What a file of a device's state says, its signature not looked at; None while there is none."""
-    return decode_message(decode_message(path.read_bytes(), Signed).payload, kind) if path.is_file() else None
+def heard(work: Path, name: str) -> RoundOrder | None:
+    """The newest order in a device's state, its signature not looked at; None while there is none."""
+    path = kept(work, name) / "order"
+    return decode_message(decode_message(path.read_bytes(), Signed).payload, RoundOrder) if path.is_file() else None
 
 
 def same_job(work: Path) -> Job:
     """The job that the board was given, with our paths and an outbox of its own."""
-    manifest, order = signed(kept(work, TESTED) / "current", Manifest), signed(kept(work, TESTED) / "order", RoundOrder)
-    if manifest is None or order is None or order.task is None:
-        raise SystemExit("the board has settled an update but holds no version or no order")
+    sealed, order = (kept(work, TESTED) / "current").read_bytes(), heard(work, TESTED)
+    if order is None or order.task is None:
+        raise SystemExit("the board has settled an update but holds no order")
+    manifest = kept_manifest(sealed, MODEL, load_bundle(work / TESTED).config)
     blobs, here = BlobStore(work / TESTED / "state" / "blobs"), work / "here"
     here.mkdir()
     return Job(
