@@ -11,8 +11,16 @@ from edgefl.link.contract import Arrived
 from edgefl.link.memory import MemoryLink
 from edgefl.link.memory_broker import MemoryBroker
 from edgefl.store.blobs import BlobStore
+from edgefl.wire.blocks import file_ref
+from edgefl.wire.files import BLOCK_SIZE, Block
+from edgefl.wire.messages import decode
 from toyclock import Clock
 from toyoffice import DEVICE, Office
+
+CONTENT = random.Random(4).randbytes(15 * BLOCK_SIZE + 500)
+REF = file_ref("weights", CONTENT)
+COUNT = len(REF.blocks)
+"""A file that a world's server has if a test offers it, its description, and how many blocks it has."""
 
 
 class World:
@@ -60,3 +68,16 @@ class World:
             completed += self.turns(1)
             time.sleep(0.002)
         return completed
+
+
+def served(world):
+    """Indices of the blocks that the server has published, as they are published from now on."""
+    indices, publish = [], world.office.link.publish
+
+    def noted(topic, payload, **options):
+        if "/block" in topic:
+            indices.append(decode(payload, Block).index)
+        publish(topic, payload, **options)
+
+    world.office.link.publish = noted
+    return indices
