@@ -9,64 +9,16 @@ of `edgefl simulate`, made from a shipped preset, and is run with several seeds.
   value of every coordinate.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import msgspec
-import numpy as np
 
+from benchmarks import taught
+from benchmarks.case import Case, Study, case, with_plan
 from edgefl.codec.weights import Precision
 from edgefl.plan import Plan
-from edgefl.simulate.experiment import Attack, Dirichlet, Ensemble, Experiment, Group, Iid, Shards, located
+from edgefl.simulate.experiment import Attack, Dirichlet, Experiment, Group, Iid, Shards
 from edgefl.simulate.presets import preset
-from edgefl.sources.npz import read_npz
-
-_TEMPORARY = TemporaryDirectory(prefix="edgefl-benchmark-")
-PAIR_BYTES = 8
-"""Of an index and a float32 value."""
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One line of a table.
-
-    Attributes:
-        label: in the rows.
-        experiment: with seed 0.
-        pairs: whether the bytes are those of index and float32 value for every sent coordinate.
-        central: whether one machine trains on all data instead.
-    """
-
-    label: str
-    experiment: Experiment
-    pairs: bool = False
-    central: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Study:
-    """A result by name: its cases, and what they were to reach, in words."""
-
-    goal: str
-    cases: Callable[[], Sequence[Case]]
-    curves: bool = False
-    """Whether every evaluation is a row, not only the last."""
-
-
-def case(
-    label: str, base: Experiment, *, pairs: bool = False, central: bool = False, plan: Plan | None = None, **other: Any
-) -> Case:
-    """A case that differs from a base in these fields."""
-    return Case(label, msgspec.structs.replace(base, name=label, plan=plan or base.plan, **other), pairs, central)
-
-
-def with_plan(base: Experiment, **fields: Any) -> Plan:
-    """The plan of a base with other values."""
-    return msgspec.structs.replace(base.plan, **fields)
 
 
 def fedavg_mnist() -> Sequence[Case]:
@@ -131,31 +83,9 @@ def byzantine() -> Sequence[Case]:
     return cases
 
 
-DIGITS = tuple(f"benchmarks.families:digits_{name}" for name in ("perceptron", "image", "sequence"))
-XRAYS = tuple(f"benchmarks.families:xray_{name}" for name in ("perceptron", "image", "sequence"))
-
-
-def _six(models: Sequence[str]) -> tuple[Group, ...]:
-    """Six profiles: three families at two widths, each on as many devices."""
-    return tuple(Group(model=model, width=width) for model in models for width in (1.0, 0.5))
-
-
 def _dense(base: Experiment) -> Plan:
     """Plain federated averaging: every coordinate, in 8 bits, which costs no accuracy."""
     return with_plan(base, sparsity=1.0, bits=8, context=False)
-
-
-def _taught(name: str, base: Experiment, models: Sequence[str]) -> Sequence[Case]:
-    """Families that learn from each other, families apart, the smallest structure that sees neighbours for all, the full one."""
-    apart = msgspec.structs.replace(base.ensemble or Ensemble(), every=0)
-    mixed = msgspec.structs.replace(base, groups=_six(models))
-    alone = msgspec.structs.replace(base, model=models[1], ensemble=None)
-    return [
-        case(f"{name} fp32", alone, plan=_dense(base), precision=Precision.FP32),
-        case(f"{name} taught", mixed),
-        case(f"{name} apart", mixed, ensemble=apart),
-        case(f"{name} smallest-for-all", alone, width=0.5),
-    ]
 
 
 LEVELS = (1.0, 0.5, 0.25, 0.125, 0.0625)
@@ -232,54 +162,6 @@ def depthfl() -> Sequence[Case]:
     return [*cases, *(case(f"{one.label}, IID", one.experiment, split=Iid()) for one in cases)]
 
 
-def ensemble() -> Sequence[Case]:
-    """Six profiles of three families, two digits on each of 60 devices."""
-    plan = Plan(rounds=60, epochs=2, learning_rate=0.1, fraction=0.5, sparsity=0.1, bits=4, context=False)
-    base = Experiment(
-        data="idx:$EDGEFL_DATA/mnist?split=train",
-        holdout="idx:$EDGEFL_DATA/mnist?split=test",
-        devices=60,
-        examples=200,
-        batch=20,
-        split=Shards(each=2),
-        plan=plan,
-        evaluate_every=60,
-        ensemble=Ensemble(labelled=50, unlabelled=450, every=2, epochs=1, learning_rate=0.1),
-    )
-    return _taught("digits", base, DIGITS)
-
-
-def ensemble_xray() -> Sequence[Case]:
-    """Six profiles of three families, chest X-rays of 30 hospitals with very different shares of pneumonia."""
-    plan = Plan(rounds=20, epochs=2, learning_rate=0.05, sparsity=0.1, bits=4, context=False)
-    base = Experiment(
-        data=f"npz:{xrays()}/train.npz",
-        holdout=f"npz:{xrays()}/test.npz",
-        devices=30,
-        batch=20,
-        split=Dirichlet(alpha=0.3),
-        plan=plan,
-        evaluate_every=20,
-        ensemble=Ensemble(labelled=200, unlabelled=600, every=1, epochs=2, learning_rate=0.05),
-    )
-    return _taught("xray", base, XRAYS)
-
-
-@cache
-def xrays() -> Path:
-    """A directory with PneumoniaMNIST (https://doi.org/10.1038/s41597-022-01721-8) as the sources `train.npz` and `test.npz`.
-
-    Raises:
-        ConfigError, DataError: the data is not there.
-    """
-    directory = Path(_TEMPORARY.name)
-    names = [f"{part}_{what}" for part in ("train", "test") for what in ("images", "labels")]
-    found = read_npz(Path(located("$EDGEFL_DATA/pneumoniamnist/pneumoniamnist.npz")), tuple(names))
-    for part in ("train", "test"):
-        np.savez(directory / f"{part}.npz", x=found[f"{part}_images"], y=found[f"{part}_labels"])
-    return directory
-
-
 def smoke() -> Sequence[Case]:
     """Digits, which need no data: to see that everything works."""
     base = preset("digits")
@@ -303,8 +185,8 @@ STUDIES: Mapping[str, Study] = {
         "above widths of equal cost, the smallest for all, and the devices that hold the whole model alone", depthfl
     ),
     "ensemble": Study(
-        "one served model above the best family alone, and each structure better than without the others", ensemble
+        "one served model above the best family alone, and each structure better than without the others", taught.ensemble
     ),
-    "ensemble-xray": Study("the same on chest X-rays", ensemble_xray),
+    "ensemble-xray": Study("the same on chest X-rays", taught.ensemble_xray),
     "smoke": Study("runs", smoke),
 }

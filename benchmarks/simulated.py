@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import msgspec
 import numpy as np
 
-from benchmarks.cases import PAIR_BYTES, Case, Study
+from benchmarks.case import PAIR_BYTES, Case, Study
 from benchmarks.rows import Asked, Row, by_label, mean, spread
 from edgefl.codec.sparsify import count_sent
 from edgefl.codec.weights import weights_length

@@ -42,7 +42,8 @@ class CuttableLink(PahoLink):
 
     def cut(self) -> bool:
         """End the connection, if there is one."""
-        sock = self._client.socket() if self._client else None
+        client = self._connection.client
+        sock = client.socket() if client else None
         try:
             if isinstance(sock, socket.socket):
                 sock.shutdown(socket.SHUT_RDWR)

@@ -1,7 +1,7 @@
 """A toy board in the field: the agent in a thread, with a real link through a faulty proxy to a real Mosquitto.
 
-No test in here. A test module imports it by its name (`pythonpath` in pyproject.toml). The scripted server and the scripted
-engine are those of `toyboard`; broker, TLS, sockets, timers and files are real.
+No test in here. A test module imports it by its name (`pythonpath` in pyproject.toml). The scripted server is
+`toyoffice`'s, the scripted engine `toytrainer`'s; broker, TLS, sockets, timers and files are real.
 """
 
 import random
@@ -21,6 +21,10 @@ from edgefl.link.paho import PahoLink
 from edgefl.names import SERVER
 from edgefl.server.founding import create_fleet
 from edgefl.server.provision import provision
+from edgefl.wire import topics
+from toyclock import START
+from toyoffice import DEVICE
+from toytrainer import InlineTrainer, ScriptedEngine
 
 OTHER = "cam-02"
 """A second device of the fleet, for whoever wants to be a neighbour."""
@@ -43,7 +47,7 @@ class RealClock:
 
     def wall(self):
         """Seconds since 1970 in the toy's world."""
-        return toy.START + time.monotonic() - self._began
+        return START + time.monotonic() - self._began
 
 
 class Field:
@@ -61,11 +65,9 @@ class Field:
         self._process = self._thread = None
         self.start_broker(fresh=True)
         self.proxy = proxies.FaultyProxy(fleet.settings.port)
-        monkeypatch.setattr(toy, "MemoryBroker", lambda _: self)
-        monkeypatch.setattr(toy, "Clock", RealClock)
-        monkeypatch.setattr(hands, "TrainerProcess", toy.InlineTrainer)
-        monkeypatch.setattr("edgefl.device.trainer.open_engine", toy.ScriptedEngine)
-        self.board = toy.Board(root / "board")
+        monkeypatch.setattr(hands, "TrainerProcess", InlineTrainer)
+        monkeypatch.setattr("edgefl.device.trainer.open_engine", ScriptedEngine)
+        self.board = toy.Board(root / "board", clock=RealClock(), broker=self, connect=Field.link)
         self.office = self.board.office
         self.office.turn = partial(turn, self.office)
         self.wait(lambda: self.office.link.connected)
@@ -155,14 +157,14 @@ def turn(office):
     """The office's turn on a real link: what comes while it answers waits for its next turn."""
     for event in office.link.poll(0.0):
         if isinstance(event, Arrived) and event.payload:
-            _, kind = toy.topics.parse_up(event.topic)
+            _, kind = topics.parse_up(event.topic)
             getattr(office, f"_on_{kind}")(event.payload)
 
 
 def found(root):
     """A fleet with the toy's device and a neighbour; made once for a module, because keys take time."""
     fleet = create_fleet(root / "fleet", name="field", host="127.0.0.1", port=_free_port())
-    provision(fleet, [toy.DEVICE, OTHER], "rpi-zero-2w", root / "bundles")
+    provision(fleet, [DEVICE, OTHER], "rpi-zero-2w", root / "bundles")
     return fleet
 
 

@@ -5,16 +5,17 @@ import random
 import msgspec
 import pytest
 
-import toyboard as toy
 from edgefl.device.config import Bundle
 from edgefl.device.examine import examine_models
 from edgefl.device.job import Failed, Job
 from edgefl.device.state import Failure
+from edgefl.wire.blocks import file_ref
 from edgefl.wire.releases import Health
 from toyagent import scripted
+from toytrainer import InlineTrainer
 
 
-class Crashing(toy.InlineTrainer):
+class Crashing(InlineTrainer):
     """A trainer that dies in every round of some versions."""
 
     dies = frozenset()
@@ -74,7 +75,7 @@ def second(board):
 def test_the_version_before_is_kept_with_its_newest_weights_and_no_other(board):
     """Files of the active version and of the one before stay, weights too; a third version lets go of the first."""
     two = second(board)
-    weights = {toy.file_ref("weights", data).sha256.hex() for ref, data in board.office.files.values() if ref.role == "weights"}
+    weights = {file_ref("weights", data).sha256.hex() for ref, data in board.office.files.values() if ref.role == "weights"}
     kept = held(board)
     assert names(board.first[0], two) <= kept
     assert len(kept - names(board.first[0], two)) == 1

@@ -4,13 +4,14 @@ import msgspec
 import numpy as np
 import pytest
 
-import toyboard as toy
 from edgefl.device import rounds
 from edgefl.store.blobs import BlobStore
 from edgefl.wire import topics
 from edgefl.wire.messages import encode
 from edgefl.wire.rounds import Receipt
 from toyagent import scripted, trained, trainer
+from toyoffice import DEVICE, MODEL
+from toytrainer import delta_of
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def test_a_round_goes_from_order_to_receipt(board):
     trained(board.start(), 1)
     assert [s for s in board.office.steps() if s != "fetching"] == ["trial", "activated", "training", "trained"]
     (sent,) = board.office.sent(1)
-    np.testing.assert_allclose(sent + board.residual(), toy.delta_of(1), atol=1e-5)
+    np.testing.assert_allclose(sent + board.residual(), delta_of(1), atol=1e-5)
     assert board.office.states[-1].models[0].version == 1
 
 
@@ -83,7 +84,7 @@ def test_a_refused_update_is_as_if_it_had_not_been_trained(board):
     board.office.receipts = "store"
     trained(board, 3)
     total = board.office.sent(1)[0] + board.office.sent(3)[0] + board.residual()
-    np.testing.assert_allclose(total, toy.delta_of(1) + toy.delta_of(3), atol=1e-4)
+    np.testing.assert_allclose(total, delta_of(1) + delta_of(3), atol=1e-4)
 
 
 def test_a_receipt_for_something_else_ends_nothing(board):
@@ -92,9 +93,9 @@ def test_a_receipt_for_something_else_ends_nothing(board):
     board.office.manifest()
     board.office.order(1)
     board.start().run(lambda: board.office.updates[1])
-    for receipt in (Receipt(toy.MODEL, 1, 1, bytes(32), stored=True), Receipt("other", 1, 1, bytes(32), stored=True)):
-        board.office.say(topics.receipt(toy.DEVICE), encode(receipt), retain=False)
-    board.office.say(topics.receipt(toy.DEVICE), b"\xc1garbage", retain=False)
+    for receipt in (Receipt(MODEL, 1, 1, bytes(32), stored=True), Receipt("other", 1, 1, bytes(32), stored=True)):
+        board.office.say(topics.receipt(DEVICE), encode(receipt), retain=False)
+    board.office.say(topics.receipt(DEVICE), b"\xc1garbage", retain=False)
     board.turns(5)
     assert (board.folder / "outbox").exists()
     assert "does not decode" in board.office.errors()[-1]
@@ -131,5 +132,5 @@ def test_two_models_take_turns_at_the_trainer(board):
     board.run(lambda: board.office.updates[1] and board.office.updates[2])
     assert sorted(trainer(board).started) == [1, 2]
     heads = {head.model: head.round for number in (1, 2) for head, _ in board.office.updates[number]}
-    assert heads == {toy.MODEL: 1, "zwei": 2}
+    assert heads == {MODEL: 1, "zwei": 2}
     board.run(lambda: all((board.state / "models" / name / "settled").exists() for name in heads))

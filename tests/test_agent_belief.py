@@ -4,16 +4,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import toyboard as toy
 from edgefl.identity.repository import appointed
 from edgefl.identity.signing import Signer
 from edgefl.link.contract import Arrived
-from edgefl.link.memory import MemoryBroker
+from edgefl.link.memory_broker import MemoryBroker
 from edgefl.store.blobs import BlobStore
 from edgefl.wire import topics
 from edgefl.wire.messages import encode
 from edgefl.wire.rounds import Receipt
 from toyagent import scripted, trained
+from toyclock import START, Clock
+from toyoffice import DEVICE, MODEL, PROFILE, VARIANT, Office
 
 
 @pytest.fixture
@@ -27,25 +28,25 @@ def board(tmp_path, monkeypatch):
     ("words", "announce"),
     [
         ("not trusted here", lambda o: o.assign(2, signer=Signer.generate())),
-        ("another purpose", lambda o: o.say(topics.assignment(toy.DEVICE), encode(o.online.sign("round", b"x")))),
+        ("another purpose", lambda o: o.say(topics.assignment(DEVICE), encode(o.online.sign("round", b"x")))),
         ("older assignment", lambda o: o.assign(2, counter=0)),
         ("another device", lambda o: o.assign(2, device="cam-02")),
-        ("assignment has expired", lambda o: o.assign(2, expires=int(toy.START) - 1)),
-        ("has expired", lambda o: o.manifest(2, expires=int(toy.START) - 1)),
+        ("assignment has expired", lambda o: o.assign(2, expires=int(START) - 1)),
+        ("has expired", lambda o: o.manifest(2, expires=int(START) - 1)),
         (
             "not the one",
-            lambda o: (o.manifest(2, announce=False), o.manifest(2), o.say(topics.manifest(toy.MODEL, toy.PROFILE, 2), b"\x00")),
+            lambda o: (o.manifest(2, announce=False), o.manifest(2), o.say(topics.manifest(MODEL, PROFILE, 2), b"\x00")),
         ),
         ("does not fit this device", lambda o: o.manifest(2, graphs={"train": bytes(2 << 20)})),
         ("another engine", lambda o: o.manifest(2, engine="ort-training")),
         ("metadata cannot be believed", lambda o: o.say(topics.metadata("timestamp"), b"{")),
         ("unknown role", lambda o: o.say(topics.metadata("evil"), b"{}")),
-        ("does not decode", lambda o: o.say(topics.assignment(toy.DEVICE), b"\x00")),
+        ("does not decode", lambda o: o.say(topics.assignment(DEVICE), b"\x00")),
         ("not trusted here", lambda o: o.order(2, signer=Signer.generate())),
-        ("has expired", lambda o: o.order(2, expires=int(toy.START) - 1)),
+        ("has expired", lambda o: o.order(2, expires=int(START) - 1)),
         ("another variant", lambda o: o.order(2, announce=False) and o.say(*wrong_variant(o))),
         ("too large", lambda o: o.order(2, weights=o.offer("weights", bytes(10_000)))),
-        ("does not decode", lambda o: o.say(topics.round_order(toy.MODEL, toy.VARIANT), b"\x93\x01")),
+        ("does not decode", lambda o: o.say(topics.round_order(MODEL, VARIANT), b"\x93\x01")),
     ],
 )
 def test_what_is_not_believed_changes_nothing_and_is_told_once(board, words, announce):
@@ -65,7 +66,7 @@ def test_what_is_not_believed_changes_nothing_and_is_told_once(board, words, ann
 def wrong_variant(office):
     """An order for another variant, on our variant's topic."""
     _, payload = office.order(2, variant="w0.5-int8", announce=False)
-    return topics.round_order(toy.MODEL, toy.VARIANT), payload
+    return topics.round_order(MODEL, VARIANT), payload
 
 
 def test_orders_of_another_version_are_no_news(board):
@@ -99,7 +100,7 @@ def test_a_replaced_online_key_is_no_scandal(board):
     board.start().run(board.active)
     board.office.serves = False
     office, new = board.office, Signer.generate()
-    office.publish(appointed(office.documents, "online", [new], 1, [office.root], toy.START))
+    office.publish(appointed(office.documents, "online", [new], 1, [office.root], START))
     office.online = new
     board.office.manifest(2)
     board.office.order(1, version=2)
@@ -112,13 +113,11 @@ def test_a_replaced_online_key_is_no_scandal(board):
 def test_a_replayed_lower_version_is_ignored(board):
     """A manifest that was good once does not bring the old version back."""
     _, old = board.office.manifest(1)
-    (old_assignment,) = (
-        board.broker.retained[topic] for topic in board.broker.retained if topic == topics.assignment(toy.DEVICE)
-    )
+    (old_assignment,) = (board.broker.retained[topic] for topic in board.broker.retained if topic == topics.assignment(DEVICE))
     board.office.manifest(2)
     board.start().run(board.active)
-    board.office.say(topics.assignment(toy.DEVICE), old_assignment)
-    board.office.say(topics.manifest(toy.MODEL, toy.PROFILE, 1), old)
+    board.office.say(topics.assignment(DEVICE), old_assignment)
+    board.office.say(topics.manifest(MODEL, PROFILE, 1), old)
     board.turns(10)
     assert (board.active(), board.session.installing) == (2, None)
 
@@ -135,7 +134,7 @@ def test_a_replay_finds_no_gap_while_a_damaged_version_is_repaired(board):
         blobs.put(data)
     blobs.path(manifest.file("train").sha256).write_bytes(b"damaged")
     board.office.serves = False
-    board.office.say(topics.manifest(toy.MODEL, toy.PROFILE, 1), old)
+    board.office.say(topics.manifest(MODEL, PROFILE, 1), old)
     board.start().turns(50)
     assert board.active() == 0
     board.office.serves = True
@@ -143,7 +142,7 @@ def test_a_replay_finds_no_gap_while_a_damaged_version_is_repaired(board):
 
 
 KINDS = ("manifest/toy/toy-profile", "round/toy/w1-fp32", "block/0123456789abcdef", "manifest/x", "nonsense/a/b")
-_NOISE = toy.Office(MemoryBroker(), toy.Clock())
+_NOISE = Office(MemoryBroker(), Clock())
 _SIGNED = (
     _NOISE.manifest(announce=False)[1],
     _NOISE.order(1, announce=False)[1],
@@ -157,7 +156,7 @@ def test_no_message_ends_the_agent(board, kind, payload, place):
     """Noise, foreign signatures and cut messages on every topic: the agent lives, and believes none of them."""
     if board.agent is None:
         board.start()
-    topic = topics.receipt(toy.DEVICE) if place % 7 == 0 else f"efl/v1/all/{kind}"
+    topic = topics.receipt(DEVICE) if place % 7 == 0 else f"efl/v1/all/{kind}"
     for data in (payload, payload[: place % (len(payload) + 1)]):
         board.agent._on_link(Arrived(topic, data, retained=True))
     board.turn()

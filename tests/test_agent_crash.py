@@ -11,9 +11,16 @@ import toyboard as toy
 from edgefl.codec.golden import encode_golden, golden_inputs
 from edgefl.device import hands
 from edgefl.device.job import Failed
+from edgefl.engine.contract import Trained
 from edgefl.store.blobs import BlobStore
+from toyoffice import MODEL
+from toytrainer import LAYOUT, InlineTrainer, ScriptedEngine, delta_of
 
 ROUNDS = 3
+
+
+class Killed(BaseException):
+    """The process is dead: nothing catches this, nothing is tidied up."""
 
 
 class Fuse:
@@ -28,15 +35,15 @@ class Fuse:
         self.passed += 1
         self.left -= 1
         if self.left == 0:
-            raise toy.Killed
+            raise Killed
 
 
 @pytest.fixture
 def fuse(monkeypatch):
     """A fuse at the beginning of every effect, and around everything that changes the disk or the queue."""
     fuse = Fuse()
-    monkeypatch.setattr(hands, "TrainerProcess", toy.InlineTrainer)
-    monkeypatch.setattr("edgefl.device.trainer.open_engine", toy.ScriptedEngine)
+    monkeypatch.setattr(hands, "TrainerProcess", InlineTrainer)
+    monkeypatch.setattr("edgefl.device.trainer.open_engine", ScriptedEngine)
 
     def around(owner, name, *, after=True):
         real = getattr(owner, name)
@@ -51,7 +58,7 @@ def fuse(monkeypatch):
         monkeypatch.setattr(owner, name, fused)
 
     around(hands.Hands, "_perform", after=False)
-    around(toy.InlineTrainer, "run")
+    around(InlineTrainer, "run")
     around(Path, "replace")
     around(Path, "unlink")
     around(os, "pwrite", after=False)
@@ -76,7 +83,7 @@ def story(root):
 
 def settled(board):
     """Whether nothing waits any more."""
-    model = board.agent._models.get(toy.MODEL)
+    model = board.agent._models.get(MODEL)
     return model and model.session.work is None and not (board.folder / "outbox").exists()
 
 
@@ -87,7 +94,7 @@ def survive(board, until):
             if board.agent is None:
                 board.start()
             board.run(until)
-        except toy.Killed:
+        except Killed:
             if board.agent is not None:
                 with contextlib.suppress(Exception):
                     board.agent._hands.fetcher.close()  # the system closes what a dead process had open
@@ -104,7 +111,7 @@ def check(board, counted):
     second = [(head, data) for head, data in board.office.updates[1] if head.version == 2]
     assert len({head.sha256 for head, _ in second}) == 1
     sent = board.office.read(*second[0]).dense()
-    np.testing.assert_allclose(sent + board.residual(), toy.delta_of(1), atol=1e-4)
+    np.testing.assert_allclose(sent + board.residual(), delta_of(1), atol=1e-4)
     blobs = BlobStore(board.state / "blobs")
     assert all(blobs.intact(ref.sha256) for ref in board.session.active.files)
     assert not list((board.state / "partial").glob("*"))
@@ -126,14 +133,14 @@ def test_what_was_sent_and_kept_is_what_was_learnt_though_every_training_differs
     """The board's data grows, so a round that is trained again gives another update: still one arrives, with its own residual."""
     learnt = {}
 
-    class Growing(toy.ScriptedEngine):
+    class Growing(ScriptedEngine):
         def train(self, *_, **__):
             number = round(float(self._vector[0]))
             if not number:
                 return super().train()  # in a trial
-            learnt[number] = np.random.default_rng([number, fuse.passed]).normal(size=toy.LAYOUT.size).astype(np.float32)
+            learnt[number] = np.random.default_rng([number, fuse.passed]).normal(size=LAYOUT.size).astype(np.float32)
             self._vector = self._vector + learnt[number]
-            return toy.Trained(1, 1.0, 0.5)
+            return Trained(1, 1.0, 0.5)
 
     monkeypatch.setattr("edgefl.device.trainer.open_engine", Growing)
     for place in range(20, 140, 3):
@@ -160,15 +167,15 @@ def test_a_refusal_interrupted_by_death_leaves_the_residual_before(tmp_path, fus
             board.office.order(number)
             survive(board, lambda b=board, n=number: b.office.updates[n] and settled(b))
         sent = board.office.sent(1)[0] + board.office.sent(3)[0]
-        np.testing.assert_allclose(sent + board.residual(), toy.delta_of(1) + toy.delta_of(3), atol=1e-3)
+        np.testing.assert_allclose(sent + board.residual(), delta_of(1) + delta_of(3), atol=1e-3)
 
 
 def versions(root, monkeypatch):
     """A version; one that fails its trial; one that is taken and then dies in its rounds; a round of the first; the board."""
     board = toy.Board(root)
-    run = toy.InlineTrainer.run
+    run = InlineTrainer.run
     died = Failed(round=1, reason="it died", fault="machine", peak_rss=0, code="crash")
-    monkeypatch.setattr(toy.InlineTrainer, "run", lambda self, job: died if getattr(job, "version", 0) == 3 else run(self, job))
+    monkeypatch.setattr(InlineTrainer, "run", lambda self, job: died if getattr(job, "version", 0) == 3 else run(self, job))
     files = {number: {role: b"%s of %d" % (role.encode(), number) for role in ("train", "eval", "infer")} for number in (1, 2, 3)}
     wrong = encode_golden(golden_inputs((5,), 3), np.ones((4, 3), np.float32))
     board.office.manifest(1, graphs=files[1])

@@ -5,10 +5,12 @@ import os
 import numpy as np
 import pytest
 
-import toyboard as toy
 from edgefl.store.blobs import BlobStore
 from edgefl.wire import topics
 from toyagent import scripted, trained
+from toyclock import START
+from toyoffice import MODEL, PROFILE
+from toytrainer import delta_of
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def test_a_flipped_bit_in_a_file_is_found_before_training(board, what):
     trained(board, 1)
     assert all(blobs.intact(ref.sha256) for ref in refs)
     (sent,) = board.office.sent(1)
-    np.testing.assert_allclose(sent + board.residual(), toy.delta_of(1), atol=1e-5)
+    np.testing.assert_allclose(sent + board.residual(), delta_of(1), atol=1e-5)
 
 
 def test_a_damaged_version_is_repaired_without_losing_its_update(board):
@@ -59,15 +61,15 @@ def test_a_damaged_version_is_repaired_without_losing_its_update(board):
     assert len(board.office.sent(1)) == 1
     trained(board, 2)
     total = board.office.sent(1)[0] + board.office.sent(2)[0] + board.residual()
-    np.testing.assert_allclose(total, toy.delta_of(1) + toy.delta_of(2), atol=1e-4)
+    np.testing.assert_allclose(total, delta_of(1) + delta_of(2), atol=1e-4)
 
 
 def test_a_version_is_repaired_after_its_announcement_has_gone(board):
     """The manifest on disk, even an expired one, is enough to fetch what is damaged."""
-    manifest, _ = board.office.manifest(expires=int(toy.START) + 100)
+    manifest, _ = board.office.manifest(expires=int(START) + 100)
     board.start().run(board.active)
     board.lose()
-    board.office.say(topics.manifest(toy.MODEL, toy.PROFILE, 1), b"")
+    board.office.say(topics.manifest(MODEL, PROFILE, 1), b"")
     BlobStore(board.state / "blobs").path(manifest.file("eval").sha256).unlink()
     board.clock.now += 1000
     board.start().run(lambda: board.active() == 1)
@@ -112,7 +114,7 @@ def test_the_state_of_another_fleet_is_not_taken_over(board):
     office.order(2, version=1)
     board.run(lambda: office.updates[2] and board.session.work is None)
     assert not office.updates[1]
-    np.testing.assert_allclose(office.sent(2)[0] + board.residual(), toy.delta_of(2), atol=1e-5)
+    np.testing.assert_allclose(office.sent(2)[0] + board.residual(), delta_of(2), atol=1e-5)
 
 
 def test_foreign_things_in_the_state_directory_are_left_alone(board):

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import toyboard as toy
 from edgefl.device import hands
 from edgefl.store import atomic
 from edgefl.store.blobs import BlobStore
 from toyagent import scripted, trained
+from toytrainer import delta_of
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_a_disk_that_is_really_full_delays_and_loses_nothing(board, tiny_disk, m
         board.run(lambda n=number: board.office.updates[n] and board.session.work is None, turns=3000, seconds=1.0)
     sent = sum(board.office.sent(number)[0] for number in (1, 2, 3))
     assert all(len(board.office.sent(number)) == 1 for number in (1, 2, 3))
-    np.testing.assert_allclose(sent + board.residual(), sum(toy.delta_of(n) for n in (1, 2, 3)), atol=1e-3)
+    np.testing.assert_allclose(sent + board.residual(), sum(delta_of(n) for n in (1, 2, 3)), atol=1e-3)
     assert "disk" in board.office.errors()[0]
     board.agent._hands.close()
     board.agent = None

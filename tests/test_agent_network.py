@@ -7,13 +7,16 @@ import msgspec
 import numpy as np
 import pytest
 
-import toyboard as toy
 from edgefl.codec.weights import Precision, encode_weights
+from edgefl.engine.contract import Trained
 from edgefl.layout import Layout, Tensor
 from edgefl.link.contract import Refused
-from edgefl.link.memory import Faults
+from edgefl.link.memory import MemoryLink
+from edgefl.link.memory_broker import Faults
 from edgefl.wire.rounds import PART_SIZE
 from toyagent import scripted, trainer
+from toyoffice import TASK
+from toytrainer import ScriptedEngine, delta_of
 
 
 @pytest.fixture
@@ -69,19 +72,18 @@ def test_a_large_update_is_sent_in_pieces_that_the_queue_can_take(board, monkeyp
     large = Layout((Tensor("w", (700, 1000)),))
     data = np.random.default_rng(0).normal(size=large.size).astype(np.float32)
 
-    class Large(toy.ScriptedEngine):
+    class Large(ScriptedEngine):
         def train(self, *_, **__):
             self._vector = self._vector + data
-            return toy.Trained(1, 1.0, 0.5)
+            return Trained(1, 1.0, 0.5)
 
     monkeypatch.setattr("edgefl.device.trainer.open_engine", Large)
-    link = board.broker.link
-    monkeypatch.setattr(board.broker, "link", lambda *a, **k: link(*a, **{**k, "budget": 5 * PART_SIZE}))
+    board.connect = partial(MemoryLink, budget=5 * PART_SIZE)
     weights = encode_weights(np.zeros(large.size, np.float32), large, Precision.FP32)
     board.config = msgspec.structs.replace(board.config, storage_kib=65536)
     files = tuple(board.office.offer(role, content) for role, content in (("train", b"train"), ("weights", weights)))
     board.office.manifest(layout=large, files=files)
-    board.office.order(1, task=msgspec.structs.replace(toy.TASK, sparsity=1.0, bits=8), vector=np.zeros(large.size), layout=large)
+    board.office.order(1, task=msgspec.structs.replace(TASK, sparsity=1.0, bits=8), vector=np.zeros(large.size), layout=large)
     board.start().run(lambda: board.office.updates[1] and board.session.work is None)
     ((head, sent),) = board.office.updates[1]
     assert head.parts > 6
@@ -127,7 +129,7 @@ def test_a_bad_network_costs_time_only(board):
         board.run(lambda say=say, done=done: repeat(board, say) or done(), turns=20_000, seconds=0.2)
     sent = [board.office.sent(number) for number in (1, 2, 3)]
     assert [len(updates) for updates in sent] == [1, 1, 1]
-    np.testing.assert_allclose(sum(u[0] for u in sent) + board.residual(), sum(map(toy.delta_of, (1, 2, 3))), atol=1e-3)
+    np.testing.assert_allclose(sum(u[0] for u in sent) + board.residual(), sum(map(delta_of, (1, 2, 3))), atol=1e-3)
 
 
 def repeat(board, say):

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from benchmarks import soak
+from benchmarks import soak_memory
 from benchmarks.faults_fuse import deaths
 from benchmarks.faults_roles import Folded, Journal, Settled
 from benchmarks.faults_verdict import judge
@@ -74,12 +74,12 @@ def test_a_small_fleet_converges_after_bad_weather(tmp_path):
 def test_memory_that_fills_up_is_told_from_memory_that_leaks():
     """Growth in the warm-up does not count, a megabyte a minute after it does; the quarters show where it was."""
     filling = [(float(at), 5_000_000 + 100_000 * min(at, 60)) for at in range(200)]
-    assert abs(soak.slope(soak.warm(filling))) < 1.0
-    assert soak.quarters(filling)[2:] == (11.0, 11.0)
+    assert abs(soak_memory.slope(soak_memory.warm(filling))) < 1.0
+    assert soak_memory.quarters(filling)[2:] == (11.0, 11.0)
     leaking = [(float(at), round(1_000_000 / 60 * at)) for at in range(200)]
-    assert soak.slope(soak.warm(leaking)) == pytest.approx(1000.0, rel=1e-3)
-    assert np.all(np.diff(soak.quarters(leaking)) > 0.8)
-    assert soak.slope(soak.warm(leaking[:20])) == 0.0  # too short to say anything
+    assert soak_memory.slope(soak_memory.warm(leaking)) == pytest.approx(1000.0, rel=1e-3)
+    assert np.all(np.diff(soak_memory.quarters(leaking)) > 0.8)
+    assert soak_memory.slope(soak_memory.warm(leaking[:20])) == 0.0  # too short to say anything
 
 
 def test_a_fuse_is_fatal_until_its_quota_is_used_up(tmp_path):

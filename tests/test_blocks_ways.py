@@ -18,7 +18,8 @@ from edgefl.store.blobs import BlobStore
 from edgefl.wire import topics
 from edgefl.wire.blocks import file_ref, want
 from edgefl.wire.files import BLOCK_SIZE, Block, Difference, Want
-from edgefl.wire.messages import decode
+from edgefl.wire.messages import decode, encode
+from toytrainer import LAYOUT, InlineTrainer, ScriptedEngine
 
 CONTENT = random.Random(6).randbytes(10 * BLOCK_SIZE)
 REF = file_ref("weights", CONTENT)
@@ -101,8 +102,8 @@ def test_running_server_answers_alone_beside_the_multicast(tmp_path):
     slow.link.subscribe(topics.own_block("a"))
     fast.link.subscribe(topics.block(ref.sha256.hex()))
     asked = want(ref, [0])
-    slow.link.publish(topics.want("a"), fleet_toy.encode(Want(asked.sha256, asked.first, asked.bitmap, alone=True)))
-    fast.link.publish(topics.want("b"), fleet_toy.encode(asked))
+    slow.link.publish(topics.want("a"), encode(Want(asked.sha256, asked.first, asked.bitmap, alone=True)))
+    fast.link.publish(topics.want("b"), encode(asked))
     for link in (slow.link, fast.link):
         link.poll(0.0)
     server.turns(3, seconds=0.2)
@@ -118,8 +119,8 @@ def test_running_server_answers_alone_beside_the_multicast(tmp_path):
 @pytest.fixture
 def board(tmp_path, monkeypatch):
     """A board that holds the first version."""
-    monkeypatch.setattr("edgefl.device.hands.TrainerProcess", board_toy.InlineTrainer)
-    monkeypatch.setattr("edgefl.device.trainer.open_engine", board_toy.ScriptedEngine)
+    monkeypatch.setattr("edgefl.device.hands.TrainerProcess", InlineTrainer)
+    monkeypatch.setattr("edgefl.device.trainer.open_engine", ScriptedEngine)
     board = board_toy.Board(tmp_path)
     board.office.manifest(1)
     board.start().run(lambda: board.active() == 1)
@@ -130,13 +131,11 @@ def board(tmp_path, monkeypatch):
 
 def second(board, **changes):
     """Announce a second version whose weights differ in three places; the files of it."""
-    vector = np.zeros(board_toy.LAYOUT.size, dtype=np.float32)
+    vector = np.zeros(LAYOUT.size, dtype=np.float32)
     vector[[3, 70, 200]] = 0.5
-    old, new = (encode_weights(v, board_toy.LAYOUT, Precision.FP32) for v in (np.zeros_like(vector), vector))
+    old, new = (encode_weights(v, LAYOUT, Precision.FP32) for v in (np.zeros_like(vector), vector))
     weights = board.office.offer("weights", new)
-    way = Difference(
-        file_ref("weights", old).sha256, board.office.offer("difference", encode_difference(old, new, board_toy.LAYOUT))
-    )
+    way = Difference(file_ref("weights", old).sha256, board.office.offer("difference", encode_difference(old, new, LAYOUT)))
     files = (*(board.office.offer(role, b"%s of 2" % role.encode()) for role in ("train", "eval", "infer")), weights)
     board.office.manifest(2, files=files, **{name: change(way) for name, change in changes.items()})
     return files, way, new

@@ -4,48 +4,34 @@ import hashlib
 import logging
 import os
 import random
-import sqlite3
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
-from edgefl.codec.update import decode as decode_update
-from edgefl.codec.weights import Precision, encode_weights
+from boardworld import MODEL, World
 from edgefl.device.agent import Agent
-from edgefl.device.config import Bundle, load_bundle
-from edgefl.device.job import Job
-from edgefl.device.trainer import Trainer
-from edgefl.device.voice import death
-from edgefl.engine.contract import Trained
 from edgefl.errors import MessageError
 from edgefl.identity.signing import ASSIGNMENT, Signer
-from edgefl.layout import Float32, Layout, Tensor
-from edgefl.link.memory import Faults, MemoryBroker, MemoryLink
-from edgefl.plan import Plan
+from edgefl.link.memory import MemoryLink
+from edgefl.link.memory_broker import Faults, MemoryBroker
 from edgefl.server.founding import create_fleet
 from edgefl.server.keys import online_signer
 from edgefl.server.provision import provision
-from edgefl.server.service import Service
 from edgefl.store.blobs import BlobStore
 from edgefl.store.database import open_database
-from edgefl.store.fleet import Fleet
-from edgefl.store.ledger import start_training
-from edgefl.store.outbox import read_entry, read_residual, read_update
-from edgefl.store.versions import latest_version, variants
+from edgefl.store.versions import variants
 from edgefl.wire import topics
 from edgefl.wire.messages import decode, encode
 from edgefl.wire.presence import Report
-from edgefl.wire.releases import Assigned, Assignment, Health, Manifest
-from edgefl.wire.rounds import Task, UpdatePart
+from edgefl.wire.releases import Assigned, Assignment, Health
 
 pytest.importorskip("torch")
-MODEL = "mnist-2nn"
 PROFILE = "rpi-zero-2w"
 
 
@@ -66,94 +52,9 @@ def pushed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@dataclass
-class World:
-    """A server and boards that can be lost and started again."""
-
-    root: Path
-    database: sqlite3.Connection
-    broker: MemoryBroker
-    server: Service | None = None
-    agents: dict[str, Agent] = field(default_factory=dict)
-    links: dict[str, MemoryLink] = field(default_factory=dict)
-    starts: int = 0
-
-    @property
-    def fleet(self) -> Fleet:
-        """The fleet."""
-        return Fleet.open(self.root / "fleet")
-
-    def bundle(self, name: str) -> Bundle:
-        """A device's bundle."""
-        return load_bundle(self.root / "bundles" / name)
-
-    def serve(self) -> Service:
-        """Start the server, anew if there was one."""
-        link = self.broker.link("edgefl-server")
-        self.server = Service(self.database, BlobStore(self.fleet.blobs), link, online_signer(self.fleet))
-        link.subscribe(topics.ALL_UP)
-        return self.server
-
-    def board(self, name: str) -> Agent:
-        """Start a board, anew if there was one; its state directory stays."""
-        self.starts += 1
-        bundle = self.bundle(name)
-        bundle.state.mkdir(exist_ok=True)
-        link = self.links[name] = self.broker.link(name, will=death(name, self.starts))
-        agent = self.agents[name] = Agent(bundle, link, self.starts, rng=random.Random(self.starts))
-        agent._following.begin()
-        link.subscribe(topics.receipt(name))
-        for model in agent._models.values():
-            agent._hands.follow_orders(model)
-            model.retry_at = 0.0
-        return agent
-
-    def lose(self, name: str) -> None:
-        """The board loses power: its connection drops, its trainer dies, nothing is tidied up."""
-        agent = self.agents.pop(name)
-        agent._hands.close()
-        self.links.pop(name).drop()
-
-    def turn(self) -> None:
-        """Everybody does what there is to do, without waiting long."""
-        if self.server:
-            self.server._turn()
-        for agent in tuple(self.agents.values()):
-            agent._wait = lambda: 0.0  # type: ignore[method-assign]  # the memory link does not sleep anyway
-            agent._turn()
-        time.sleep(0.002)
-
-    def until(self, reached: Callable[[], object], seconds: float = 120.0) -> None:
-        """Turn until something has happened."""
-        deadline = time.monotonic() + seconds
-        while not reached():
-            assert time.monotonic() < deadline, "it did not happen"
-            self.turn()
-
-    def train(self, rounds: int, cohort: int = 2) -> None:
-        """Start a training."""
-        plan = Plan(rounds=rounds, cohort=cohort, quorum=cohort, epochs=1, learning_rate=0.05)
-        start_training(self.database, latest_version(self.database, MODEL), plan, "", time.time())
-
-    def counted(self) -> list[tuple[str, int, int | None]]:
-        """Device, round and the round it was counted in, of every stored update."""
-        return [tuple(row) for row in self.database.execute("SELECT device, round, counted FROM updates ORDER BY round, device")]
-
-    def holds(self, name: str) -> bool:
-        """Whether a board has an active version."""
-        models = self.agents[name]._models
-        return MODEL in models and models[MODEL].session.active is not None
-
-    def finished(self) -> bool:
-        """Whether the newest training has ended."""
-        return self.database.execute("SELECT state FROM trainings ORDER BY id DESC").fetchone()[0] == "finished"
-
-
 @pytest.fixture
 def world(pushed: Path, tmp_path: Path) -> Iterator[World]:
     """A fresh copy of the pushed fleet, with a broker in memory."""
-    import shutil
-
     shutil.copytree(pushed / "fleet", tmp_path / "fleet")
     shutil.copytree(pushed / "bundles", tmp_path / "bundles")
     with closing(open_database(tmp_path / "fleet" / "fleet.sqlite")) as database:
@@ -326,7 +227,7 @@ def test_assignment_that_is_not_to_be_believed_changes_nothing(
     """An attacker on the broker cannot make a board install anything; the board says which rule was broken, and serves on."""
     monkeypatch.setattr("edgefl.device.following.PATIENCE", 0.5)
     agent = world.board("cam-01")
-    attacker = world.broker.link("attacker")
+    attacker = MemoryLink(world.broker, "attacker")
     attacker.poll(0.0)
     attacker.publish(topics.assignment("cam-01"), payload(world), retain=True)
     attacker.poll(0.0)
@@ -343,123 +244,3 @@ def test_manifest_larger_than_the_board_allows_is_refused(world: World) -> None:
     payload = variants(world.database, MODEL, 1)[0].encoded
     with pytest.raises(MessageError, match="does not fit this device"):
         believed_manifest(payload, f"{MODEL}/{PROFILE}/1", hashlib.sha256(payload).digest(), config, time.time())
-
-
-class ScriptedEngine:
-    """An engine whose training adds a known vector."""
-
-    layout = Layout((Tensor("w", (40, 10)),))
-
-    def __init__(self, delta: Float32) -> None:
-        self.delta = delta
-        self._vector = np.zeros(400, dtype=np.float32)
-
-    def set_vector(self, vector: Float32) -> None:
-        """Keep it."""
-        self._vector = vector.copy()
-
-    def vector(self) -> Float32:
-        """Give it back."""
-        return self._vector
-
-    def train(self, *_: object, **__: object) -> Trained:
-        """Move by the known vector."""
-        self._vector = self._vector + self.delta
-        return Trained(1, 1.0, 0.5)
-
-
-def job(directory: Path, number: int) -> Job:
-    """A job for the scripted engine."""
-    weights = encode_weights(np.zeros(400, dtype=np.float32), ScriptedEngine.layout, Precision.FP32)
-    (directory / "weights").write_bytes(weights)
-    np.savez(directory / "data.npz", x=np.zeros((4, 3), np.float32), y=np.zeros(4, np.int64))
-    return Job(
-        device="cam-01",
-        version=1,
-        variant="w1-fp32",
-        round=number,
-        engine="portable",
-        layout=ScriptedEngine.layout,
-        input_shape=(3,),
-        classes=2,
-        batch=4,
-        graphs={},
-        weights=str(directory / "weights"),
-        source=f"npz:{directory / 'data.npz'}",
-        task=Task(1, 0.1, 0.05, 3, 1.0, 0),
-        outbox=str(directory / "outbox"),
-        settled=str(directory / "settled"),
-        personal=str(directory / "personal"),
-    )
-
-
-def test_what_was_sent_and_what_was_kept_is_the_whole_delta_round_after_round(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Over any number of rounds and restarts, the updates and the last residual add up to all that was learnt."""
-    rng = np.random.default_rng(3)
-    learnt, sent = np.zeros(400), np.zeros(400)
-    for number in range(1, 6):
-        delta = rng.normal(size=400).astype(np.float32)
-        engine = ScriptedEngine(delta)
-        monkeypatch.setattr("edgefl.device.trainer.open_engine", lambda *_, engine=engine, **__: engine)
-        Trainer(1).run(job(tmp_path, number))  # a new process each time, as after a power cut
-        if number == 3:
-            Trainer(1).run(job(tmp_path, number))  # cut off before the agent heard of it: trained again from the same residual
-        update = decode_update(read_update(tmp_path / "outbox"), 400)
-        learnt += delta
-        sent += update.dense()
-        (tmp_path / "outbox").rename(tmp_path / "settled")
-    kept = read_residual(tmp_path / "settled")
-    assert kept is not None
-    np.testing.assert_allclose(sent + np.frombuffer(kept[1], "<f4"), learnt, atol=1e-4)
-
-
-def test_same_job_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A round that is trained twice gives one update, so that sending both counts once."""
-    delta = np.random.default_rng(1).normal(size=400).astype(np.float32)
-    monkeypatch.setattr("edgefl.device.trainer.open_engine", lambda *_, **__: ScriptedEngine(delta))
-    first = Trainer(1).run(job(tmp_path, 1)).sha256
-    assert Trainer(1).run(job(tmp_path, 1)).sha256 == first
-    entry = read_entry(tmp_path / "outbox")
-    assert entry is not None
-    assert (entry.sha256, entry.samples) == (first, 4)
-
-
-@pytest.mark.parametrize("cut", [1, 30, 200])
-def test_damaged_outbox_counts_as_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: int) -> None:
-    """A truncated or changed outbox is never sent and never used as a residual."""
-    monkeypatch.setattr("edgefl.device.trainer.open_engine", lambda *_, **__: ScriptedEngine(np.ones(400, np.float32)))
-    Trainer(1).run(job(tmp_path, 1))
-    path = tmp_path / "outbox"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-cut])
-    assert read_entry(path) is None
-    path.write_bytes(whole[: len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 4]) + whole[len(whole) // 2 + 1 :])
-    assert read_residual(path) is None
-
-
-def test_update_parts_fit_packets_and_carry_the_whole(world: World) -> None:
-    """A large update is cut into parts, each within a packet, that join to the same bytes."""
-    from edgefl.device.sending import UpdateSender
-    from edgefl.store.outbox import OutboxEntry, write_outbox
-
-    data = os.urandom(250_000)
-    link = world.broker.link("cam-01")
-    heard = world.broker.link("edgefl-server")
-    heard.subscribe(topics.ALL_UP)
-    heard.poll(0.0)
-    link.poll(0.0)
-    entry = OutboxEntry(1, "w1-fp32", 1, "x", 5, 1.0, 0.5, hashlib.sha256(data).digest(), len(data), 0)
-    outbox = world.root / "outbox"
-    write_outbox(outbox, entry, data, b"")
-    UpdateSender("cam-01", link).send(MODEL, outbox, entry.sha256)
-    link.poll(0.0)
-    parts = [decode(event.payload, UpdatePart) for event in heard.poll(0.0) if hasattr(event, "payload")]
-    assert [(p.part, p.parts) for p in parts] == [(0, 3), (1, 3), (2, 3)]
-    assert b"".join(p.data for p in parts) == data
-
-
-def test_manifest_type_is_what_travels() -> None:
-    """The manifest of the wire is the one that devices believe or not."""
-    assert Manifest.__struct_fields__[:4] == ("model", "version", "profile", "variant")

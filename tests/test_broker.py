@@ -1,86 +1,24 @@
-import os
-import signal
-import socket
+"""What a broker lets devices do, and what not: one suite for Mosquitto and the embedded broker, with the fleet's own files."""
+
 import ssl
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import paho.mqtt.client as mqtt
 import pytest
-from paho.mqtt.reasoncodes import ReasonCode
 
-from edgefl.brokers.acl import may_publish, may_read
-from edgefl.brokers.connect import Connect, parse_connect
-from edgefl.brokers.embedded import check_loopback
-from edgefl.brokers.listener import Listener
-from edgefl.brokers.mosquitto import Mosquitto, find_mosquitto, write_configuration
+from brokerclient import Client, arrives, open_client, vanish
+from brokerprocess import KINDS, Running, running
+from edgefl.demo.stage import free_port
 from edgefl.device.config import load_bundle
-from edgefl.errors import BrokerError, MessageError
 from edgefl.server.founding import create_fleet
 from edgefl.server.provision import provision
 from edgefl.store.fleet import Fleet
 
-KINDS = [
-    pytest.param("mosquitto", marks=pytest.mark.skipif(find_mosquitto() is None, reason="Mosquitto is not installed")),
-    pytest.param("embedded", marks=pytest.mark.skipif(find_spec("amqtt") is None, reason="amqtt is not installed")),
-]
 PRIVATE = "efl/v1/down/cam-02/receipt"
 
-
-def free_port() -> int:
-    """A port that nothing listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@dataclass
-class Running:
-    """A broker process, its fleet, and the TLS files of its devices."""
-
-    process: subprocess.Popen[str]
-    fleet: Fleet
-    bundles: Path
-    port: int
-
-
-@contextmanager
-def running(fleet: Fleet, kind: str, port: int) -> Iterator[Running]:
-    """`edgefl broker` for as long as the block lasts, whatever happens in it."""
-    process = start(fleet, kind, port)
-    try:
-        yield Running(process, fleet, fleet.path.parent / "bundles", port)
-    finally:
-        end(process)
-
-
-def start(fleet: Fleet, kind: str, port: int) -> subprocess.Popen[str]:
-    """`edgefl broker`, ready."""
-    command = [sys.executable, "-m", "edgefl", "broker", "--fleet", str(fleet.path), "--broker", kind, "--port", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stderr is not None
-    line = process.stdout.readline()
-    assert line == f"broker ready on 127.0.0.1:{port} ({kind})\n", process.stderr.read()
-    return process
-
-
-def end(process: subprocess.Popen[str]) -> int:
-    """Ask a process to end; its exit code."""
-    process.terminate()
-    try:
-        process.communicate(timeout=120)
-    finally:
-        process.kill()
-    return process.returncode
+Connects = Callable[..., Client]
 
 
 @pytest.fixture(scope="module")
@@ -98,95 +36,6 @@ def broker(request: pytest.FixtureRequest, fleet: Fleet) -> Iterator[Running]:
         yield broker
 
 
-@dataclass
-class Client:
-    """A client on its own thread that notes what happens to it."""
-
-    mqtt: mqtt.Client
-    connected: threading.Event = field(default_factory=threading.Event)
-    refused: threading.Event = field(default_factory=threading.Event)
-    subscribed: threading.Event = field(default_factory=threading.Event)
-    acknowledged: threading.Event = field(default_factory=threading.Event)
-    codes: list[str] = field(default_factory=list)
-    received: list[tuple[str, bytes]] = field(default_factory=list)
-
-    def settles(self) -> bool:
-        """Wait until the broker has accepted or refused."""
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and not (self.connected.is_set() or self.refused.is_set()):
-            time.sleep(0.01)
-        return self.connected.is_set() or self.refused.is_set()
-
-    def close(self) -> None:
-        """Disconnect and end the thread."""
-        self.mqtt.disconnect()
-        self.mqtt.loop_stop()
-
-    def subscribe(self, topic: str) -> None:
-        """Subscribe and wait for the answer, whatever it is."""
-        self.subscribed.clear()
-        self.mqtt.subscribe(topic, 1)
-        assert self.subscribed.wait(120)
-
-    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
-        """Publish and wait for the acknowledgement."""
-        self.acknowledged.clear()
-        self.mqtt.publish(topic, payload, 1, retain)
-        assert self.acknowledged.wait(120)
-
-
-Connects = Callable[..., Client]
-
-
-def open_client(
-    broker: Running,
-    name: str,
-    *,
-    client_id: str | None = None,
-    will: tuple[str, bytes] | None = None,
-    files: tuple[Path, Path] | None = None,
-    protocol: mqtt.MQTTProtocolVersion = mqtt.MQTTv311,
-    wait: bool = True,
-    clean: bool = True,
-) -> Client:
-    """A client with the certificate of `name` (nobody has none), connected if `wait`."""
-    raw = mqtt.Client(
-        mqtt.CallbackAPIVersion.VERSION2,
-        client_id or name,
-        None if protocol == mqtt.MQTTv5 else clean,
-        protocol=protocol,
-    )
-    client = Client(raw)
-    pair = (broker.bundles / name / "device.crt", broker.bundles / name / "device.key")
-    if name == "edgefl-server":
-        pair = (broker.fleet.server_certificate, broker.fleet.server_key)
-    context = ssl.create_default_context(cafile=str(broker.fleet.root_certificate))
-    if name != "nobody":
-        context.load_cert_chain(*(files or pair))
-    raw.tls_set_context(context)
-    if will:
-        raw.will_set(*will, qos=1)
-
-    def on_connect(_client: mqtt.Client, _data: object, _flags: object, code: ReasonCode, _properties: object) -> None:
-        client.codes.append(str(code))
-        (client.refused if code.is_failure else client.connected).set()
-
-    raw.on_connect = on_connect
-    raw.on_disconnect = lambda *_: client.refused.set()
-    raw.on_subscribe = lambda *_: client.subscribed.set()
-    raw.on_publish = lambda *_: client.acknowledged.set()
-    raw.on_message = lambda _c, _u, message: client.received.append((message.topic, message.payload))
-    try:
-        raw.connect("127.0.0.1", broker.port, keepalive=30)
-    except OSError:
-        client.refused.set()
-        return client
-    raw.loop_start()
-    assert client.settles()
-    assert not wait or client.connected.is_set()
-    return client
-
-
 @pytest.fixture
 def connect(broker: Running) -> Iterator[Connects]:
     """Makes clients and takes them down afterwards."""
@@ -199,35 +48,6 @@ def connect(broker: Running) -> Iterator[Connects]:
     yield make
     for client in clients:
         client.close()
-
-
-def vanish(broker: Running, name: str, will: str) -> None:
-    """Connect as a device with a will, in a process that dies without a word once the broker has answered."""
-    script = (
-        "import sys, ssl, os, paho.mqtt.client as mqtt\n"
-        "port, name, will, ca, certificate, key = sys.argv[1:]\n"
-        "client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, name)\n"
-        "context = ssl.create_default_context(cafile=ca)\n"
-        "context.load_cert_chain(certificate, key)\n"
-        "client.tls_set_context(context)\n"
-        "client.will_set(will, b'gone', 1)\n"
-        "client.on_connect = lambda *_: os._exit(0)\n"
-        "client.connect('127.0.0.1', int(port))\n"
-        "client.loop_forever()\n"
-    )
-    bundle = broker.bundles / name
-    files = [str(broker.fleet.root_certificate), str(bundle / "device.crt"), str(bundle / "device.key")]
-    subprocess.run([sys.executable, "-c", script, str(broker.port), name, will, *files], check=True, timeout=120)
-
-
-def arrives(client: Client, topic: str, seconds: float = 10.0) -> bool:
-    """Whether a message on this topic comes in time."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if any(name == topic for name, _ in client.received):
-            return True
-        time.sleep(0.02)
-    return False
 
 
 @pytest.mark.broker
@@ -351,137 +171,6 @@ class TestBothBrokers:
         """MQTT 5 connects to Mosquitto and is refused, not left hanging, by the embedded broker."""
         client = connect("cam-01", protocol=mqtt.MQTTv5, wait=False)
         assert client.codes[0] in ("Success", "Unsupported protocol version")
-
-
-@pytest.mark.broker
-@pytest.mark.parametrize("kind", KINDS)
-def test_sigterm_ends_the_broker_and_frees_the_port(tmp_path: Path, kind: str) -> None:
-    """The command ends with 0, and what it started ends with it: the port is free for the next one."""
-    port, fleet = free_port(), create_fleet(tmp_path / "farm", name="farm")
-    assert end(start(fleet, kind, port)) == 0
-    assert end(start(fleet, kind, port)) == 0
-
-
-@pytest.mark.broker
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_taken_port_is_said_in_words(tmp_path: Path, kind: str) -> None:
-    """Exit code 4, one line, what to do; no traceback."""
-    fleet = create_fleet(tmp_path / "farm", name="farm")
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        port = str(other.getsockname()[1])
-        command = [sys.executable, "-m", "edgefl", "broker", "--fleet", str(fleet.path), "--broker", kind, "--port", port]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    assert result.returncode == 4
-    assert f"cannot listen on 127.0.0.1:{port}" in result.stderr
-    assert "--port" in result.stderr
-    assert "Traceback" not in result.stderr
-
-
-def listener_for(fleet: Fleet, port: int) -> Listener:
-    """The fleet's listener on another port."""
-    return Listener(fleet.broker, fleet.root_certificate, fleet.broker_certificate, fleet.broker_key, port)
-
-
-@pytest.mark.broker
-@pytest.mark.skipif(find_mosquitto() is None, reason="Mosquitto is not installed")
-def test_mosquitto_keeps_retained_messages_over_a_restart(fleet: Fleet) -> None:
-    """What was retained before a clean stop is there afterwards."""
-    port = free_port()
-    for attempt in range(2):
-        with running(fleet, "mosquitto", port) as broker:
-            server = open_client(broker, "edgefl-server")
-            if attempt == 0:
-                server.publish("efl/v1/all/manifest/digits/x", b"kept", retain=True)
-            else:
-                server.subscribe("efl/v1/all/#")
-                assert arrives(server, "efl/v1/all/manifest/digits/x")
-            server.close()
-
-
-@pytest.mark.broker
-@pytest.mark.skipif(find_mosquitto() is None, reason="Mosquitto is not installed")
-def test_a_refused_configuration_shows_mosquittos_words(tmp_path: Path) -> None:
-    """A damaged certificate gives Mosquitto's own complaint, not a time-out."""
-    fleet = create_fleet(tmp_path / "farm", name="farm")
-    fleet.broker_certificate.write_text("no certificate")
-    with pytest.raises(BrokerError, match="Mosquitto ended") as caught:
-        Mosquitto(listener_for(fleet, free_port()))
-    assert "certificate" in caught.value.found.lower()
-
-
-@pytest.mark.broker
-@pytest.mark.skipif(find_mosquitto() is None or not Path("/proc").is_dir(), reason="needs Mosquitto on Linux")
-def test_a_killed_command_takes_mosquitto_with_it(fleet: Fleet) -> None:
-    """Even kill -9 of `edgefl broker` leaves no Mosquitto behind on its port."""
-    port = free_port()
-    process = start(fleet, "mosquitto", port)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) != 0:
-                return
-        time.sleep(0.05)
-    pytest.fail("Mosquitto still listens")
-
-
-def test_without_mosquitto_the_message_says_what_to_install(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine without Mosquitto gets a way out."""
-    monkeypatch.setattr("edgefl.brokers.mosquitto.find_mosquitto", lambda: None)
-    with pytest.raises(BrokerError, match="apt install mosquitto"):
-        Mosquitto(listener_for(fleet, 1))
-
-
-def test_the_written_configuration_has_no_gaps(fleet: Fleet) -> None:
-    """Every place of the template is filled in, and the access file lies beside it."""
-    path = write_configuration(listener_for(fleet, 1883))
-    settings = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
-    assert not any("@" in line for line in settings)
-    assert "require_certificate true" in settings
-    assert "listener 1883 127.0.0.1" in settings
-    assert (path.parent / "acl").is_file()
-
-
-@pytest.mark.parametrize("bind", ["0.0.0.0", "192.0.2.1", "::", "example.com", ""])  # noqa: S104 - refused
-def test_the_embedded_broker_refuses_every_other_address(bind: str) -> None:
-    """What other machines could reach is Mosquitto's business."""
-    with pytest.raises(BrokerError, match="this machine only"):
-        check_loopback(bind)
-
-
-@pytest.mark.parametrize(
-    ("user", "topic", "publish", "read"),
-    [
-        ("cam-01", "efl/v1/up/cam-01/state", True, False),
-        ("cam-01", "efl/v1/up/cam-01", False, False),
-        ("cam-01", "efl/v1/up/cam-011/state", False, False),
-        ("cam-01", "efl/v1/up/+/state", False, False),
-        ("cam-01", "efl/v1/down/cam-01/#", False, True),
-        ("cam-01", "efl/v1/all/#", False, True),
-        ("cam-01", "efl/v1/+/cam-01/x", False, False),
-        ("cam-01", "$SYS/x", False, False),
-        ("+", "efl/v1/up/+/state", False, False),
-        ("", "efl/v1/up//state", False, False),
-        ("edgefl-server", "efl/v1/up/#", True, True),
-        ("edgefl-server", "#", False, False),
-    ],
-)
-def test_the_access_rule(user: str, topic: str, publish: bool, read: bool) -> None:
-    """The rule as a table."""
-    assert (may_publish(user, topic), may_read(user, topic)) == (publish, read)
-
-
-def test_the_first_packet_is_read_as_the_standard_says() -> None:
-    """Golden bytes of a CONNECT with a will (MQTT 3.1.1, section 3.1), and every truncation of it is refused."""
-    body = b"\x00\x04MQTT\x04\x06\x00\x3c\x00\x06cam-01\x00\x03a/b\x00\x01x"
-    assert parse_connect(body) == Connect(4, "cam-01", "a/b")
-    assert parse_connect(b"\x00\x04MQTT\x05\x02\x00\x3c\x00\x00\x00") == Connect(5, "", None)
-    for cut in range(len(body) - 3):
-        with pytest.raises(MessageError):
-            parse_connect(body[:cut])
 
 
 def test_a_bundle_leads_to_its_broker(fleet: Fleet) -> None:

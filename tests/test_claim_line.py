@@ -10,7 +10,8 @@ from claimoffice import HOUR, Office
 from edgefl.errors import MessageError
 from edgefl.identity.requests import check_answer, make_request
 from edgefl.link.contract import Arrived
-from edgefl.link.memory import MemoryBroker
+from edgefl.link.memory import MemoryLink
+from edgefl.link.memory_broker import MemoryBroker
 from edgefl.names import SERVER
 from edgefl.server.allowance import MOST_NAMES, Bucket, Buckets
 from edgefl.server.claimline import LONGEST_LOOK, ClaimLine
@@ -31,14 +32,14 @@ def test_the_line_answers_boards_and_ends_with_the_claims(office):
     broker, opened = MemoryBroker(), []
 
     def connect():
-        opened.append(broker.link("server"))
+        opened.append(MemoryLink(broker, "server"))
         return opened[-1]
 
     line = ClaimLine(office.database, office.desk, connect, wall=office.wall, clock=lambda: office.later)
     line.advance()
     assert opened == []
     token, (key, csr) = office.claim(), make_request("cam-01")
-    board = broker.link("0123abcd")
+    board = MemoryLink(broker, "0123abcd")
     board.subscribe(topics.claim_reply("0123abcd"))
     office.later = 10.0
     for _ in range(3):
@@ -61,7 +62,9 @@ def test_a_flood_of_claims_costs_a_bounded_time(office, monkeypatch):
     """While a thousand requests come in between two looks, a look ends in time, and the board among them is answered later."""
     broker, office.later = MemoryBroker(), 1.0
     token, (_, csr) = office.claim(), make_request("cam-01")
-    line = ClaimLine(office.database, office.desk, lambda: broker.link("server"), wall=office.wall, clock=lambda: office.later)
+    line = ClaimLine(
+        office.database, office.desk, lambda: MemoryLink(broker, "server"), wall=office.wall, clock=lambda: office.later
+    )
     looked, answer = [], office.desk.answer
 
     def slowly(request):
@@ -78,7 +81,7 @@ def test_a_flood_of_claims_costs_a_bounded_time(office, monkeypatch):
     monkeypatch.setattr(office.desk, "answer", slowly)
     line.advance()
     line.advance()
-    stranger = broker.link("stranger")
+    stranger = MemoryLink(broker, "stranger")
     stranger.poll(0)
     flood(3)
     line.advance()

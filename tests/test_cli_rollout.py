@@ -16,11 +16,12 @@ from edgefl.cli.main import COMMANDS, run
 from edgefl.server.founding import create_fleet
 from edgefl.server.rollout_events import Heard, Reported
 from edgefl.server.rollouts import advance
-from edgefl.store.database import transaction
+from edgefl.store.database import open_database, transaction
 from edgefl.store.presence import PresenceBook
 from edgefl.store.releases import release
 from edgefl.store.rollouts import newest_rollout
 from edgefl.wire.presence import State
+from toyclock import START
 
 NAMES = [f"d{i:02}" for i in range(10)]
 
@@ -38,7 +39,7 @@ def fleet(founded, tmp_path, monkeypatch):
     fleet.provision(**dict.fromkeys(NAMES, "big"))
     fleet.push(hold=True)
     with transaction(fleet.database):
-        release(fleet.database, "toy", 1, toy.START)
+        release(fleet.database, "toy", 1, START)
     fleet.push(seed=2, hold=True)
     monkeypatch.setenv("EDGEFL_FLEET", str(fleet.root))
     return fleet
@@ -208,7 +209,7 @@ def test_watch_ends_with_the_rollout(fleet, capsys):
     capsys.readouterr()
 
     def play():
-        with toy.open_database(fleet.root / "fleet.sqlite") as database:
+        with open_database(fleet.root / "fleet.sqlite") as database:
             for _ in range(2):
                 time.sleep(0.8)
                 with transaction(database):

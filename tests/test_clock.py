@@ -12,6 +12,9 @@ import toyboard
 from edgefl.device.timekeeping import PATIENCE, wait_for_time
 from edgefl.errors import FreezeError, SignatureError
 from edgefl.store.clock import AGREES, LATEST, SOFTWARE, WRITE_EVERY, SteadyWall
+from toyclock import START
+from toyoffice import MODEL, PROFILE
+from toytrainer import InlineTrainer, ScriptedEngine
 
 YEAR = 365 * 86400.0
 TODAY = 1_800_000_000.0
@@ -209,8 +212,8 @@ TEN_YEARS = 10 * YEAR
 @pytest.fixture
 def board(tmp_path, monkeypatch):
     """A toy board with a clock of its own that a test can set."""
-    monkeypatch.setattr("edgefl.device.hands.TrainerProcess", toyboard.InlineTrainer)
-    monkeypatch.setattr("edgefl.device.trainer.open_engine", toyboard.ScriptedEngine)
+    monkeypatch.setattr("edgefl.device.hands.TrainerProcess", InlineTrainer)
+    monkeypatch.setattr("edgefl.device.trainer.open_engine", ScriptedEngine)
     board = toyboard.Board(tmp_path / "board")
     clock = board.clock
     clock.ahead, clock.synced = 0.0, None
@@ -219,7 +222,7 @@ def board(tmp_path, monkeypatch):
     def steady():
         wall = SteadyWall(
             board.root / "state" / "clock",
-            system=lambda: max(0.0, toyboard.START + YEAR * 2 + clock.now + clock.ahead),
+            system=lambda: max(0.0, START + YEAR * 2 + clock.now + clock.ahead),
             monotonic=clock.monotonic,
             synced=lambda: clock.synced,
         )
@@ -228,25 +231,25 @@ def board(tmp_path, monkeypatch):
 
     board.steady = steady
     steady()
-    board.belong(toyboard.START + YEAR * 2)
+    board.belong(START + YEAR * 2)
     yield board
     if board.agent:
         board.lose()
 
 
 BLOCKS = {"train": random.Random(0).randbytes(300_000), "eval": b"eval", "infer": b"infer"}
-FAR = int(toyboard.START + 4 * YEAR)
+FAR = int(START + 4 * YEAR)
 
 
 def test_a_boot_in_1970_expires_nothing_and_loses_nothing(board):
     """The version serves, orders are followed, and the update arrives; when the clock is set nothing changes."""
-    board.office.manifest(created=int(toyboard.START), expires=FAR)
+    board.office.manifest(created=int(START), expires=FAR)
     board.start().run(lambda: board.active() == 1)
     board.clock.wall.close()
     board.lose()
     board.clock.ahead = -1e12
     board.steady()
-    assert board.clock.wall() > toyboard.START + YEAR
+    assert board.clock.wall() > START + YEAR
     board.start()
     assert board.active() == 1
     board.office.order(1, expires=FAR)
@@ -280,9 +283,9 @@ def test_an_expired_word_is_a_freeze(board):
     from edgefl.device.trust import believed_manifest
 
     _, payload = board.office.manifest(expires=FAR, announce=False)
-    path = f"{toyboard.MODEL}/{toyboard.PROFILE}/1"
+    path = f"{MODEL}/{PROFILE}/1"
     with pytest.raises(FreezeError, match="has expired") as caught:
-        believed_manifest(payload, path, hashlib.sha256(payload).digest(), board.config, toyboard.START + TEN_YEARS)
+        believed_manifest(payload, path, hashlib.sha256(payload).digest(), board.config, START + TEN_YEARS)
     assert (caught.value.code, isinstance(caught.value, SignatureError)) == ("freeze", True)
 
 

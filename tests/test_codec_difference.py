@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import make_differences as make
+from edgefl.codec.advance import advance
 from edgefl.codec.bits import BitReader, pack
-from edgefl.codec.difference import GRID, advance, apply_difference, encode_difference
+from edgefl.codec.difference import apply_difference, encode_difference
 from edgefl.codec.integers import read_integers, write_integers
+from edgefl.codec.moves import GRID
 from edgefl.codec.sparsify import count_sent
 from edgefl.codec.weights import PRECISIONS, TRAINABLE, Precision, encode_weights
 from edgefl.errors import ModelError, UpdateError

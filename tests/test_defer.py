@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import toyboard as toy
 from edgefl.codec.precision import ROUNDS
 from edgefl.codec.weights import PRECISIONS, encode_weights
 from edgefl.compress.budget import Candidate, Structure
@@ -32,11 +31,13 @@ from edgefl.device.defer import (
 from edgefl.device.power import battery_percent
 from edgefl.errors import ConfigError
 from edgefl.layout import Layout, Tensor
-from edgefl.link.memory import MemoryBroker
+from edgefl.link.memory_broker import MemoryBroker
 from edgefl.strict_toml import read_toml, write_toml
 from edgefl.wire.blocks import file_ref
 from edgefl.wire.rounds import Task
 from toyagent import scripted
+from toyclock import START, Clock
+from toyoffice import Office
 
 NOON, NIGHT = 12 * 60, 23 * 60 + 30
 
@@ -99,7 +100,7 @@ def test_only_a_discharging_battery_of_the_board_counts(tmp_path: Path) -> None:
 @pytest.fixture
 def board(tmp_path, monkeypatch):
     """A board with a trainer in this process, at noon UTC."""
-    monkeypatch.setattr(conditions, "local_minute", lambda wall: (NOON + int(wall - toy.START) // 60) % DAY)
+    monkeypatch.setattr(conditions, "local_minute", lambda wall: (NOON + int(wall - START) // 60) % DAY)
     with scripted(tmp_path, monkeypatch) as board:
         yield board
 
@@ -219,6 +220,6 @@ def test_a_board_asks_for_the_room_that_the_planner_counts(precision):
     if precision not in ROUNDS:
         flat[np.abs(flat) < 0.15] = 0.0  # as retraining leaves it; a push offers no codebook that is longer than int4
     weights = file_ref("weights", encode_weights(flat, layout, precision))
-    manifest = toy.Office(MemoryBroker(), toy.Clock()).manifest(1, announce=False, layout=layout, files=(weights,))[0]
+    manifest = Office(MemoryBroker(), Clock()).manifest(1, announce=False, layout=layout, files=(weights,))[0]
     planned = Candidate(Structure("w1", 1.0, layout), precision, graph_bytes=0)
     assert working_bytes(manifest) <= planned.footprint - planned.weight_bytes

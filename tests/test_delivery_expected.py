@@ -11,6 +11,7 @@ from edgefl.store.database import transaction
 from edgefl.wire import topics
 from edgefl.wire.blocks import want
 from edgefl.wire.presence import State
+from toyupdates import MODEL, VARIANTS
 
 
 @pytest.fixture
@@ -65,9 +66,9 @@ def test_the_weights_of_a_round_are_expected_by_those_that_train(fleet):
     expected.refresh(catalogue)
     for name in ("w3", "n1"):
         expected.heard(name, online=True)
-    offer = catalogue.trainings[toy.MODEL].offer
+    offer = catalogue.trainings[MODEL].offer
     for profile, device in (("big", "w3"), ("small", "n1")):
-        assert expected.of(offer.files[toy.VARIANTS[profile][0]].sha256) == {device}
+        assert expected.of(offer.files[VARIANTS[profile][0]].sha256) == {device}
 
 
 def test_a_revoked_device_is_not_waited_for(fleet, catalogue):

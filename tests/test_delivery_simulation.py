@@ -9,7 +9,8 @@ import pytest
 
 from edgefl.device import download, download_events, download_state
 from edgefl.link.contract import Arrived
-from edgefl.link.memory import Faults, MemoryBroker, MemoryLink
+from edgefl.link.memory import MemoryLink
+from edgefl.link.memory_broker import Faults, MemoryBroker
 from edgefl.server import delivery, delivery_events
 from edgefl.wire import topics
 from edgefl.wire.blocks import file_ref
@@ -71,13 +72,13 @@ def simulate(count: int, faults: Faults, *, late: int = 0, seed: int = 0) -> tup
     """Run until all have the file; `late` boards join at random within two seconds, the others within 20 ms."""
     rng = random.Random(seed)
     broker = MemoryBroker(random.Random(seed + 1))
-    server = broker.link("server")
+    server = MemoryLink(broker, "server")
     server.subscribe(topics.ALL_UP)
     server.poll(0.0)
     broker.faults = faults
     state, _ = delivery.step(delivery.Delivery(), delivery_events.Offered(REF.sha256, len(REF.blocks)), 0.0)
     boards = [
-        Board(f"d{number}", broker.link(f"d{number}"), rng.uniform(0.0, 2.0 if number < late else 0.02))
+        Board(f"d{number}", MemoryLink(broker, f"d{number}"), rng.uniform(0.0, 2.0 if number < late else 0.02))
         for number in range(count)
     ]
     now = 0.0

@@ -9,11 +9,13 @@ from edgefl.device.sending import WINDOW, UpdateSender
 from edgefl.device.voice import TOLD_AGAIN, Voice
 from edgefl.errors import StoreError
 from edgefl.link.contract import Arrived
-from edgefl.link.memory import MemoryBroker
+from edgefl.link.memory import MemoryLink
+from edgefl.link.memory_broker import MemoryBroker
 from edgefl.store.outbox import OutboxEntry, write_outbox
 from edgefl.wire import topics
 from edgefl.wire.messages import MAX_PACKET, decode
 from edgefl.wire.rounds import PART_SIZE, UpdatePart
+from toyoffice import DEVICE
 
 UPDATE = bytes(range(256)) * 8000
 
@@ -27,7 +29,7 @@ def broker():
 @pytest.fixture
 def link(broker):
     """The device's link, connected."""
-    link = broker.link(toy.DEVICE)
+    link = MemoryLink(broker, DEVICE)
     link.poll(0.0)
     return link
 
@@ -35,7 +37,7 @@ def link(broker):
 @pytest.fixture
 def heard(broker):
     """What the server gets: called, the parts since the last call."""
-    server = broker.link("edgefl-server", clean_session=False)
+    server = MemoryLink(broker, "edgefl-server", clean_session=False)
     server.subscribe(topics.ALL_UP)
     server.poll(0.0)
     return lambda: [decode(e.payload, UpdatePart) for e in server.poll(0.0) if isinstance(e, Arrived)]
@@ -60,7 +62,7 @@ def deliver(sender, link, heard):
 
 def test_an_update_leaves_in_parts_that_fit_packets_and_join_to_the_whole(tmp_path, link, heard):
     """And the queue never holds more than the window and a part."""
-    sha256, sender = outbox(tmp_path / "outbox"), UpdateSender(toy.DEVICE, link)
+    sha256, sender = outbox(tmp_path / "outbox"), UpdateSender(DEVICE, link)
     sender.send("m", tmp_path / "outbox", sha256)
     assert 0 < link.outgoing <= WINDOW + MAX_PACKET
     assert sender.busy
@@ -73,7 +75,7 @@ def test_an_update_leaves_in_parts_that_fit_packets_and_join_to_the_whole(tmp_pa
 
 def test_an_update_on_its_way_is_not_sent_again(tmp_path, link, heard):
     """Neither while parts wait, nor while the link still has some, nor because the connection broke meanwhile."""
-    sha256, sender = outbox(tmp_path / "outbox"), UpdateSender(toy.DEVICE, link)
+    sha256, sender = outbox(tmp_path / "outbox"), UpdateSender(DEVICE, link)
     for _ in range(3):
         sender.send("m", tmp_path / "outbox", sha256)
     link.drop()
@@ -88,7 +90,7 @@ def test_an_update_on_its_way_is_not_sent_again(tmp_path, link, heard):
 
 def test_offline_nothing_is_queued(tmp_path, broker, link):
     """The connection will ask for it; until then the queue stays empty, even if the outbox is gone."""
-    sha256, sender = outbox(tmp_path / "outbox"), UpdateSender(toy.DEVICE, link)
+    sha256, sender = outbox(tmp_path / "outbox"), UpdateSender(DEVICE, link)
     broker.stop()
     sender.send("m", tmp_path / "outbox", sha256)
     sender.send("m", tmp_path / "nothing", sha256)
@@ -97,7 +99,7 @@ def test_offline_nothing_is_queued(tmp_path, broker, link):
 
 def test_a_forgotten_update_stops_in_the_middle(tmp_path, link, heard):
     """After the receipt for an earlier copy the rest of a later one is not sent; another update is."""
-    sha256, sender = outbox(tmp_path / "outbox"), UpdateSender(toy.DEVICE, link)
+    sha256, sender = outbox(tmp_path / "outbox"), UpdateSender(DEVICE, link)
     sender.send("m", tmp_path / "outbox", sha256)
     sender.forget("m")
     assert len(deliver(sender, link, heard)) < len(UPDATE) // PART_SIZE
@@ -108,7 +110,7 @@ def test_a_forgotten_update_stops_in_the_middle(tmp_path, link, heard):
 
 def test_an_outbox_without_the_update_is_an_error(tmp_path, link):
     """Missing, damaged, or holding another one: the agent has to know."""
-    sender = UpdateSender(toy.DEVICE, link)
+    sender = UpdateSender(DEVICE, link)
     with pytest.raises(StoreError, match="does not hold the update"):
         sender.send("m", tmp_path / "outbox", bytes(32))
     outbox(tmp_path / "outbox")
@@ -120,7 +122,7 @@ def test_an_outbox_without_the_update_is_an_error(tmp_path, link):
 def spoken(tmp_path):
     """A voice, the server that hears it, and a clock."""
     board = toy.Board(tmp_path)
-    link = board.broker.link(toy.DEVICE)
+    link = MemoryLink(board.broker, DEVICE)
     link.poll(0.0)
     voice = Voice(board.config, link, 1, memory=lambda: 77, clock=board.clock.monotonic)
 
@@ -155,7 +157,7 @@ def test_a_flood_of_different_troubles_is_thinned_out(spoken):
 def test_a_full_queue_silences_and_does_not_raise(spoken):
     """Saying something never fails for the caller."""
     _, _, board = spoken
-    narrow = board.broker.link("narrow", budget=10)
+    narrow = MemoryLink(board.broker, "narrow", budget=10)
     voice = Voice(board.config, narrow, 1, memory=lambda: 0, clock=board.clock.monotonic)
     voice.birth([])
     voice.report("m", 1, 1, "training")

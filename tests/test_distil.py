@@ -12,7 +12,7 @@ import make_graphs
 import toyfleet as toy
 from edgefl.aggregate.ensemble import probabilities
 from edgefl.cli.main import run
-from edgefl.codec.difference import advance
+from edgefl.codec.advance import advance
 from edgefl.codec.marks import gone
 from edgefl.codec.weights import Precision, decode_weights, encode_weights
 from edgefl.compress.axes import encode_axes, index_from_axes

@@ -1,6 +1,6 @@
 """The downlink in one process: a server that sends little, boards that put it together, rounds that were missed, and damage.
 
-Real agents, a real server and a broker in memory; the engine is scripted (`test_update_path`).
+Real agents, a real server and a broker in memory; the engine is scripted (`updatepath`).
 """
 
 from itertools import pairwise
@@ -8,16 +8,17 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-import test_update_path as path
-from edgefl.codec.difference import GRID
+import updatepath as path
+from edgefl.codec.moves import GRID
 from edgefl.codec.weights import Precision, decode_weights
-from edgefl.device import hands
 from edgefl.errors import StoreError
 from edgefl.link.contract import Arrived
+from edgefl.link.memory import MemoryLink
 from edgefl.server.downlink import REACH
 from edgefl.server.variants import load_parent
 from edgefl.store.blobs import BlobStore
 from edgefl.wire import topics
+from toyupdates import MODEL
 
 PLAN = {**path.PLAN, "rounds": 6, "downlink_sparsity": 0.05}
 
@@ -29,7 +30,7 @@ class World(path.Fleet):
         """All devices are there; no server yet."""
         super().__init__(root)
         self.sent = set()  # topics of files
-        self._ear = self.broker.link("listener")
+        self._ear = MemoryLink(self.broker, "listener")
         self._ear.subscribe(topics.block("+"))
 
     def turn(self, seconds=0.1):
@@ -58,19 +59,13 @@ def at_rest(request, monkeypatch):
 @pytest.fixture
 def fleet(tmp_path, monkeypatch):
     """Three boards, two of one variant, in a world that is listened to."""
-    monkeypatch.setattr(hands, "TrainerProcess", path.Inline)
-    monkeypatch.setattr("edgefl.device.trainer.open_engine", path.Drifting)
-    fleet = World(tmp_path / "fleet")
-    yield fleet
-    for device in fleet.devices.values():
-        device.die()
-    if fleet.server:
-        fleet.server.kill()
+    with path.playing(monkeypatch, lambda: World(tmp_path / "fleet")) as fleet:
+        yield fleet
 
 
 def session(device):
     """What a device's machine knows."""
-    return device.agent._models[path.toy.MODEL].session
+    return device.agent._models[MODEL].session
 
 
 def settle(fleet):

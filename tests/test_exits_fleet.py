@@ -10,7 +10,8 @@ import pytest
 
 import toyboard
 from edgefl.device import hands
-from edgefl.link.memory import MemoryBroker
+from edgefl.link.memory import MemoryLink
+from edgefl.link.memory_broker import MemoryBroker
 from edgefl.plan import Plan
 from edgefl.profile import Profile
 from edgefl.recipe import Recipe
@@ -26,6 +27,8 @@ from edgefl.store.ledger import start_training
 from edgefl.store.registry import Device, add_devices
 from edgefl.store.versions import get_version
 from edgefl.wire import topics
+from toyclock import Today
+from toytrainer import InlineTrainer
 
 pytest.importorskip("torch")
 
@@ -88,7 +91,7 @@ def change(fleet, boards, clock):
             rounds=1, cohort=len(boards), quorum=len(boards), deadline=600.0, sparsity=1.0, bits=8, learning_rate=0.5, ramp=2
         )
         start_training(database, get_version(database, "stairs", 1), plan, "", clock.wall())
-        link = broker.link("server", clean_session=False)
+        link = MemoryLink(broker, "server", clean_session=False)
         link.subscribe(topics.ALL_UP)
         service = Service(database, blobs, link, online_signer(fleet), **times)
         root = documents(database)["1.root"]
@@ -114,9 +117,9 @@ def test_every_coordinate_learns_from_the_boards_that_hold_it(tmp_path, monkeypa
     (tmp_path / "stairs.py").write_text(MODEL)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "stairs", raising=False)
-    monkeypatch.setattr(hands, "TrainerProcess", toyboard.InlineTrainer)
+    monkeypatch.setattr(hands, "TrainerProcess", InlineTrainer)
     monkeypatch.setattr(os, "fsync", lambda _: None)  # processes die here, not the power
-    clock = toyboard.Today()
+    clock = Today()
     fleet, variants = created(tmp_path / "fleet", clock)
     kinds = {"deep": "w1-", "flat": "d1w1-", "slim": "d1p"}
     assert all(variants[board].startswith(kind) for board, kind in kinds.items())

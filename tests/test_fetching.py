@@ -14,6 +14,7 @@ from edgefl.wire import topics
 from edgefl.wire.blocks import file_ref
 from edgefl.wire.files import BLOCK_SIZE, Block, FileRef
 from edgefl.wire.messages import encode
+from toyoffice import DEVICE
 
 CONTENT = random.Random(1).randbytes(5 * BLOCK_SIZE + 7)
 
@@ -190,7 +191,7 @@ def test_a_drowned_device_is_served_on_its_own_topic_for_an_hour(world):
     world.fetcher.need("m", (ref,))
     world.turns(1)
     flooded(world, ref)
-    assert topics.own_block(toy.toy.DEVICE) in world.link._filters
+    assert topics.own_block(DEVICE) in world.link._filters
     assert topics.block(ref.sha256.hex()) not in world.link._filters
     assert world.turns(100) == [ref.sha256]
     assert world.office.alone > 0

@@ -11,7 +11,11 @@ from edgefl.codec.difference import encode_difference
 from edgefl.codec.weights import Precision, encode_weights
 from edgefl.device.ways import Ways, ways_of
 from edgefl.layout import Layout, Tensor
+from edgefl.link.memory_broker import MemoryBroker
+from edgefl.wire import topics
 from edgefl.wire.files import BLOCK_SIZE, Difference
+from toyclock import Clock
+from toyoffice import Office
 
 LAYOUT = Layout((Tensor("w", (400, 500)),))
 RNG = np.random.default_rng(0)
@@ -45,7 +49,7 @@ class Versions:
 
     def bytes_of(self, ref):
         """Bytes of a file that have crossed the link."""
-        return self.world.broker.delivered_bytes[toy.toy.topics.block(ref.sha256.hex())]
+        return self.world.broker.delivered_bytes[topics.block(ref.sha256.hex())]
 
 
 @pytest.fixture
@@ -167,7 +171,7 @@ def test_progress_counts_the_difference_for_the_file(versions):
 
 def test_a_manifest_says_its_ways():
     """Differences, layout, usable sources and what they have, from a manifest; none from none."""
-    versions = toy.toy.Office(toy.toy.MemoryBroker(), toy.toy.Clock())
+    versions = Office(MemoryBroker(), Clock())
     manifest, _ = versions.manifest(announce=False)
     way = Difference(bytes(32), versions.offer("difference", b"short"))
     sources = ("https://example.org/blobs/", "ftp://example.org", "http://example.org", "file:///media/stick", "file://host/x")

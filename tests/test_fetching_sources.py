@@ -1,21 +1,13 @@
 """Files from a web server or a stick: fetched, resumed, checked block by block, bounded; and over MQTT when that fails."""
 
-import datetime as dt
-import http.server
-import ipaddress
 import os
 import random
 import select
-import ssl
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 import toyfetch as toy
 from edgefl.device.mirror import Bell, SourceFetch
@@ -25,140 +17,17 @@ from edgefl.errors import BlockError, EndlessDataError, LinkError, MessageError,
 from edgefl.store.partial import PartialFile
 from edgefl.wire.blocks import file_ref
 from edgefl.wire.files import BLOCK_SIZE
+from moodysite import Site
 
 CONTENT = random.Random(2).randbytes(12 * BLOCK_SIZE + 345)
 REF = file_ref("weights", CONTENT)
 NAME = REF.sha256.hex()
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    """A web server that does what its `mood` says."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self):
-        """Answer."""
-        site = self.server.site
-        site.requests.append((self.path, self.headers.get("Range", "")))
-        data = site.files.get(self.path.lstrip("/"))
-        getattr(self, f"_{site.mood}", self._plain)(data)
-
-    def log_message(self, *_):
-        """Silence."""
-
-    def _plain(self, data):
-        if data is None:
-            self.send_error(404)
-            return
-        asked = self.headers.get("Range", "")
-        if asked:
-            start, last = map(int, asked.removeprefix("bytes=").split("-"))
-            self._answer(206, data[start : last + 1], {"Content-Range": f"bytes {start}-{last}/{len(data)}"})
-        else:
-            self._answer(200, data)
-
-    def _answer(self, code, body, headers=None, length=None):
-        self.send_response(code)
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body) if length is None else length))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def _without_ranges(self, data):
-        self._answer(200, data)
-
-    def _another_part(self, data):
-        self._answer(206, data[:100], {"Content-Range": f"bytes 0-99/{len(data)}"})
-
-    def _damaged(self, data):
-        self._answer(200, data[: 5 * BLOCK_SIZE] + b"?" + data[5 * BLOCK_SIZE + 1 :])
-
-    def _truncated(self, data):
-        self._answer(200, data[: 5 * BLOCK_SIZE + 10], length=len(data))
-        self.close_connection = True
-
-    def _too_long(self, data):
-        self._answer(200, data + b"more")
-
-    def _endless(self, data):
-        self.close_connection = True
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(data)
-        for _ in range(100_000):
-            self.wfile.write(bytes(BLOCK_SIZE))
-            self.server.site.wasted += BLOCK_SIZE
-
-    def _trickling(self, data):
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        for byte in data[:1000]:
-            self.wfile.write(bytes([byte]))
-            time.sleep(0.05)
-
-    def _downgrading(self, _):
-        self._answer(302, b"", {"Location": f"http://127.0.0.1:{self.server.server_port}{self.path}"})
-
-    def _moved(self, _):
-        if self.path.startswith("/new/"):
-            self._plain(self.server.site.files[NAME])
-        else:
-            self._answer(302, b"", {"Location": f"{self.server.site.address}/new{self.path}"})
-
-
-class Site:
-    """A web server on loopback with a certificate of its own authority."""
-
-    def __init__(self, directory):
-        """Serve."""
-        self.files, self.mood, self.requests, self.wasted = {NAME: CONTENT}, "plain", [], 0
-        certificate, key = _certificate(directory)
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.site = self
-        self.server.daemon_threads = True
-        self.server.handle_error = lambda *_: None
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate, key)
-        self.server.socket = context.wrap_socket(self.server.socket, server_side=True, do_handshake_on_connect=False)
-        self.context = ssl.create_default_context(cafile=certificate)
-        self.address = f"https://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-
-    def close(self):
-        """Stop."""
-        self.server.shutdown()
-        self.server.server_close()
-
-
-def _certificate(directory):
-    key, now = ec.generate_private_key(ec.SECP256R1()), dt.datetime.now(dt.UTC)
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "site")])
-    host = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(host, critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    paths = directory / "site.pem", directory / "site.key"
-    paths[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    kind = serialization.PrivateFormat.PKCS8
-    paths[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, kind, serialization.NoEncryption()))
-    return paths
-
-
 @pytest.fixture(scope="module")
 def shared_site(tmp_path_factory):
     """One server for all tests."""
-    site = Site(tmp_path_factory.mktemp("site"))
+    site = Site(tmp_path_factory.mktemp("site"), {NAME: CONTENT})
     yield site
     site.close()
 

@@ -8,6 +8,7 @@ import pytest
 import fieldboard as field
 from edgefl.brokers.mosquitto import find_mosquitto
 from edgefl.device import rounds
+from toytrainer import delta_of
 
 pytestmark = [
     pytest.mark.broker,
@@ -139,7 +140,7 @@ def test_refused_connections_are_tried_again(place, monkeypatch):
     there.work(1.0)
     there.office.receipts, there.proxy.refuse = "store", False
     there.wait(lambda: board.session.work is None)
-    np.testing.assert_allclose(there.office.sent(1)[0] + board.residual(), field.toy.delta_of(1), atol=1e-4)
+    np.testing.assert_allclose(there.office.sent(1)[0] + board.residual(), delta_of(1), atol=1e-4)
 
 
 def test_a_birth_follows_every_connection(place):

@@ -110,6 +110,7 @@ FLOORS = {
     "edgefl.server.provision": 5,
     "edgefl.server.push": 5,
     "edgefl.server.push_request": 5,
+    "edgefl.server.reception": 5,
     "edgefl.server.recording": 5,
     "edgefl.server.revoke": 5,
     "edgefl.server.rollout_orders": 5,

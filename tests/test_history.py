@@ -16,6 +16,7 @@ from edgefl.store.versions import get_version
 from edgefl.wire.blocks import file_ref
 from edgefl.wire.rounds import HISTORY_REACH
 from edgefl.wire.tasks import LONGEST_CONTEXT
+from toyupdates import MODEL, VARIANTS, WIDE
 
 PRESENT = b"EFU\x02 something that names a history"
 
@@ -36,16 +37,16 @@ def histories(fleet, **plan):
         fleet.train(**plan)
     (record,) = trainings(fleet.database)
     return Histories(
-        fleet.database, fleet.blobs, record, load_variants(fleet.database, get_version(fleet.database, toy.MODEL, 1), fleet.blobs)
+        fleet.database, fleet.blobs, record, load_variants(fleet.database, get_version(fleet.database, MODEL, 1), fleet.blobs)
     )
 
 
 def offer(fleet, memory, number):
     """A round's weights, on the disk and written down; the vector of each variant as its devices decode it."""
-    parent = np.random.default_rng(number).normal(size=toy.WIDE.size).astype(np.float32)
+    parent = np.random.default_rng(number).normal(size=WIDE.size).astype(np.float32)
     files, vectors = {}, {}
-    for name, layout, precision in toy.VARIANTS.values():
-        data = encode_weights(parent[nested_index(toy.WIDE, layout)], layout, precision)
+    for name, layout, precision in VARIANTS.values():
+        data = encode_weights(parent[nested_index(WIDE, layout)], layout, precision)
         fleet.blobs.put(data)
         files[name], vectors[name] = file_ref("weights", data), decode_weights(data, layout)
     memory.opens(number, files)
@@ -62,7 +63,7 @@ def test_a_history_is_what_the_devices_decoded(fleet, variant):
     """Of every precision, start, before and now are to the last bit what boards have; 0 stands for the version's own."""
     memory = histories(fleet)
     vectors = [offer(fleet, memory, number)[1][variant] for number in (1, 2)]
-    manifest = load_variants(fleet.database, get_version(fleet.database, toy.MODEL, 1), fleet.blobs)[variant].manifest
+    manifest = load_variants(fleet.database, get_version(fleet.database, MODEL, 1), fleet.blobs)[variant].manifest
     start = decode_weights(fleet.blobs.get(manifest.file("weights").sha256), manifest.layout)
     one, other = read(memory, variant, 2, 1), read(memory, variant, 2, 0)
     np.testing.assert_array_equal(one.before, vectors[0])
@@ -82,7 +83,7 @@ def test_a_restart_remembers(fleet):
 
 def test_plain_updates_need_no_memory(fleet):
     """Whatever round they name, and however much is gone."""
-    assert histories(fleet).decode(b"EFU\x01 plain", "w1-fp32", 1000, 999) == (toy.WIDE.size, None)
+    assert histories(fleet).decode(b"EFU\x01 plain", "w1-fp32", 1000, 999) == (WIDE.size, None)
 
 
 @pytest.mark.parametrize("before", [5, 6, 1 << 50, 20 - HISTORY_REACH - 1])

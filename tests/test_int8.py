@@ -17,6 +17,7 @@ from edgefl.export.int8 import int8_graph
 from edgefl.profile import Profile
 from edgefl.server import quantising
 from edgefl.server.quantising import Quantiser, right
+from toyoffice import MODEL
 
 RNG = np.random.default_rng(0)
 
@@ -109,7 +110,7 @@ def test_a_device_serves_int8_until_it_adopts_the_weights_of_a_round(tmp_path):
     golden = model.VARIANT
     graphs = {v: int8_graph(golden.files["infer"], golden.layout, model.vector_of(v), model.X) for v in (1, 2)}
     model.hold(board, 1, files={**golden.files, "serve": graphs[1]})
-    served = model.Model(model.Shelf(model.Bundle(tmp_path, board.config), model.toy.MODEL))
+    served = model.Model(model.Shelf(model.Bundle(tmp_path, board.config), MODEL))
     found = served.predict(model.X)
     assert (found.quantised, found.version) == (True, 1)
     np.testing.assert_allclose(found.logits, model.logits_of(1), atol=0.1 * np.abs(model.logits_of(1)).max())

@@ -21,6 +21,7 @@ from edgefl.simulate.experiment import Experiment, Shards, Speeds
 from edgefl.simulate.schedule import Parts
 from edgefl.store.ledger import end_training
 from edgefl.wire.tasks import task_of
+from toyupdates import VARIANTS, WIDE, reference
 
 PLAN = Plan(rounds=4, cohort=3, quorum=2, jump_start=JumpStart(devices=1, epochs=9), sparsity=0.1, bits=2)
 
@@ -113,7 +114,7 @@ def test_a_server_that_dies_in_the_race_still_finds_the_best(tmp_path, winner):
     server = fleet.serve()
     b.send(1, loss=losses["b"])
     server.turns()
-    best = toy.reference(before, [(winner, "big", 1)], number=1, rate=1.0)
+    best = reference(before, [(winner, "big", 1)], number=1, rate=1.0)
     np.testing.assert_allclose(server.training.parent, best, atol=1e-5)
     c.send(1)
     server.turns()
@@ -122,13 +123,13 @@ def test_a_server_that_dies_in_the_race_still_finds_the_best(tmp_path, winner):
 
 def test_what_the_race_would_come_to_is_checked_without_the_servers_rate(tmp_path, monkeypatch):
     """The winner's update is taken as it is: what a small rate would have tamed is refused."""
-    monkeypatch.setitem(toy.VARIANTS, "half", ("w1-fp16", toy.WIDE, Precision.FP16))
+    monkeypatch.setitem(VARIANTS, "half", ("w1-fp16", WIDE, Precision.FP16))
     fleet = toy.ToyFleet(tmp_path)
     fleet.provision(a="big", h="half")
     fleet.push("big", "half")
     fleet.train(rounds=2, server_rate=0.01, jump_start=JumpStart(devices=1, epochs=3))
     server, device = fleet.serve(), fleet.device("a")
-    vector = np.full(toy.WIDE.size, 7e4, dtype=np.float32)
+    vector = np.full(WIDE.size, 7e4, dtype=np.float32)
     device.send(1, data=encode(vector, sparsity=0.1, bits=1, rng=np.random.default_rng(0)).data)
     server.turns()
     assert "too large" in device.hear().reason

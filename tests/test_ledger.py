@@ -31,6 +31,7 @@ from edgefl.store.registry import list_devices
 from edgefl.store.schema import MIGRATIONS
 from edgefl.store.updates import is_stored, known_updates, store_update, waiting_updates
 from edgefl.store.versions import get_version, latest_version, participants, variants
+from toyupdates import WIDE, head_of, update_of
 
 
 @pytest.fixture
@@ -44,8 +45,8 @@ def fleet(tmp_path):
 
 def store(fleet, training, device, number, now=1.0):
     """Store an update; whether it was."""
-    data = toy.update_of(device, number, toy.WIDE.size)
-    return store_update(fleet.database, training, device, toy.head_of(device, number, data, variant="w1-fp32"), data, now)
+    data = update_of(device, number, WIDE.size)
+    return store_update(fleet.database, training, device, head_of(device, number, data, variant="w1-fp32"), data, now)
 
 
 def close(fleet, training, number, counted, *, last=False, result=bytes(32)):
@@ -127,11 +128,11 @@ def test_update_is_recognised_by_its_content(fleet):
     training = fleet.train(rounds=9)
     store(fleet, training, "a", 1)
     end_training(fleet.database, training, "stopped")
-    data = toy.update_of("a", 1, toy.WIDE.size)
-    assert is_stored(fleet.database, "a", toy.head_of("a", 1, data, variant="w1-fp32"))
-    assert not is_stored(fleet.database, "b", toy.head_of("b", 1, data, variant="w1-fp32"))
-    assert not is_stored(fleet.database, "a", toy.head_of("a", 1, data, variant="w1-fp32", version=2))
-    assert not is_stored(fleet.database, "a", toy.head_of("a", 1, b"other", variant="w1-fp32"))
+    data = update_of("a", 1, WIDE.size)
+    assert is_stored(fleet.database, "a", head_of("a", 1, data, variant="w1-fp32"))
+    assert not is_stored(fleet.database, "b", head_of("b", 1, data, variant="w1-fp32"))
+    assert not is_stored(fleet.database, "a", head_of("a", 1, data, variant="w1-fp32", version=2))
+    assert not is_stored(fleet.database, "a", head_of("a", 1, b"other", variant="w1-fp32"))
 
 
 def test_waiting_updates_come_in_the_order_in_which_they_were_stored(fleet):

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgefl.codec.advance import advance
 from edgefl.codec.compress import Memory, compress
-from edgefl.codec.difference import advance, apply_difference, encode_difference
+from edgefl.codec.difference import apply_difference, encode_difference
 from edgefl.codec.history import History
 from edgefl.codec.marks import alive, factors, gone, has_mark, marked, prunable
 from edgefl.codec.scheme import Scheme

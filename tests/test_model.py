@@ -20,10 +20,13 @@ from edgefl.device.prediction import Prediction
 from edgefl.device.served import Shelf
 from edgefl.device.trust import seal
 from edgefl.errors import DataError, InputError, PeerError, StoreError
+from edgefl.identity.signing import Signer
+from edgefl.layout import Layout
 from edgefl.store.blobs import BlobStore
 from edgefl.store.model_state import ModelState, TrialRecord
 from edgefl.store.personal import keep_personal
 from edgefl.wire.releases import Health
+from toyoffice import MODEL
 
 VARIANT = make_graphs.read("variant-dense")
 START = np.frombuffer(VARIANT.start, dtype=np.float32)
@@ -95,7 +98,7 @@ def adopt(board, version, number):
 
 def opened(board):
     """The model, as an application opens it."""
-    return Model.open(board.root, toy.MODEL)
+    return Model.open(board.root, MODEL)
 
 
 def check(found, version, number=0):
@@ -179,7 +182,7 @@ def test_what_the_store_does_not_vouch_for_is_not_believed(board):
     """A flipped bit in the manifest, another fleet's seal, and a forged order are not followed."""
     hold(board, 1)
     order = adopt(board, 1, 3)
-    forged, payload = board.office.order(4, 1, None, vector_of(1, 4), signer=toy.Signer.generate(), layout=VARIANT.layout)
+    forged, payload = board.office.order(4, 1, None, vector_of(1, 4), signer=Signer.generate(), layout=VARIANT.layout)
     put(board, [forged.weights])
     ModelState(board.folder).adopt(payload)
     check(opened(board).predict(X), 1)
@@ -197,7 +200,7 @@ def test_what_the_store_does_not_vouch_for_is_not_believed(board):
 def test_the_devices_own_values_are_used(board):
     """Personal tensors have the values that the last training has left here, and new ones are seen."""
     tensors = tuple(toy.msgspec.structs.replace(t, personal=place == 3) for place, t in enumerate(VARIANT.layout.tensors))
-    layout = toy.Layout(tensors)
+    layout = Layout(tensors)
     hold(board, 1, layout=layout)
     model = opened(board)
     check(model.predict(X), 1)
@@ -229,14 +232,14 @@ def test_wrong_inputs_and_names_are_named(board):
     check(model.predict(X.reshape(len(X), 1, -1)), 1)
     with pytest.raises(StoreError, match="'nothing'") as raised:
         Shelf(Bundle(board.root, board.config), "nothing")
-    assert raised.value.expected == f"one of {toy.MODEL}"
+    assert raised.value.expected == f"one of {MODEL}"
     with pytest.raises(InputError):
         Shelf(Bundle(board.root, board.config), "../toy")
 
 
 def command(board, *arguments, stdin=""):
     """`edgefl device predict`, as a process."""
-    line = [sys.executable, "-m", "edgefl", "device", "predict", "--bundle", str(board.root), "--model", toy.MODEL, *arguments]
+    line = [sys.executable, "-m", "edgefl", "device", "predict", "--bundle", str(board.root), "--model", MODEL, *arguments]
     return subprocess.run(line, input=stdin, capture_output=True, text=True, timeout=120, check=False)
 
 
@@ -315,7 +318,7 @@ def test_an_application_predicts_while_the_agent_activates_versions(board):
     board.start()
     announce(board, 1)
     run(board, lambda: board.active() == 1)
-    arguments = [str(board.root), toy.MODEL, str(board.root / "data.npz")]
+    arguments = [str(board.root), MODEL, str(board.root / "data.npz")]
     process = subprocess.Popen(
         [sys.executable, "-c", APPLICATION, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

@@ -9,7 +9,8 @@ import pytest
 
 import toyboard
 from edgefl.device import hands
-from edgefl.link.memory import MemoryBroker
+from edgefl.link.memory import MemoryLink
+from edgefl.link.memory_broker import MemoryBroker
 from edgefl.plan import Plan
 from edgefl.profile import Profile
 from edgefl.server.founding import create_fleet
@@ -23,6 +24,8 @@ from edgefl.store.ledger import start_training
 from edgefl.store.registry import Device, add_devices
 from edgefl.store.versions import get_version
 from edgefl.wire import topics
+from toyclock import Today
+from toytrainer import InlineTrainer
 
 pytest.importorskip("torch")
 
@@ -53,9 +56,9 @@ def test_a_pruned_variant_is_trained_and_aggregated(tmp_path, monkeypatch):
     (tmp_path / "windows.py").write_text(MODEL)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "windows", raising=False)
-    monkeypatch.setattr(hands, "TrainerProcess", toyboard.InlineTrainer)
+    monkeypatch.setattr(hands, "TrainerProcess", InlineTrainer)
     monkeypatch.setattr(os, "fsync", lambda _: None)  # processes die here, not the power
-    fleet, clock, broker = create_fleet(tmp_path / "fleet", name="test"), toyboard.Today(), MemoryBroker()
+    fleet, clock, broker = create_fleet(tmp_path / "fleet", name="test"), Today(), MemoryBroker()
     blobs = BlobStore(fleet.blobs)
     with closing(open_database(fleet.database)) as database, transaction(database):
         add_devices(database, [Device("a", "small", "01", clock.wall())])
@@ -71,7 +74,7 @@ def test_a_pruned_variant_is_trained_and_aggregated(tmp_path, monkeypatch):
 
     def serve():
         database = open_database(fleet.database, busy=0.1)
-        link = broker.link("server", clean_session=False)
+        link = MemoryLink(broker, "server", clean_session=False)
         link.subscribe(topics.ALL_UP)
         return database, link, Service(database, blobs, link, online_signer(fleet), wall=clock.wall, clock=clock.monotonic)
 

@@ -29,7 +29,8 @@ from edgefl.device.conditions import working_bytes
 from edgefl.errors import DataError, ModelError
 from edgefl.examples import Examples, unlabelled
 from edgefl.layout import Layout, Tensor
-from edgefl.link.memory import MemoryBroker
+from edgefl.link.memory import MemoryLink
+from edgefl.link.memory_broker import MemoryBroker
 from edgefl.plan import Plan
 from edgefl.profile import Profile
 from edgefl.server.founding import create_fleet
@@ -47,6 +48,7 @@ from edgefl.store.offers import offered
 from edgefl.store.registry import Device, add_devices
 from edgefl.store.versions import get_version, variants
 from edgefl.wire import topics
+from toytrainer import InlineTrainer
 
 torch = pytest.importorskip("torch")
 
@@ -157,7 +159,7 @@ def test_what_only_just_does_not_fit_arrives_as_a_codebook(fleet: Fleet, tmp_pat
 @pytest.mark.slow
 def test_a_codebook_is_trained_in_rounds(fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A board begins with what it holds, goes on from that and what was learnt, and what it learns arrives in the parent."""
-    monkeypatch.setattr(hands, "TrainerProcess", toyboard.InlineTrainer)
+    monkeypatch.setattr(hands, "TrainerProcess", InlineTrainer)
     monkeypatch.setattr(os, "fsync", lambda _: None)  # processes die here, not the power
     module, profile, now = trained(load_factory("retrained:plain")), board("small", 9999), time.time()
     weights = tmp_path / "w.pt"
@@ -180,7 +182,7 @@ def test_a_codebook_is_trained_in_rounds(fleet: Fleet, tmp_path: Path, monkeypat
         (view,) = load_variants(database, version, blobs).values()
     data = examples(64, 5)
     broker, passed = MemoryBroker(), 0.0
-    link = broker.link("server", clean_session=False)
+    link = MemoryLink(broker, "server", clean_session=False)
     times = {"clock": lambda: passed, "wall": lambda: now + passed}
     agent = toyboard.real_board(
         tmp_path / "board", root, broker, times, data.x, data.y, id="a", profile="small", storage_kib=9999

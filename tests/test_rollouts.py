@@ -2,7 +2,6 @@
 
 import pytest
 
-import toyfleet as toy
 from edgefl.rollout_rules import Rules, parse_stages
 from edgefl.server.rollout_status import rollout_statuses
 from edgefl.server.wanted import wanted
@@ -10,6 +9,7 @@ from edgefl.store.releases import releases
 from edgefl.store.rollouts import get_rollout, newest_rollout
 from edgefl.wire.presence import Report
 from toyrollouts import ALL, NAMES, be_born, holding, report, say, start, twenty
+from toyupdates import MODEL
 
 
 @pytest.fixture
@@ -31,10 +31,10 @@ def test_rollout_goes_from_the_canary_to_the_release(fleet):
     assert holding(fleet, 2) == NAMES
     report(fleet, NAMES[:18])
     server.turns()
-    assert newest_rollout(fleet.database, toy.MODEL).state.phase == "finished"
+    assert newest_rollout(fleet.database, MODEL).state.phase == "finished"
     fleet.provision(newcomer="big")
     assert holding(fleet, 2) == [*NAMES, "newcomer"]
-    assert releases(fleet.database) == {toy.MODEL: 2}
+    assert releases(fleet.database) == {MODEL: 2}
 
 
 def test_assignment_names_the_rollout_and_does_not_change_when_it_ends(fleet):
@@ -44,7 +44,7 @@ def test_assignment_names_the_rollout_and_does_not_change_when_it_ends(fleet):
     before = wanted(fleet.database)
     report(fleet, NAMES)
     server.turns()
-    assert releases(fleet.database) == {toy.MODEL: 2}
+    assert releases(fleet.database) == {MODEL: 2}
     assert wanted(fleet.database) == before
     assert {models[0].rollout for models in before.values()} == {1}
 
@@ -57,7 +57,7 @@ def test_failing_canaries_stop_it_and_go_back(fleet):
     report(fleet, told[:3], "reverted", code="trial", error="accuracy fell by 0.2")
     report(fleet, told[3:])
     server.turns()
-    record = newest_rollout(fleet.database, toy.MODEL)
+    record = newest_rollout(fleet.database, MODEL)
     assert record.state.phase == "paused"
     assert "trial 3" in record.state.reason
     assert holding(fleet, 2) == told[3:]
@@ -75,7 +75,7 @@ def test_resumed_rollout_leaves_out_what_has_failed_even_as_the_release(fleet):
     for _ in range(2):
         report(fleet, holding(fleet, 2))
         server.turns()
-    assert releases(fleet.database) == {toy.MODEL: 2}
+    assert releases(fleet.database) == {MODEL: 2}
     assert holding(fleet, 1) == [canary]
     start(fleet, rules=ALL, devices=[canary])
     assert holding(fleet, 1) == []
@@ -105,7 +105,7 @@ def test_lost_report_does_not_stall_the_rollout(fleet):
     server.turns(1)
     server.kill()
     fleet.serve(steps=12)
-    assert newest_rollout(fleet.database, toy.MODEL).state.phase == "finished"
+    assert newest_rollout(fleet.database, MODEL).state.phase == "finished"
 
 
 def test_training_reports_show_that_a_device_holds_the_version(fleet):
@@ -114,12 +114,12 @@ def test_training_reports_show_that_a_device_holds_the_version(fleet):
     start(fleet)
     (canary,) = holding(fleet, 2)
     device = fleet.device(canary)
-    device.say("report", Report(toy.MODEL, 2, 3, "failed", error="out of memory"))
+    device.say("report", Report(MODEL, 2, 3, "failed", error="out of memory"))
     server.turns()
-    assert newest_rollout(fleet.database, toy.MODEL).state.phase == "running"
-    device.say("report", Report(toy.MODEL, 2, 4, "training"))
+    assert newest_rollout(fleet.database, MODEL).state.phase == "running"
+    device.say("report", Report(MODEL, 2, 4, "training"))
     server.turns()
-    assert newest_rollout(fleet.database, toy.MODEL).state.stage == 1
+    assert newest_rollout(fleet.database, MODEL).state.stage == 1
 
 
 def test_trouble_of_a_device_is_shown(fleet):
@@ -140,7 +140,7 @@ def test_report_of_another_version_or_model_says_nothing(fleet):
     start(fleet)
     (canary,) = holding(fleet, 2)
     before = get_rollout(fleet.database, 1)
-    for said in (Report(toy.MODEL, 1, 0, "failed"), Report("other", 2, 0, "activated"), Report(toy.MODEL, 2, 0, "dancing")):
+    for said in (Report(MODEL, 1, 0, "failed"), Report("other", 2, 0, "activated"), Report(MODEL, 2, 0, "dancing")):
         fleet.device(canary).say("report", said)
         server.turns()
     assert get_rollout(fleet.database, 1) == before

@@ -17,6 +17,7 @@ from edgefl.store.rollouts import newest_rollout
 from edgefl.store.schema import MIGRATIONS
 from edgefl.wire.presence import Report
 from toyrollouts import ALL, NAMES, be_born, holding, push, report, start, twenty
+from toyupdates import MODEL
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def test_killed_server_loses_nothing_that_was_decided(fleet):
     server = fleet.serve()
     report(fleet, NAMES)
     server.turns()
-    assert newest_rollout(fleet.database, toy.MODEL).state.phase == "finished"
+    assert newest_rollout(fleet.database, MODEL).state.phase == "finished"
     assert fleet.rows("SELECT COUNT(*), COUNT(DISTINCT device) FROM rollout_devices") == [(20, 20)]
 
 
@@ -80,7 +81,7 @@ def test_flood_of_reports_takes_no_room(fleet):
     rollouts.look()
     for percent in range(101):
         for step in ("fetching", "deferred", "trial", "anything"):
-            rollouts.report("d00", Report(toy.MODEL, 2, 0, step, percent))
+            rollouts.report("d00", Report(MODEL, 2, 0, step, percent))
     assert len(rollouts._heard) == 3
 
 
@@ -101,10 +102,10 @@ def test_look_at_two_thousand_devices_is_quick(tmp_path):
         return time.thread_time() - began
 
     assert min(seconds(rollouts.look) for _ in range(3)) < 0.005
-    rollouts.report(names[0], Report(toy.MODEL, 2, 0, "fetching", 3))
+    rollouts.report(names[0], Report(MODEL, 2, 0, "fetching", 3))
     one = seconds(rollouts.look)
     for name in names:
-        rollouts.report(name, Report(toy.MODEL, 2, 0, "fetching", 50))
+        rollouts.report(name, Report(MODEL, 2, 0, "fetching", 50))
     many = seconds(rollouts.look)
     told = seconds(lambda: wanted(fleet.database))
     print(f"one report {1000 * one:.1f} ms, 2,000 reports {1000 * many:.1f} ms, assignments {1000 * told:.1f} ms")

@@ -2,11 +2,11 @@
 
 import pytest
 
-import toyfleet as toy
 from edgefl.errors import FleetError
 from edgefl.store.releases import previous_releases, releases
 from edgefl.store.rollouts import get_rollout, newest_rollout
 from toyrollouts import ALL, NAMES, back, holding, push, report, say, start, twenty
+from toyupdates import MODEL
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_newer_rollout_supersedes_the_running_one(fleet):
     report(fleet, NAMES, version=3)
     report(fleet, NAMES[5:8], version=2)
     server.turns()
-    assert releases(fleet.database) == {toy.MODEL: 3}
+    assert releases(fleet.database) == {MODEL: 3}
     assert holding(fleet, 3) == NAMES
 
 
@@ -54,7 +54,7 @@ def test_push_without_hold_supersedes_a_rollout(fleet):
     start(fleet)
     push(fleet, seed=3)
     assert holding(fleet, 3) == NAMES
-    assert newest_rollout(fleet.database, toy.MODEL).state.phase == "superseded"
+    assert newest_rollout(fleet.database, MODEL).state.phase == "superseded"
 
 
 def test_rollback_of_a_running_rollout_keeps_the_release(fleet):
@@ -62,8 +62,8 @@ def test_rollback_of_a_running_rollout_keeps_the_release(fleet):
     start(fleet, rules=ALL)
     assert back(fleet).version == 1
     assert holding(fleet, 1) == NAMES
-    assert newest_rollout(fleet.database, toy.MODEL).state.phase == "rolled back"
-    assert previous_releases(fleet.database, toy.MODEL) == (1,)
+    assert newest_rollout(fleet.database, MODEL).state.phase == "rolled back"
+    assert previous_releases(fleet.database, MODEL) == (1,)
 
 
 def test_rollback_takes_off_release_after_release(fleet):

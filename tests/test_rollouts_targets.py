@@ -2,7 +2,6 @@
 
 import pytest
 
-import toyfleet as toy
 from edgefl.errors import FleetError
 from edgefl.rollout_rules import Target
 from edgefl.server.rollout_orders import order, roll_back, start_rollout
@@ -14,6 +13,7 @@ from edgefl.store.rollouts import newest_rollout
 from edgefl.store.tags import tag
 from edgefl.store.versions import get_version
 from toyrollouts import ALL, NAMES, ONE_THEN_ALL, back, holding, report, say, start, twenty
+from toyupdates import MODEL
 
 
 @pytest.fixture
@@ -32,11 +32,11 @@ def test_rollout_for_a_tag_is_for_those_devices_only(fleet):
     assert holding(fleet, 2) == NAMES[:4]
     report(fleet, NAMES[:4])
     server.turns()
-    assert newest_rollout(fleet.database, toy.MODEL).state.phase == "finished"
+    assert newest_rollout(fleet.database, MODEL).state.phase == "finished"
     with transaction(fleet.database):
         tag(fleet.database, NAMES[9], ["lab"])
     assert holding(fleet, 2) == [*NAMES[:4], NAMES[9]]
-    assert releases(fleet.database) == {toy.MODEL: 1}
+    assert releases(fleet.database) == {MODEL: 1}
     assert back(fleet).version == 1
     assert holding(fleet, 1) == NAMES
 
@@ -113,10 +113,10 @@ def test_an_order_asks_which_rollout_if_several_are_open(parted):
     second = start(parted, tags=["south"]).record.state.id
     with pytest.raises(FleetError, match=f"2 rollouts.*{first} .*north.* or {second} .*south.*--rollout"):
         say(parted, "pause")
-    order(parted.database, toy.MODEL, "pause", parted.clock.wall(), second)
+    order(parted.database, MODEL, "pause", parted.clock.wall(), second)
     assert phases(parted) == ["running", "paused"]
-    assert [one.id for one in rollout_statuses(parted.database, toy.MODEL)] == [first, second]
-    order(parted.database, toy.MODEL, "abort", parted.clock.wall(), first)
+    assert [one.id for one in rollout_statuses(parted.database, MODEL)] == [first, second]
+    order(parted.database, MODEL, "abort", parted.clock.wall(), first)
     assert say(parted, "resume").record.state.id == second
     assert back(parted).ended == (second,)
 
@@ -130,7 +130,7 @@ def test_a_device_that_comes_to_be_meant_twice_belongs_to_the_newer_rollout(part
     with transaction(parted.database):
         tag(parted.database, NAMES[0], ["south"])
     server.turns(20)
-    north, south = rollout_statuses(parted.database, toy.MODEL)
+    north, south = rollout_statuses(parted.database, MODEL)
     assert [one.id for one in north.devices] == NAMES[1:4]
     assert [one.id for one in south.devices] == [NAMES[0], *NAMES[4:8]]
     assert holding(parted, 3) == [NAMES[0], *NAMES[4:8]]
@@ -145,7 +145,7 @@ def test_device_that_is_provisioned_or_revoked_while_it_runs_joins_or_leaves(fle
         fleet.database.execute("UPDATE devices SET revoked=1 WHERE id='d00'")
     server.turns()
     assert holding(fleet, 2) == [*NAMES[1:], "late"]
-    assert set(newest_rollout(fleet.database, toy.MODEL).state.devices) == {*NAMES[1:], "late"}
+    assert set(newest_rollout(fleet.database, MODEL).state.devices) == {*NAMES[1:], "late"}
 
 
 def test_device_without_a_variant_keeps_the_release_before(fleet):
@@ -158,7 +158,7 @@ def test_device_without_a_variant_keeps_the_release_before(fleet):
     server = fleet.serve()
     report(fleet, NAMES, version=only)
     server.turns()
-    assert releases(fleet.database) == {toy.MODEL: only}
+    assert releases(fleet.database) == {MODEL: only}
     assert holding(fleet, 1) == ["tiny"]
 
 
@@ -166,7 +166,7 @@ def test_first_version_can_be_rolled_out(fleet):
     """A model that has no release yet is held by those that were told; an abort takes it from nobody's disk."""
     fleet.push(model="other", hold=True)
     done = start_rollout(fleet.database, get_version(fleet.database, "other", 1), ONE_THEN_ALL, Target(), 0.0)
-    (canary,) = [name for name, models in wanted(fleet.database).items() if [m.model for m in models] == ["other", toy.MODEL]]
+    (canary,) = [name for name, models in wanted(fleet.database).items() if [m.model for m in models] == ["other", MODEL]]
     assert done.effects[0].devices == (canary,)
     with pytest.raises(FleetError, match="before"):
         roll_back(fleet.database, "other", 1.0)
@@ -182,7 +182,7 @@ def test_rollout_to_nobody_is_refused_and_ends_nothing(fleet, target, said):
     start(fleet)
     with pytest.raises(FleetError, match=said):
         start(fleet, **target)
-    assert newest_rollout(fleet.database, toy.MODEL).is_open
+    assert newest_rollout(fleet.database, MODEL).is_open
 
 
 def test_release_is_not_rolled_out_again(fleet):

@@ -28,7 +28,8 @@ from edgefl.device.served import Shelf
 from edgefl.errors import FleetError, ModelError
 from edgefl.examples import Examples
 from edgefl.layout import Layout, Tensor
-from edgefl.link.memory import MemoryBroker
+from edgefl.link.memory import MemoryLink
+from edgefl.link.memory_broker import MemoryBroker
 from edgefl.profile import Profile, trains
 from edgefl.server.bundle import device_config, trust_of
 from edgefl.server.founding import create_fleet
@@ -46,7 +47,10 @@ from edgefl.store.registry import Device, add_devices
 from edgefl.store.versions import able_devices, get_variant, get_version, replace_manifest
 from edgefl.strict_toml import write_toml
 from edgefl.wire import topics
-from toyfleet import ToyDevice, fleet_of_four, update_of
+from toydevice import ToyDevice
+from toyfleet import fleet_of_four
+from toytrainer import InlineTrainer
+from toyupdates import update_of
 
 torch = pytest.importorskip("torch")
 
@@ -114,7 +118,7 @@ class Scene:
     def __init__(self, fleet: Fleet, root: Path) -> None:
         self.broker, self.now, self.passed = MemoryBroker(), time.time(), 0.0
         self.times = {"clock": lambda: self.passed, "wall": lambda: self.now + self.passed}
-        link = self.broker.link("server", clean_session=False)
+        link = MemoryLink(self.broker, "server", clean_session=False)
         link.subscribe(topics.ALL_UP)
         self.database = open_database(fleet.database, busy=0.1)
         self.service = Service(self.database, BlobStore(fleet.blobs), link, online_signer(fleet), **self.times)
@@ -155,7 +159,7 @@ def test_a_board_that_only_answers_is_served_and_left_alone(
     fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It gets what a board that trains could not hold, answers with it while others train, and learns with the next release."""
-    monkeypatch.setattr(hands, "TrainerProcess", toyboard.InlineTrainer)
+    monkeypatch.setattr(hands, "TrainerProcess", InlineTrainer)
     monkeypatch.setattr(os, "fsync", lambda _: None)  # processes die here, not the power
     request = PushRequest("windows", "windows:plain", batch=8)
     whole, served = push(fleet, request, (LEARNER, KIOSK), now=time.time())

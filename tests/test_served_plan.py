@@ -17,6 +17,7 @@ from edgefl.compress.cost import BASE, Work
 from edgefl.compress.forms import CODEBOOK, FORMS, forms
 from edgefl.compress.planner import Budget, plan
 from edgefl.device.conditions import working_bytes
+from edgefl.device.config import DeviceConfig
 from edgefl.device.diagnosis import Measured
 from edgefl.device.doctor import judge_data, judge_engine, judge_model
 from edgefl.device.events import OrderHeard
@@ -25,10 +26,12 @@ from edgefl.device.state import Session
 from edgefl.device.trust import believed_manifest
 from edgefl.errors import FitError, MessageError, ProfileError
 from edgefl.layout import Layout, Tensor
-from edgefl.link.memory import MemoryBroker
+from edgefl.link.memory_broker import MemoryBroker
 from edgefl.profile import load_profile, trains
 from edgefl.server.explained import explain, table
 from edgefl.wire.topics import target_path
+from toyclock import START, Clock
+from toyoffice import DEVICE, MODEL, TASK, Office
 
 PROFILE = """
 title = "Test board"
@@ -136,9 +139,9 @@ def test_a_profile_says_by_its_engine_that_its_boards_only_answer(tmp_path: Path
         load_profile(path)
 
 
-OFFICE = toy.Office(MemoryBroker(), toy.Clock())
-CONFIG = toy.DeviceConfig(
-    id=toy.DEVICE, profile=toy.PROFILE, engine="inference", threads=1, memory_mb=64, storage_kib=64, host="h", port=1,
+OFFICE = Office(MemoryBroker(), Clock())
+CONFIG = DeviceConfig(
+    id=DEVICE, profile=toy.PROFILE, engine="inference", threads=1, memory_mb=64, storage_kib=64, host="h", port=1,
     fleet=OFFICE.fleet,
 )  # fmt: skip
 
@@ -150,22 +153,22 @@ CONFIG = toy.DeviceConfig(
 def test_a_board_holds_what_its_engine_is_for(own: str, made: str, taken: bool) -> None:
     """A board that trains refuses what is only served, as every board of before does, and the other way round."""
     manifest, payload = OFFICE.manifest(3, announce=False, engine=made)
-    path, config = target_path(toy.MODEL, toy.PROFILE, 3), msgspec.structs.replace(CONFIG, engine=own)
+    path, config = target_path(MODEL, toy.PROFILE, 3), msgspec.structs.replace(CONFIG, engine=own)
     if taken:
-        assert believed_manifest(payload, path, hashlib.sha256(payload).digest(), config, toy.START) == manifest
+        assert believed_manifest(payload, path, hashlib.sha256(payload).digest(), config, START) == manifest
     else:
         with pytest.raises(MessageError, match="made for another engine"):
-            believed_manifest(payload, path, hashlib.sha256(payload).digest(), config, toy.START)
+            believed_manifest(payload, path, hashlib.sha256(payload).digest(), config, START)
 
 
 def test_its_session_takes_part_in_no_round() -> None:
     """Whatever orders are heard, with a task or without: nothing is fetched, trained or adopted, and no room is asked for."""
     trained, _ = OFFICE.manifest(1, announce=False)
     served = msgspec.structs.replace(trained, engine="inference")
-    for task in (toy.TASK, None):
+    for task in (TASK, None):
         order, _ = OFFICE.order(1, task=task, announce=False)
-        assert step(Session(toy.DEVICE, active=trained), OrderHeard(order), 0.0)[1]
-        state, effects = step(Session(toy.DEVICE, active=served), OrderHeard(order), 0.0)
+        assert step(Session(DEVICE, active=trained), OrderHeard(order), 0.0)[1]
+        state, effects = step(Session(DEVICE, active=served), OrderHeard(order), 0.0)
         assert (state.work, effects) == (None, ())
     assert working_bytes(trained) > 0
     assert working_bytes(served) == 0

@@ -7,6 +7,7 @@ import toyfleet as toy
 from edgefl.server.founding import create_fleet
 from edgefl.wire.messages import encode
 from edgefl.wire.presence import Report, State
+from toyupdates import MODEL
 
 FEW = 8
 ROUNDS = 24
@@ -37,7 +38,7 @@ def test_closed_rounds_leave_nothing_behind(tmp_path):
             for device in devices:
                 device.say("state", encode(State(number, online=True)))
                 device.send(number)
-                device.say("report", encode(Report(toy.MODEL, 1, number, "trained")))
+                device.say("report", encode(Report(MODEL, 1, number, "trained")))
                 device.receipts.clear()
                 device.orders.clear()
             served.turns(3)

@@ -12,6 +12,7 @@ from edgefl.store.documents import documents, put_documents
 from edgefl.store.ledger import rounds
 from edgefl.wire import topics
 from edgefl.wire.presence import Report
+from toyupdates import MODEL, reference
 
 
 @pytest.fixture
@@ -52,14 +53,14 @@ def test_result_equals_a_dense_reference_over_two_widths(fleet):
     for device in (a, b, c):
         device.send(1)
     server.turns()
-    second = toy.reference(first, [("a", "big", 1), ("b", "big", 1), ("c", "small", 1)], number=1, rate=0.5)
+    second = reference(first, [("a", "big", 1), ("b", "big", 1), ("c", "small", 1)], number=1, rate=0.5)
     np.testing.assert_allclose(server.training.parent, second, rtol=1e-6, atol=1e-7)
     before = server.training.parent.astype(np.float64)
     d.send(1)  # one round late
     for device in (a, c):
         device.send(2)
     server.turns()
-    third = toy.reference(before, [("d", "small", 1), ("a", "big", 2), ("c", "small", 2)], number=2, rate=0.5)
+    third = reference(before, [("d", "small", 1), ("a", "big", 2), ("c", "small", 2)], number=2, rate=0.5)
     np.testing.assert_allclose(server.training.parent, third, rtol=1e-6, atol=1e-7)
 
 
@@ -157,7 +158,7 @@ def test_server_leaves_in_order_when_told(fleet):
     """Told to stop, the loop ends after its turn and writes its books."""
     fleet.train(rounds=2, cohort=4)
     server, device = fleet.serve(), fleet.device("a")
-    device.say("report", Report(toy.MODEL, 1, 1, "training"))
+    device.say("report", Report(MODEL, 1, 1, "training"))
     questions = iter([False, True])
     server.service.run(lambda: next(questions))
     assert fleet_status(fleet.database, "toy").devices[0].step == "training"

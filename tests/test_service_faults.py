@@ -6,6 +6,7 @@ import pytest
 import toyfleet as toy
 from edgefl.wire import topics
 from edgefl.wire.blocks import want
+from toyupdates import MODEL, reference
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_full_disk_leaves_the_round_open_until_there_is_room(fleet, monkeypatch,
     server.turns()
     assert server.training.state.number == 2
     np.testing.assert_allclose(
-        server.training.parent, toy.reference(before, [("a", "big", 1), ("c", "small", 1)], number=1), rtol=1e-6, atol=1e-7
+        server.training.parent, reference(before, [("a", "big", 1), ("c", "small", 1)], number=1), rtol=1e-6, atol=1e-7
     )
 
 
@@ -109,4 +110,4 @@ def test_training_that_cannot_be_read_costs_only_its_own_rounds(fleet, caplog):
     server.turns(2)
     device.send(1)
     server.turns()
-    assert (device.hear().model, device.hear().stored) == (toy.MODEL, True)
+    assert (device.hear().model, device.hear().stored) == (MODEL, True)

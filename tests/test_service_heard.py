@@ -8,6 +8,7 @@ from edgefl.wire import topics
 from edgefl.wire.blocks import want
 from edgefl.wire.messages import encode
 from edgefl.wire.presence import Installed, Report, State
+from toyupdates import MODEL, head_of
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_message_of_no_valid_device_is_dropped(fleet, how):
             fleet.database.execute("UPDATE devices SET revoked=1 WHERE id='a'")
         server.turns()
     other = fleet.device("b")
-    other.link.publish(topics.update(name), encode(toy.head_of(name, 1, other.data(1), variant="w1-fp32")))
+    other.link.publish(topics.update(name), encode(head_of(name, 1, other.data(1), variant="w1-fp32")))
     other.hear()
     server.turns(2)
     assert fleet.rows("SELECT COUNT(*) FROM updates") == [(0,)]
@@ -89,8 +90,8 @@ def test_every_payload_byte_is_in_the_books(fleet):
     for number in (1, 2):
         for device in devices:
             device.hear()
-            device.say("state", State(1, online=True, models=(Installed(toy.MODEL, 1, device.variant),)))
-            device.say("report", Report(toy.MODEL, 1, number, "training"))
+            device.say("state", State(1, online=True, models=(Installed(MODEL, 1, device.variant),)))
+            device.say("report", Report(MODEL, 1, number, "training"))
             device.say("want", want(device.orders[-1].weights, [0]))
             device.say("report", b"nonsense")
             device.say("update", b"")

@@ -10,6 +10,7 @@ from edgefl.store.garbage import keeping_new_blobs, pushed_blobs
 from edgefl.store.ledger import end_training, rounds
 from edgefl.wire import topics
 from edgefl.wire.blocks import want
+from toyupdates import WIDE
 
 
 @pytest.fixture
@@ -118,7 +119,7 @@ def test_newest_result_is_a_blob_that_outlives_everything(fleet):
     device.send(1, version=2)
     server.turns(2)
     ((first,),) = fleet.rows("SELECT result FROM rounds WHERE training=1 AND round=2")
-    assert len(load_parent(fleet.blobs, first)) == toy.WIDE.size
+    assert len(load_parent(fleet.blobs, first)) == WIDE.size
     for (sha256,) in fleet.rows("SELECT weights FROM versions"):
         assert fleet.blobs.has(sha256)
     assert msgspec.json.encode(fleet_status(fleet.database, "toy"))

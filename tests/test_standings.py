@@ -16,6 +16,7 @@ from edgefl.store.ledger import rounds
 from edgefl.store.registry import Device, add_devices
 from edgefl.store.standings import exclude, excluded, record_scores, reinstate, standings
 from edgefl.store.versions import get_version, participants
+from toyupdates import MODEL, WIDE
 
 GOOD, BAD = "abcdefgh", "yz"
 
@@ -31,8 +32,8 @@ def fleet(tmp_path):
 
 def update(device, number):
     """What honest devices have in common, or its opposite, as an encoded update."""
-    wanted = np.random.default_rng(number).standard_normal(toy.WIDE.size) * 0.01
-    own = np.random.default_rng([number, ord(device)]).standard_normal(toy.WIDE.size) * 0.002
+    wanted = np.random.default_rng(number).standard_normal(WIDE.size) * 0.01
+    own = np.random.default_rng([number, ord(device)]).standard_normal(WIDE.size) * 0.002
     vector = (-wanted if device in BAD else wanted) + own
     return encode_update(vector.astype(np.float32), sparsity=0.5, bits=1, rng=np.random.default_rng(0)).data
 
@@ -117,7 +118,7 @@ def test_scores_never_reinstate_and_operators_words_stand(fleet):
 
 def test_status_shows_who_is_excluded_and_the_next_cohort_does_without(fleet):
     """An excluded device is marked, and is not among those that a new training waits for; reinstated it is."""
-    version = get_version(fleet.database, toy.MODEL, 1)
+    version = get_version(fleet.database, MODEL, 1)
     able = participants(fleet.database, version)
     with fleet.database:
         record_scores(fleet.database, {"b": 0.0}, 0.0, 1.0, attackers=0.2)

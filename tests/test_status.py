@@ -17,6 +17,8 @@ from edgefl.store.presence import PresenceBook
 from edgefl.store.tally import add_counter
 from edgefl.store.updates import store_update
 from edgefl.wire.presence import Installed, Report, State
+from toyclock import START
+from toyupdates import NARROW, VARIANTS, WIDE, head_of
 
 
 @pytest.fixture
@@ -32,9 +34,9 @@ def hear(fleet, device, state=None, report=None):
     """The server hears something of a device."""
     book = PresenceBook()
     if state:
-        book.state(device, state, toy.START)
+        book.state(device, state, START)
     if report:
-        book.report(device, report, toy.START)
+        book.report(device, report, START)
     with transaction(fleet.database):
         book.write(fleet.database)
 
@@ -60,7 +62,7 @@ def test_devices_versions_trainings_and_counters_are_shown(fleet, capsys):
         fleet.database.execute("UPDATE devices SET revoked=1 WHERE id='c'")
         add_counter(fleet.database, "messages refused", 7)
     training = fleet.train(rounds=4)
-    close_round(fleet.database, training, 1, Outcome([], bytes(32), 0.5, 1.0), toy.START, last=False)
+    close_round(fleet.database, training, 1, Outcome([], bytes(32), 0.5, 1.0), START, last=False)
     lines = shown(capsys)
     assert lines[0] == "fleet farm: 3 devices, 1 online"
     assert [line.split()[:3] for line in lines[1:4]] == [
@@ -77,10 +79,10 @@ def count(fleet, training, number, *devices, length=30):
     """These devices' updates are stored and counted in this round."""
     for device in devices:
         data = bytes(length)
-        variant = toy.VARIANTS[fleet.profiles[device]][0]
-        head = toy.head_of(device, number, data, variant=variant)
-        assert store_update(fleet.database, training, device, head, data, toy.START)
-    close_round(fleet.database, training, number, Outcome([(d, number) for d in devices], bytes(32)), toy.START, last=False)
+        variant = VARIANTS[fleet.profiles[device]][0]
+        head = head_of(device, number, data, variant=variant)
+        assert store_update(fleet.database, training, device, head, data, START)
+    close_round(fleet.database, training, number, Outcome([(d, number) for d in devices], bytes(32)), START, last=False)
 
 
 def test_fairness_and_size_of_updates_are_shown(fleet, capsys):
@@ -92,7 +94,7 @@ def test_fairness_and_size_of_updates_are_shown(fleet, capsys):
     found = fleet_status(fleet.database, "farm").trainings[0]
     assert (found.fairness.devices, found.fairness.least, found.fairness.most) == (3, 0, 2)
     assert found.fairness.jain == pytest.approx(9 / (3 * 5))
-    wide, narrow = toy.WIDE.size, toy.NARROW.size
+    wide, narrow = WIDE.size, NARROW.size
     assert [one.bits_per_parameter for one in found.rounds] == [
         pytest.approx((240 / wide + 240 / narrow) / 2), pytest.approx(120 / wide), None,
     ]  # fmt: skip
@@ -112,7 +114,7 @@ def test_followed_rounds_say_how_even_the_work_was_until_then(fleet, capsys):
     first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert (first["fairness"]["jain"], first["fairness"]["largest_share"]) == (1.0, pytest.approx(1 / 3))
     assert (second["fairness"]["most"], second["fairness"]["largest_share"]) == (2, 0.5)
-    assert second["bits_per_parameter"] == pytest.approx(240 / toy.WIDE.size)
+    assert second["bits_per_parameter"] == pytest.approx(240 / WIDE.size)
 
 
 def test_json_says_the_same_and_keeps_its_names(fleet, capsys):
@@ -147,7 +149,7 @@ def test_what_is_pruned_is_shown_for_the_training_and_for_each_round(fleet, caps
     server, device = fleet.serve(), fleet.device("a")
     device.send(1)
     server.turns()
-    gone = share_gone(server.training.parent, toy.WIDE)
+    gone = share_gone(server.training.parent, WIDE)
     assert gone == pytest.approx(0.5, abs=0.01)
     assert f", pruned {100 * gone:.1f} % (75.0 % in the end), " in trained(capsys)
     run(["train", "stop", "toy"])
@@ -166,10 +168,10 @@ def test_what_a_later_training_prunes_is_not_said_of_an_earlier_one(fleet):
     """A training that was stopped before its last round shares the numbers of rounds with the next one, and nothing else."""
     fleet.push()
     first = fleet.train(rounds=20)
-    close_round(fleet.database, first, 1, Outcome([], bytes(32), pruned=0.0), toy.START, last=False)
+    close_round(fleet.database, first, 1, Outcome([], bytes(32), pruned=0.0), START, last=False)
     run(["train", "stop", "toy"])
     second = fleet.train(rounds=2, pruning=FleetPruning(target=0.75))
-    close_round(fleet.database, second, 3, Outcome([], bytes(32), pruned=0.5), toy.START, last=False)
+    close_round(fleet.database, second, 3, Outcome([], bytes(32), pruned=0.5), START, last=False)
     assert [one.pruned for one in fleet_status(fleet.database, "farm").trainings] == [0.0, 0.5]
 
 
@@ -177,7 +179,7 @@ def test_what_was_pruned_before_it_was_written_down_is_not_known(fleet, capsys):
     """Of rounds that an older edgefl has closed nothing is claimed, not even that nothing is gone."""
     fleet.push()
     training = fleet.train(rounds=4, pruning=FleetPruning(first=1))
-    close_round(fleet.database, training, 1, Outcome([], bytes(32)), toy.START, last=False)
+    close_round(fleet.database, training, 1, Outcome([], bytes(32)), START, last=False)
     with transaction(fleet.database):
         fleet.database.execute("UPDATE rounds SET pruned=NULL")
     assert fleet_status(fleet.database, "farm").trainings[0].pruned is None

@@ -8,28 +8,31 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import toyboard as toy
 from edgefl.codec.weights import Precision, weights_length
+from edgefl.device.config import DeviceConfig
 from edgefl.device.trust import SEAL, believed_assignment, believed_manifest, believed_order, kept_manifest, seal
 from edgefl.errors import FreezeError, MessageError, MixError, PeerError, RollbackError, SignatureError, WrongDeviceError
 from edgefl.identity.signing import ASSIGNMENT, ROUND
 from edgefl.layout import Layout, Tensor
-from edgefl.link.memory import MemoryBroker
+from edgefl.link.memory_broker import MemoryBroker
 from edgefl.wire.files import BLOCK_SIZE, Difference, FileRef
 from edgefl.wire.messages import Signed, decode, encode
 from edgefl.wire.topics import target_path
+from toyclock import START, Clock
+from toyoffice import DEVICE, MODEL, PROFILE, Office
+from toytrainer import LAYOUT
 
-OFFICE = toy.Office(MemoryBroker(), toy.Clock())
-NOW = toy.START
-CONFIG = toy.DeviceConfig(
-    id=toy.DEVICE, profile=toy.PROFILE, engine="portable", threads=1, memory_mb=64, storage_kib=64, host="h", port=1,
+OFFICE = Office(MemoryBroker(), Clock())
+NOW = START
+CONFIG = DeviceConfig(
+    id=DEVICE, profile=PROFILE, engine="portable", threads=1, memory_mb=64, storage_kib=64, host="h", port=1,
     fleet=OFFICE.fleet, data="digits:",
 )  # fmt: skip
 GOOD, GOOD_PAYLOAD = OFFICE.manifest(3, announce=False)
 ORDER, ORDER_PAYLOAD = OFFICE.order(5, version=3, announce=False)
-PATH = target_path(toy.MODEL, toy.PROFILE, 3)
+PATH = target_path(MODEL, PROFILE, 3)
 ASSIGNED = OFFICE.assign(3, announce=False)
-LARGEST = weights_length(toy.LAYOUT, Precision.FP32)
+LARGEST = weights_length(LAYOUT, Precision.FP32)
 
 
 def manifest(**changes):
@@ -170,16 +173,16 @@ def test_an_order_of_another_version_is_measured_with_its_own_layout():
 
 def test_what_is_held_does_not_expire():
     """A version on the card stays usable with whatever clock."""
-    assert kept_manifest(seal(manifest(expires=int(NOW) - 1), CONFIG), toy.MODEL, CONFIG).version == 3
+    assert kept_manifest(seal(manifest(expires=int(NOW) - 1), CONFIG), MODEL, CONFIG).version == 3
 
 
 def test_what_is_kept_is_this_fleets_this_profiles_and_this_models():
     """The card of another fleet, profile or model is not taken for the device's own."""
     sealed = seal(GOOD_PAYLOAD, CONFIG)
     with pytest.raises(MixError):
-        kept_manifest(sealed, toy.MODEL, msgspec.structs.replace(CONFIG, fleet="ab" * 32))
+        kept_manifest(sealed, MODEL, msgspec.structs.replace(CONFIG, fleet="ab" * 32))
     with pytest.raises(WrongDeviceError):
-        kept_manifest(sealed, toy.MODEL, msgspec.structs.replace(CONFIG, profile="rpi-5-8gb"))
+        kept_manifest(sealed, MODEL, msgspec.structs.replace(CONFIG, profile="rpi-5-8gb"))
     with pytest.raises(WrongDeviceError):
         kept_manifest(sealed, "other", CONFIG)
 
@@ -192,6 +195,6 @@ def test_no_bytes_do_anything_but_be_refused(noise, index, flip):
     changed[index] ^= flip
     for payload in (noise, bytes(changed)):
         with pytest.raises(PeerError):
-            kept_manifest(payload, toy.MODEL, CONFIG)
+            kept_manifest(payload, MODEL, CONFIG)
         with contextlib.suppress(PeerError):
             assert believe(payload) == GOOD

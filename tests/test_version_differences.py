@@ -14,9 +14,11 @@ from edgefl.store.garbage import pushed_blobs
 from edgefl.store.offers import record_offers
 from edgefl.wire.blocks import file_ref
 from edgefl.wire.files import FileRef
+from toyclock import START
+from toyupdates import MODEL, NARROW, VARIANTS, WIDE
 
 RNG = np.random.default_rng(3)
-FIRST = RNG.normal(scale=0.1, size=toy.WIDE.size).astype(np.float32)
+FIRST = RNG.normal(scale=0.1, size=WIDE.size).astype(np.float32)
 
 
 def moved(vector, count):
@@ -28,8 +30,8 @@ def moved(vector, count):
 
 def weights_of(profile, vector):
     """The weights file of a profile's variant."""
-    _, layout, precision = toy.VARIANTS[profile]
-    return encode_weights(vector[nested_index(toy.WIDE, layout)], layout, precision)
+    _, layout, precision = VARIANTS[profile]
+    return encode_weights(vector[nested_index(WIDE, layout)], layout, precision)
 
 
 @pytest.fixture
@@ -44,8 +46,8 @@ def fleet(tmp_path):
 def ways(fleet, profile, data, layout=None):
     """The differences to these weights."""
     fleet.blobs.put(data)
-    made = VersionDifferences(fleet.database, fleet.blobs, toy.MODEL)
-    return made.to(profile, file_ref("weights", data), layout or toy.VARIANTS[profile][1])
+    made = VersionDifferences(fleet.database, fleet.blobs, MODEL)
+    return made.to(profile, file_ref("weights", data), layout or VARIANTS[profile][1])
 
 
 @pytest.mark.parametrize("profile", ["big", "small"])
@@ -56,12 +58,12 @@ def test_a_version_that_differs_in_few_places_has_a_difference(fleet, profile):
     assert way.base == file_ref("weights", before).sha256
     data = fleet.blobs.get(way.file.sha256)
     assert len(data) <= WORTH * len(after)
-    assert apply_difference(before, data, toy.VARIANTS[profile][1]) == after
+    assert apply_difference(before, data, VARIANTS[profile][1]) == after
 
 
 def test_new_weights_have_none(fleet):
     """Where nearly everything differs, a difference is not worth it; where nothing does, none is needed."""
-    assert ways(fleet, "big", weights_of("big", RNG.normal(size=toy.WIDE.size).astype(np.float32))) == ()
+    assert ways(fleet, "big", weights_of("big", RNG.normal(size=WIDE.size).astype(np.float32))) == ()
     assert ways(fleet, "big", weights_of("big", FIRST)) == ()
 
 
@@ -73,7 +75,7 @@ def test_the_last_two_versions_are_bases_the_shortest_way_first(fleet):
     fleet.push(parent=third)
     trained = moved(third, 12)
     held = weights_of("big", trained)
-    record_offers(fleet.database, toy.MODEL, 3, 5, {"w1-fp32": fleet.blobs.put(held)}, since=1)
+    record_offers(fleet.database, MODEL, 3, 5, {"w1-fp32": fleet.blobs.put(held)}, since=1)
     fourth = moved(trained, 1)
     found = ways(fleet, "big", weights_of("big", fourth))
     expected = [held, weights_of("big", third), weights_of("big", second)]
@@ -83,8 +85,8 @@ def test_the_last_two_versions_are_bases_the_shortest_way_first(fleet):
 
 def test_another_layout_or_precision_has_none(fleet):
     """A variant that changed its width, or its precision, starts from nothing."""
-    assert ways(fleet, "big", weights_of("small", moved(FIRST, 1)), toy.NARROW) == ()
-    halved = encode_weights(moved(FIRST, 1), toy.WIDE, Precision.FP16)
+    assert ways(fleet, "big", weights_of("small", moved(FIRST, 1)), NARROW) == ()
+    halved = encode_weights(moved(FIRST, 1), WIDE, Precision.FP16)
     assert ways(fleet, "big", halved) == ()
 
 
@@ -114,7 +116,7 @@ def test_what_a_manifest_names_is_served_and_kept(fleet):
     sha256 = differences[0].file.sha256
     catalogue = Catalogue(fleet.database, fleet.blobs, fleet.clock.wall)
     catalogue.refresh()
-    assert catalogue.files()[sha256] == (toy.MODEL, differences[0].file)
+    assert catalogue.files()[sha256] == (MODEL, differences[0].file)
     assert sha256 in pushed_blobs(fleet.database)
     with transaction(fleet.database):
         fleet.database.execute("DELETE FROM variants WHERE version=2")
@@ -138,9 +140,9 @@ def test_a_push_names_its_differences_and_sources(tmp_path):
 
     fleet, board = create_fleet(tmp_path / "fleet", name="test"), shipped_profiles()["rpi-zero-2w"]
     request = PushRequest(model="digits", source="mnist-2nn", batch=10, sources=("https://example.org/blobs",))
-    push(fleet, request, [board], now=toy.START)
+    push(fleet, request, [board], now=START)
     with pytest.raises(InputError, match="source"):
-        push(fleet, PushRequest(model="digits", source="mnist-2nn", sources=("http://example.org",)), [board], now=toy.START)
+        push(fleet, PushRequest(model="digits", source="mnist-2nn", sources=("http://example.org",)), [board], now=START)
     database, blobs = open_database(fleet.database), BlobStore(fleet.blobs)
     version = latest_version(database, "digits")
     vector = moved(load_parent(blobs, version.weights), 1000)

@@ -21,6 +21,7 @@ from edgefl.device.training import TrainerProcess
 from edgefl.device.watchdog import Watchdog
 from edgefl.server.founding import create_fleet
 from edgefl.server.provision import provision
+from toytrainer import InlineTrainer, ScriptedEngine
 
 WELL = Seen(connected=True, attempts=1, training=False, cpu=0.0, models=1)
 
@@ -214,10 +215,10 @@ def test_a_real_agent_says_ready_alive_and_stopping(tmp_path: Path) -> None:
 
 def test_what_an_agent_sees_is_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Connection, models and the trainer's work, after every turn."""
-    monkeypatch.setattr("edgefl.device.hands.TrainerProcess", toyboard.InlineTrainer)
-    monkeypatch.setattr("edgefl.device.trainer.open_engine", toyboard.ScriptedEngine)
-    monkeypatch.setattr(toyboard.InlineTrainer, "patience", 5)
-    monkeypatch.setattr(toyboard.InlineTrainer, "cpu", 2.0, raising=False)
+    monkeypatch.setattr("edgefl.device.hands.TrainerProcess", InlineTrainer)
+    monkeypatch.setattr("edgefl.device.trainer.open_engine", ScriptedEngine)
+    monkeypatch.setattr(InlineTrainer, "patience", 5)
+    monkeypatch.setattr(InlineTrainer, "cpu", 2.0, raising=False)
     board = toyboard.Board(tmp_path / "board")
     board.office.manifest()
     board.office.order(1)

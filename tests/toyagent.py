@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import toyboard as toy
 from edgefl.device import hands
+from toytrainer import InlineTrainer, ScriptedEngine
 
 
 def trainer(board):
@@ -21,10 +22,10 @@ def trained(board, number):
 
 
 @contextmanager
-def scripted(root, monkeypatch, process=toy.InlineTrainer):
+def scripted(root, monkeypatch, process=InlineTrainer):
     """A board that has never heard of any model, with a scripted engine, and this in place of the trainer process."""
     monkeypatch.setattr(hands, "TrainerProcess", process)
-    monkeypatch.setattr("edgefl.device.trainer.open_engine", toy.ScriptedEngine)
+    monkeypatch.setattr("edgefl.device.trainer.open_engine", ScriptedEngine)
     board = toy.Board(root)
     try:
         yield board

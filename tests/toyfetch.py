@@ -6,11 +6,21 @@ No test in here. A test module imports it by its name (`pythonpath` in pyproject
 import random
 import time
 
-import toyboard as toy
 from edgefl.device.fetching import Fetcher
 from edgefl.link.contract import Arrived
-from edgefl.link.memory import MemoryBroker
+from edgefl.link.memory import MemoryLink
+from edgefl.link.memory_broker import MemoryBroker
 from edgefl.store.blobs import BlobStore
+from edgefl.wire.blocks import file_ref
+from edgefl.wire.files import BLOCK_SIZE, Block
+from edgefl.wire.messages import decode
+from toyclock import Clock
+from toyoffice import DEVICE, Office
+
+CONTENT = random.Random(4).randbytes(15 * BLOCK_SIZE + 500)
+REF = file_ref("weights", CONTENT)
+COUNT = len(REF.blocks)
+"""A file that a world's server has if a test offers it, its description, and how many blocks it has."""
 
 
 class World:
@@ -18,10 +28,10 @@ class World:
 
     def __init__(self, root):
         """Connected and with nothing to do."""
-        self.clock = toy.Clock()
+        self.clock = Clock()
         self.broker = MemoryBroker(random.Random(0))
-        self.office = toy.Office(self.broker, self.clock)
-        self.link = self.broker.link(toy.DEVICE)
+        self.office = Office(self.broker, self.clock)
+        self.link = MemoryLink(self.broker, DEVICE)
         self.link.poll(0.0)
         self.blobs = BlobStore(root / "blobs")
         self.partial = root / "partial"
@@ -30,7 +40,7 @@ class World:
     def start(self, **options):
         """A fetcher as after a start of the agent."""
         clock, rng = self.clock.monotonic, random.Random(0)
-        self.fetcher = Fetcher(toy.DEVICE, self.link, self.blobs, self.partial, reserve=0, clock=clock, rng=rng, **options)
+        self.fetcher = Fetcher(DEVICE, self.link, self.blobs, self.partial, reserve=0, clock=clock, rng=rng, **options)
         return self.fetcher
 
     def blocks_sent(self):
@@ -58,3 +68,16 @@ class World:
             completed += self.turns(1)
             time.sleep(0.002)
         return completed
+
+
+def served(world):
+    """Indices of the blocks that the server has published, as they are published from now on."""
+    indices, publish = [], world.office.link.publish
+
+    def noted(topic, payload, **options):
+        if "/block" in topic:
+            indices.append(decode(payload, Block).index)
+        publish(topic, payload, **options)
+
+    world.office.link.publish = noted
+    return indices

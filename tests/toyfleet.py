@@ -1,10 +1,11 @@
-"""A toy fleet for the server's tests: two widths of a tiny model, a broker in memory, scripted devices, and a clock on a string.
+"""A toy fleet for the server's tests: its database, blobs and broker, servers that come and go, and a clock on a string.
+
+Its devices are `toydevice`'s, its model `toyupdates`'s.
 
 No test in here. A test module imports it by its name (`pythonpath` in pyproject.toml).
 """
 
 import hashlib
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,15 +13,12 @@ from tempfile import TemporaryDirectory
 import msgspec
 import numpy as np
 
-from edgefl.aggregate.mean import polynomial_staleness
-from edgefl.codec.update import decode as decode_update
-from edgefl.codec.update import encode as encode_update
-from edgefl.codec.weights import Precision, encode_weights
+from edgefl.codec.weights import encode_weights
 from edgefl.identity.repository import found, with_targets
-from edgefl.identity.signing import ASSIGNMENT, ROUND, Signer, verify
-from edgefl.layout import Layout, Tensor, nested_index
-from edgefl.link.contract import Arrived
-from edgefl.link.memory import MemoryBroker
+from edgefl.identity.signing import ASSIGNMENT, Signer, verify
+from edgefl.layout import nested_index
+from edgefl.link.memory import MemoryLink
+from edgefl.link.memory_broker import MemoryBroker
 from edgefl.names import SERVER
 from edgefl.plan import Plan
 from edgefl.recipe import PLAIN
@@ -37,47 +35,9 @@ from edgefl.wire import topics
 from edgefl.wire.blocks import file_ref
 from edgefl.wire.messages import Signed, decode, encode
 from edgefl.wire.releases import Assignment, Manifest
-from edgefl.wire.rounds import PART_SIZE, Receipt, RoundOrder, UpdatePart
-
-MODEL = "toy"
-WIDE = Layout((Tensor("a.weight", (8, 10)), Tensor("a.bias", (8,)), Tensor("b.weight", (4, 8))))
-NARROW = Layout((Tensor("a.weight", (4, 10)), Tensor("a.bias", (4,)), Tensor("b.weight", (4, 4))))
-VARIANTS = {"big": ("w1-fp32", WIDE, Precision.FP32), "small": ("w0.5-int8", NARROW, Precision.INT8)}
-"""Variant, layout and precision of each profile."""
-START = 1_700_000_000.0
-
-
-class Clock:
-    """Time that passes when a test says so; `wall` and `monotonic` go together."""
-
-    def __init__(self):
-        self.now = 0.0
-
-    def wall(self):
-        """Seconds since 1970."""
-        return START + self.now
-
-    def monotonic(self):
-        """Seconds since the test began."""
-        return self.now
-
-
-def update_of(device, number, size, scale=0.01, sparsity=0.2, bits=4):
-    """The encoded update of a device for a round: always the same for the same device and round."""
-    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(f"{device}/{number}".encode()).digest()[:8], "big"))
-    vector = rng.normal(scale=scale, size=size).astype(np.float32)
-    return encode_update(vector, sparsity=sparsity, bits=bits, rng=rng).data
-
-
-def head_of(device, number, data, *, variant, samples=None, version=1, model=MODEL, loss=1.0):
-    """The head of an update in one part."""
-    samples = samples_of(device) if samples is None else samples
-    return UpdatePart(model, version, variant, number, samples, 2.0, loss, hashlib.sha256(data).digest(), 0, 1, data[:PART_SIZE])
-
-
-def samples_of(device):
-    """Examples that a device has."""
-    return 10 + sum(device.encode())
+from toyclock import START, Clock
+from toydevice import ToyDevice
+from toyupdates import MODEL, VARIANTS, WIDE
 
 
 @cache
@@ -186,7 +146,7 @@ class ToyFleet:
     def serve(self, steps=3):
         """A new server, as after a start of its process; it has looked around and announced."""
         database = self._open(busy=0.1)
-        link = self.broker.link(SERVER, clean_session=False)
+        link = MemoryLink(self.broker, SERVER, clean_session=False)
         service = Service(database, self.blobs, link, self.online, wall=self.clock.wall, clock=self.clock.monotonic)
         link.subscribe(topics.ALL_UP)
         served = Served(self, service, database, link)
@@ -238,6 +198,18 @@ class Served:
         """Handle what has arrived; no time passes."""
         self.service._turn()
 
+    def answers(self, device, number, **options):
+        """All receipts for an update that a device sends now."""
+        device.receipts.clear()
+        device.send(number, **options)
+        self.turns()
+        device.hear()
+        return device.receipts
+
+    def answer(self, device, number, **options):
+        """The last of them, None without one."""
+        return next(reversed(self.answers(device, number, **options)), None)
+
     def kill(self):
         """End it as SIGKILL does: nothing is written, nothing said, the connection breaks."""
         self.database.close()
@@ -247,65 +219,3 @@ class Served:
     def training(self):
         """The toy's training in memory."""
         return self.service._catalogue.trainings[MODEL]
-
-
-class ToyDevice:
-    """A device that does what a test tells it."""
-
-    def __init__(self, fleet, name):
-        """Connect and subscribe."""
-        self.fleet, self.name = fleet, name
-        self.variant, self.layout, _ = fleet.variants[fleet.profiles.get(name, "big")]
-        self.link = fleet.broker.link(name)
-        self.link.subscribe(topics.receipt(name))
-        self.link.subscribe(topics.round_order(MODEL, self.variant))
-        self.receipts, self.orders = [], []
-        self.hear()
-
-    def hear(self):
-        """Take what has arrived; the last receipt, if any ever came."""
-        for event in self.link.poll(0.0):
-            if isinstance(event, Arrived) and event.topic == topics.receipt(self.name):
-                self.receipts.append(decode(event.payload, Receipt))
-            elif isinstance(event, Arrived):
-                self.orders.append(self._order(event.payload))
-        return self.receipts[-1] if self.receipts else None
-
-    def _order(self, payload):
-        if not payload:
-            return None
-        return decode(verify(decode(payload, Signed), ROUND, self.fleet.online.public_key), RoundOrder)
-
-    def say(self, kind, payload):
-        """Publish below the device's own topics."""
-        self.link.publish(f"efl/v1/up/{self.name}/{kind}", payload if isinstance(payload, bytes) else encode(payload))
-        with suppress(IndexError):
-            self.hear()
-
-    def data(self, number, **options):
-        """Its encoded update for a round."""
-        return update_of(self.name, number, self.layout.size, **options)
-
-    def send(self, number, *, data=None, variant=None, **head):
-        """Send the update of a round."""
-        data = self.data(number) if data is None else data
-        whole = head_of(self.name, number, data, variant=variant or self.variant, **head)
-        cuts = range(0, max(1, len(data)), PART_SIZE)
-        for part, start in enumerate(cuts):
-            piece = msgspec.structs.replace(whole, part=part, parts=len(cuts), data=data[start : start + PART_SIZE])
-            self.say("update", piece)
-
-
-def reference(parent, updates, *, number, rate=1.0):
-    """The next parent, computed densely in float64: updates as (device, profile, round trained for)."""
-    total, weight = np.zeros(len(parent)), np.zeros(len(parent))
-    for device, profile, trained_for in updates:
-        _, layout, _ = VARIANTS[profile]
-        index = nested_index(WIDE, layout)
-        sparse = decode_update(update_of(device, trained_for, layout.size), layout.size)
-        dense = np.zeros(layout.size)
-        dense[sparse.positions] = sparse.values
-        w = samples_of(device) * polynomial_staleness(number - trained_for)
-        total[index] += w * dense
-        weight[index] += w
-    return parent + rate * np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)

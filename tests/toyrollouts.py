@@ -13,6 +13,7 @@ from edgefl.store.versions import get_version
 from edgefl.wire import topics
 from edgefl.wire.messages import encode
 from edgefl.wire.presence import Installed, Report, State
+from toyupdates import MODEL
 
 NAMES = [f"d{i:02}" for i in range(20)]
 ONE_THEN_ALL = Rules(stages=parse_stages("1,100%"))
@@ -23,24 +24,24 @@ def push(fleet, **options):
     """Push a version and make it the release, as a push without --hold does."""
     version = fleet.push(**options, hold=True)
     with transaction(fleet.database):
-        release(fleet.database, toy.MODEL, version, fleet.clock.wall())
+        release(fleet.database, MODEL, version, fleet.clock.wall())
     return version
 
 
 def start(fleet, version=2, rules=ONE_THEN_ALL, **target):
     """Start a rollout of the toy."""
     meant = Target(**{what: tuple(names) for what, names in target.items()})
-    return start_rollout(fleet.database, get_version(fleet.database, toy.MODEL, version), rules, meant, fleet.clock.wall())
+    return start_rollout(fleet.database, get_version(fleet.database, MODEL, version), rules, meant, fleet.clock.wall())
 
 
 def say(fleet, word):
     """An operator's order."""
-    return order(fleet.database, toy.MODEL, word, fleet.clock.wall())
+    return order(fleet.database, MODEL, word, fleet.clock.wall())
 
 
 def back(fleet, **options):
     """A rollback."""
-    return roll_back(fleet.database, toy.MODEL, fleet.clock.wall(), **options)
+    return roll_back(fleet.database, MODEL, fleet.clock.wall(), **options)
 
 
 def holding(fleet, version):
@@ -53,7 +54,7 @@ def report(fleet, names, step="activated", version=2, **more):
     """Devices report."""
     for name in names:
         device = fleet.device(name)
-        device.say("report", Report(toy.MODEL, version, 0, step, **more))
+        device.say("report", Report(MODEL, version, 0, step, **more))
         device.link.close()
 
 
@@ -61,7 +62,7 @@ def be_born(fleet, names, version, session=1):
     """Devices say that they are there with a version."""
     for name in names:
         device = fleet.device(name)
-        state = State(session, online=True, models=(Installed(toy.MODEL, version, "w1-fp32"),))
+        state = State(session, online=True, models=(Installed(MODEL, version, "w1-fp32"),))
         device.link.publish(topics.state(name), encode(state), retain=True)
         device.link.close()
 

@@ -5,7 +5,7 @@ The orders go into the fleet's database and hold whether a server runs or not; t
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from edgefl.server.rollout_events import Word
     from edgefl.server.rollout_orders import Done
     from edgefl.server.rollout_status import RolloutStatus
-
-LOOK_EVERY = 0.5
 
 
 @contextmanager
@@ -178,6 +176,7 @@ def abort(model: str, number: int | None, as_json: bool, fleet_path: Path) -> No
 @fleet_option
 def status(model: str | None, ended: bool, watch: bool, as_json: bool, fleet_path: Path) -> None:
     """Show how far rollouts are, with every device: step, percent, bytes, last error, last seen."""
+    from edgefl.cli.rollout_watch import draw, follow, show
     from edgefl.server.rollout_status import rollout_statuses
 
     with _database(fleet_path) as database:
@@ -186,55 +185,11 @@ def status(model: str | None, ended: bool, watch: bool, as_json: bool, fleet_pat
             return rollout_statuses(database, model, ended=ended)
 
         if not watch:
-            _show(look(), as_json=as_json)
+            show(look(), as_json=as_json)
         elif as_json:
-            _follow(look)
+            follow(look)
         else:
-            _watch(look)
-
-
-def _show(statuses: "list[RolloutStatus]", *, as_json: bool) -> None:
-    from edgefl.cli.rollout_view import lines
-
-    if as_json:
-        click.echo(msgspec.json.encode(statuses).decode())
-        return
-    if not statuses:
-        click.echo("no rollouts yet; start one with `edgefl rollout start`")
-    for one in statuses:
-        for line in lines(one, time.time()):
-            click.echo(line)
-
-
-def _follow(look: "Callable[[], list[RolloutStatus]]") -> None:
-    """One line of JSON for each change, until nothing is open."""
-    last = b""
-    while True:
-        statuses = look()
-        said = msgspec.json.encode(statuses)
-        if said != last:
-            click.echo(said.decode())
-            last = said
-        if not any(one.is_open for one in statuses):
-            return
-        time.sleep(LOOK_EVERY)
-
-
-def _watch(look: "Callable[[], list[RolloutStatus]]") -> None:
-    """Draw bars until nothing is open."""
-    from rich.console import Console
-    from rich.live import Live
-
-    from edgefl.cli.rollout_view import picture
-
-    console = Console()
-    with Live(console=console, auto_refresh=False) as live:
-        while True:
-            statuses = look()
-            live.update(picture(statuses, time.time(), console.height), refresh=True)
-            if not any(one.is_open for one in statuses):
-                return
-            time.sleep(LOOK_EVERY)
+            draw(look)
 
 
 @click.command()

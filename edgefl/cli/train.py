@@ -1,30 +1,18 @@
 """`edgefl train`: start, stop and follow a training. The wishes go into the fleet's database; the server acts on them."""
 
-import sqlite3
 import time
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import click
 import msgspec
 
 from edgefl.cli.options import fleet_option, json_option
-from edgefl.errors import ConfigError, FleetError
-from edgefl.plan import AggregatorName, Count, Plan, Rate, Sampling, Scope, ServerOptimizer
-
-if TYPE_CHECKING:
-    from edgefl.recipe import Recipe
-    from edgefl.store.versions import VariantRecord, VersionRecord
+from edgefl.errors import FleetError
+from edgefl.plan import AggregatorName, Plan, Rate, Sampling, Scope, ServerOptimizer
 
 LOOK_EVERY = 0.5
-
-
-class PlanFile(Plan, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A plan as it stands in a file: without a cohort it is 0, which means all devices that can take part."""
-
-    cohort: Count = 0
 
 
 @click.group()
@@ -82,6 +70,7 @@ def start(model: str, plan_file: Path | None, holdout: str, fleet_path: Path, **
 
     It goes on from where the last training of this version ended. The same command again changes nothing.
     """
+    from edgefl.cli.planning import checked_holdout, planned
     from edgefl.feasible import check_plan
     from edgefl.server.starting import begin_training, is_pruned
     from edgefl.store.blobs import BlobStore
@@ -94,9 +83,9 @@ def start(model: str, plan_file: Path | None, holdout: str, fleet_path: Path, **
     given = {name: value for name, value in options.items() if value is not None}
     with closing(open_database(fleet.database)) as database:
         version = released_version(database, model)
-        plan = _plan(database, version, plan_file, given)
+        plan = planned(database, version, plan_file, given)
         check_plan(plan, pruned=is_pruned(database, BlobStore(fleet.blobs), version))
-        source = _holdout(database, version, holdout) if holdout else ""
+        source = checked_holdout(database, version, holdout) if holdout else ""
         begun = begin_training(database, version, plan, source, time.time())
     if not begun.fresh:
         click.echo(f"{model}@{version.version} is being trained with this very plan already; it goes on")
@@ -114,118 +103,6 @@ def _closing(plan: Plan) -> str:
         return f"closes with {cohort_at(plan, number)} updates, or after {plan.deadline:g} s with {quorum_at(plan, number)}"
 
     return f"the jump-start {closes(1)}; a later round {closes(2)}" if plan.jump_start else f"a round {closes(1)}"
-
-
-def _plan(database: sqlite3.Connection, version: "VersionRecord", file: Path | None, given: dict[str, Any]) -> Plan:
-    """The plan in a file with the given options, checked against the fleet. Raises ConfigError or FleetError."""
-    from edgefl.feasible import check_fleet
-    from edgefl.store.versions import budgets, participants, variants
-    from edgefl.strict_toml import read_toml
-
-    base = read_toml(file, PlanFile, ConfigError) if file else PlanFile()
-    able = participants(database, version)
-    name, remedy = f"{version.model}@{version.version}", "See `edgefl train start --help`"
-    if able == 0:
-        raise FleetError(f"no device of the fleet can train {name}", remedy="Provision devices, then push for their profiles")
-    values = msgspec.to_builtins(base) | given
-    _gather(values, "pruning", "pruning_", switch="target")
-    _gather(values, "jump_start", "jump_", switch="devices")
-    if not values["cohort"] and "cohort" not in given:
-        values["cohort"] = max(1, round(able * min(1.0, float(values["fraction"]))))
-    try:
-        plan = msgspec.convert(values, Plan)
-    except msgspec.ValidationError as error:
-        raise ConfigError("the plan is impossible", found=str(error), remedy=remedy) from None
-    if plan.quorum > min(plan.cohort, able):
-        few = f"at most {min(plan.cohort, able)}, for a cohort of {plan.cohort} and {able} devices"
-        raise ConfigError("the plan's quorum cannot be reached", expected=few, found=str(plan.quorum), remedy=remedy)
-    if plan.aggregator == "root-set":
-        raise ConfigError("the aggregator root-set needs examples on the server, which only a simulation has", remedy=remedy)
-    records = [record for record in variants(database, version.model, version.version) if record.manifest.trains]
-    if plan.pruning:
-        _check_pruning(name, [record.precision for record in records])
-    _check_recipes(plan, name, [record.manifest.recipe for record in records])
-    if plan.correction:
-        _check_room(records, budgets(database, version.model, version.version))
-    check_fleet(plan, able, [version.layout])
-    return plan
-
-
-def _gather(values: dict[str, Any], table: str, prefix: str, *, switch: str) -> None:
-    """Move options into the plan's table that they belong to; without any it stays, with 0 for its switch it goes.
-
-    Raises:
-        ConfigError: there are some, but neither the switch nor the plan file has asked for the table.
-    """
-    given = {name: values.pop(name) for name in tuple(values) if name.startswith(prefix) and name != table}
-    asked = {name.removeprefix(prefix): value for name, value in given.items()}
-    if asked and switch not in asked and values[table] is None:
-        missing, names = f"--{table.replace('_', '-')}", ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        remedy = f"Add {missing}, or a table [{table}] in the plan file"
-        raise ConfigError(f"{names} without {missing}: there is nothing to change", remedy=remedy)
-    if asked:
-        values[table] = None if asked.get(switch) == 0 else {**(values[table] or {}), **asked}
-
-
-def _check_pruning(name: str, precisions: "Sequence[str]") -> None:
-    """Refuse pruning where the weights' files cannot say what is gone. Raises ConfigError."""
-    from edgefl.codec.weights import TRAINABLE
-
-    if others := sorted(set(precisions) - set(TRAINABLE)):
-        raise ConfigError(
-            f"{name} has variants that cannot be pruned while they train",
-            expected=f"weights in {', '.join(TRAINABLE)}",
-            found=", ".join(others),
-            remedy="Train without --pruning, or push a smaller model",
-        )
-
-
-def _check_recipes(plan: Plan, name: str, recipes: "Sequence[Recipe]") -> None:
-    """Refuse a plan that a version's graphs cannot follow. Raises ConfigError."""
-    if plan.proximal > 0.0 and not all(recipe.proximal for recipe in recipes):
-        raise ConfigError(f"{name} has no proximal term", remedy="Push it again with --proximal")
-    if plan.ramp and not all(recipe.mutual for recipe in recipes):
-        remedy = "Push it again with --loss self-distillation, or train without ramp"
-        raise ConfigError(f"{name} has no weight for what its exits learn of each other", remedy=remedy)
-    others = sorted({recipe.optimizer for recipe in recipes} - {"sgd"})
-    if plan.rate == "curvature" and others:
-        raise ConfigError(
-            f"{name} cannot measure the curvature of its loss",
-            expected="a version whose optimiser is plain SGD",
-            found=", ".join(others),
-            remedy="Use --rate fixed or --rate loss, or push it with --optimizer sgd",
-        )
-
-
-def _check_room(records: "Sequence[VariantRecord]", budgets: dict[str, int]) -> None:
-    """Refuse momentum correction where its velocity does not fit beside what a round stores anyway. Raises ConfigError."""
-    from edgefl.codec.memory import memory_bytes
-    from edgefl.codec.precision import in_rounds
-    from edgefl.codec.weights import Precision, weights_length
-    from edgefl.compress.budget import ROUND_FILES
-
-    for record in records:
-        manifest = record.manifest
-        weights = ROUND_FILES * weights_length(manifest.layout, in_rounds(Precision(record.precision)))
-        need = manifest.total_bytes + weights + memory_bytes(manifest.layout, correction=True)
-        if need > budgets[record.profile]:
-            raise ConfigError(
-                f"the momentum of the plan's correction does not fit profile {record.profile}",
-                expected=f"at most {budgets[record.profile]} bytes",
-                found=f"{need} bytes",
-                remedy="Train without correction, or push a smaller model",
-            )
-
-
-def _holdout(database: sqlite3.Connection, version: "VersionRecord", source: str) -> str:
-    """The source as the server, which runs elsewhere, can load it; it exists and fits the model. Raises DataError."""
-    from edgefl.sources.parse import absolute, open_source
-    from edgefl.store.versions import variants
-
-    text = absolute(source)
-    manifest = variants(database, version.model, version.version)[0].manifest
-    open_source(text).load().shaped(manifest.input_shape, manifest.classes, manifest.recipe.loss)
-    return text
 
 
 @train.command()

@@ -15,5 +15,6 @@ An update, from a device to the server:
 From the server to the devices:
 
 * `weights`: a variant's weights as a file, fp32, fp16 or int8.
+* `advance`: what devices are to hold next. `moves`: how floats get there, to the last bit.
 * `difference`, `integers`: what turns one weights file into another.
 """

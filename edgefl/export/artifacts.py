@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 
 from edgefl.engine.runtime import onnxruntime
 from edgefl.errors import EngineError, ModelError
-from edgefl.export.losses import training_loss
+from edgefl.export.loss_graphs import training_loss
 from edgefl.export.slim import IR_VERSION
 from edgefl.export.tracing import quiet
 from edgefl.layout import Layout

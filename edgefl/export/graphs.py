@@ -13,7 +13,7 @@ from edgefl.errors import ModelError
 from edgefl.export import batchnorm, recurrent
 from edgefl.export.artifacts import REMEDY_PORTABLE, export_artifacts
 from edgefl.export.forward import forward_graph, trace_forward
-from edgefl.export.losses import evaluation_graph
+from edgefl.export.loss_graphs import evaluation_graph
 from edgefl.export.models import ModelSource
 from edgefl.export.slim import slim
 from edgefl.export.step import export_step

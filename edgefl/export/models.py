@@ -11,23 +11,20 @@ Buffers: BatchNorm's running statistics become tensors of the layout that are st
 dict holds become frozen tensors; the rest (integers, buffers that are not persistent) are constants of the graphs.
 
 Rules: a factory is code that the operator names on his own machine (`package.module:factory`), never code that travels. Every
-way in which it can be wrong has its own words. A model that changes other buffers while it computes is refused: nobody would
-say how their values on different boards are to be averaged.
+way in which it can be wrong has its own words (`edgefl.export.soundness`). A model that changes other buffers while it computes
+is refused: nobody would say how their values on different boards are to be averaged.
 """
 
-import math
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import cast
 
-import torch
 from torch import nn
 
-from edgefl.engine.signature import RESERVED
 from edgefl.errors import ModelError
-from edgefl.export.exits import check_beginning, counted_exits, with_exits
-from edgefl.export.factory import Factory, named_factory, said
-from edgefl.export.tensors import NORM_BUFFERS, batch_norms, layout_of, matches, set_training, tensors_of
+from edgefl.export.exits import check_beginning, with_exits
+from edgefl.export.factory import Factory, named_factory
+from edgefl.export.soundness import built, check_buffers, outputs_of, shape_of
+from edgefl.export.tensors import layout_of, matches, set_training
 from edgefl.layout import nested_index
 from edgefl.recipe import PLAIN, Recipe
 
@@ -83,7 +80,7 @@ class ModelSource:
                 found=f"{width}",
                 remedy="Give the factory a width argument that scales its hidden layers, or use profiles that hold it whole",
             )
-        module = _built(self.name, self.factory, width, seed)
+        module = built(self.name, self.factory, width, seed)
         _mark(module, self)
         return set_training(module, on=True)
 
@@ -103,16 +100,16 @@ def load_factory(name: str, recipe: Recipe = PLAIN, freeze: tuple[str, ...] = ()
             pattern that no tensor matches; or nothing left to train or to send.
     """
     found = named_factory(name)
-    module = _built(name, found.factory, 1.0, seed=0)
-    shape = _input_shape(name, module)
-    exits, classes = _outputs(name, module, shape, recipe, exits=found.exits)
-    _check_buffers(name, module, shape)
+    module = built(name, found.factory, 1.0, seed=0)
+    shape = shape_of(name, module)
+    exits, classes = outputs_of(name, module, shape, recipe, exits=found.exits)
+    check_buffers(name, module, shape)
     factory = with_exits(found.factory, exits) if exits else found.factory
     source = ModelSource(name, factory, shape, classes, found.scalable, recipe, freeze, personal, exits)
     _check_marks(source)
     for depth in range(1, exits):
         shallow = source.shallower(depth)
-        asked, given = (depth, classes), _outputs(name, shallow.build(), shape, recipe, exits=True)
+        asked, given = (depth, classes), outputs_of(name, shallow.build(), shape, recipe, exits=True)
         if given != asked:
             raise ModelError(f"model {name!r} gives other exits than asked for", expected=f"{asked}", found=f"{given}")
         check_beginning(name, depth, source.build(), shallow.build(), shape)
@@ -145,106 +142,10 @@ def _check_marks(source: ModelSource) -> None:
         raise ModelError(f"all tensors of model {source.name!r} are personal", remedy="Leave some to be shared")
 
 
-def _built(name: str, factory: Factory, width: float, seed: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            module = factory(width)
-        except ModelError:
-            raise
-        except Exception as error:
-            raise ModelError(f"the factory of model {name!r} failed at width {width:g}", found=said(error)) from error
-    if not isinstance(module, nn.Module):
-        raise ModelError(
-            f"the factory of model {name!r} does not return a torch module", expected="nn.Module", found=type(module).__name__
-        )
-    _check_parameters(name, module)
-    return module.train()
-
-
-def _check_parameters(name: str, module: nn.Module) -> None:
-    if not any(True for _ in module.parameters()):
-        raise ModelError(f"model {name!r} has no parameters")
-    for key, value in tensors_of(module).items():
-        if not torch.isfinite(value).all():
-            raise ModelError(
-                f"tensor {key!r} of model {name!r} holds NaN or infinite values",
-                remedy="Register a buffer that is a constant, as a mask, with persistent=False",
-            )
-    for key, value in module.named_parameters():
-        if value.dtype != torch.float32 or value.device.type != "cpu":
-            raise ModelError(
-                f"parameter {key!r} of model {name!r} cannot be used",
-                expected="float32 on the CPU",
-                found=f"{value.dtype} on {value.device}",
-            )
-        if key in RESERVED:
-            raise ModelError(
-                f"a parameter of model {name!r} is called {key!r}, as an input of the training step is", remedy="Rename it"
-            )
-
-
-def _input_shape(name: str, module: nn.Module) -> tuple[int, ...]:
-    shape = getattr(module, "input_shape", None)
-    good = isinstance(shape, (tuple, list, torch.Size)) and len(shape) > 0 and all(isinstance(n, int) and n > 0 for n in shape)
-    if not good:
-        raise ModelError(
-            f"model {name!r} does not say what it takes",
-            expected="an attribute input_shape, a tuple of positive integers without the batch axis",
-            found="none" if shape is None else repr(shape),
-            remedy="Add for example `input_shape = (1, 28, 28)` to its class",
-        )
-    return tuple(cast("tuple[int, ...]", shape))
-
-
-def _check_buffers(name: str, module: nn.Module, shape: tuple[int, ...]) -> None:
-    known = {f"{path}.{kind}".lstrip(".") for path in batch_norms(module) for kind in NORM_BUFFERS}
-    before = {key: value.clone() for key, value in module.named_buffers() if key not in known}
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        module(torch.randn(2, *shape))
-    for key, value in module.named_buffers():
-        if key not in known and not torch.equal(value, before[key]):
-            raise ModelError(
-                f"model {name!r} changes its buffer {key!r} while it computes",
-                expected="running statistics of BatchNorm only",
-                remedy="Replace the layer, for example by GroupNorm",
-            )
-
-
-def _outputs(name: str, module: nn.Module, shape: tuple[int, ...], recipe: Recipe, *, exits: bool) -> tuple[int, int]:
-    """How many exits, 0 if it is no model with exits, and outputs a module has."""
-    rows = 2
-    module.eval()  # one row per channel is enough then, and no running statistics change
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            logits = module(torch.zeros(rows, *shape))
-    except Exception as error:
-        raise ModelError(f"model {name!r} does not run on inputs of its own input_shape {shape}", found=said(error)) from error
-    module.train()
-    found = f"shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__
-    if not isinstance(logits, torch.Tensor) or logits.ndim < 1 or len(logits) != rows:
-        raise ModelError(f"model {name!r} gives no outputs", expected="one tensor with a row per example", found=found)
-    if exits:
-        return counted_exits(name, logits, recipe)
-    if recipe.loss == "self-distillation":
-        raise ModelError(
-            f"model {name!r} has no exits that could teach each other",
-            remedy="Give its factory a parameter `exits`, or choose the loss cross-entropy",
-        )
-    if recipe.labels and (logits.ndim != 2 or logits.shape[1] < 2):
-        raise ModelError(
-            f"model {name!r} does not classify",
-            expected="one tensor of shape (examples, classes), at least 2 classes",
-            found=found,
-            remedy="Choose the loss bce or mse for other outputs",
-        )
-    return 0, math.prod(logits.shape[1:])
-
-
 def _check_nesting(source: ModelSource) -> None:
     parent, half = layout_of(source.build()), source.build(0.5)
-    outputs = _outputs(source.name, half, source.input_shape, source.recipe, exits=source.exits > 0)
-    if (outputs, _input_shape(source.name, half)) != ((source.exits, source.classes), source.input_shape):
+    outputs = outputs_of(source.name, half, source.input_shape, source.recipe, exits=source.exits > 0)
+    if (outputs, shape_of(source.name, half)) != ((source.exits, source.classes), source.input_shape):
         raise ModelError(f"the width of model {source.name!r} changes its input or output", remedy="Scale the hidden layers only")
     child = layout_of(half)
     if len(child.tensors) != len(parent.tensors):

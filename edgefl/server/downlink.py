@@ -1,6 +1,6 @@
 """The weights on their way to the devices: the files of a round, and shorter ways to them for devices that hold older ones.
 
-Model: what devices hold is a vector in parent coordinates (`edgefl.codec.difference.advance`); each variant's file is made of it.
+Model: what devices hold is a vector in parent coordinates (`edgefl.codec.advance`); each variant's file is made of it.
 From each file of the rounds before, and from the version's own, the difference to the new file is made once and offered if it is
 worth it. So a device that has missed rounds gets one partial sum, one that has just been set up starts from what it was installed
 with, and who holds nothing that is known gets the whole file.

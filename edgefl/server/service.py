@@ -1,15 +1,13 @@
 """The server process: one thread that listens to the fleet and keeps rounds, blocks and announcements going.
 
-Model: everything happens in `run`'s loop. What arrives is routed by topic to small owners (`Inbox`, `BlockServer`, `Training`);
-the fleet's database is where the command line leaves its wishes, and the loop looks there twice a second (`Catalogue`). Nothing
-is kept in memory that the database, the devices and the broker's retained messages could not give back.
+Model: everything happens in `run`'s loop. What arrives goes to small owners (`edgefl.server.reception`); the fleet's database is
+where the command line leaves its wishes, and the loop looks there twice a second (`Catalogue`). Nothing is kept in memory that
+the database, the devices and the broker's retained messages could not give back.
 
 Rules:
 
-* What a device sends cannot stop the server: a message that does not decode, does not belong or does not fit is counted and
-  dropped.
-* A receipt leaves after the commit. When the disk is full or the database is locked, there is no receipt, and the device sends
-  again; the server goes on.
+* When the disk is full or the database is locked, what was to be done is a complaint, and is left to another time; the server
+  goes on.
 * An announcement is made when the link is up, and again on each connection: the broker may have forgotten everything.
 """
 
@@ -19,7 +17,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from edgefl.errors import FleetError, MessageError, PeerError, StoreError
+from edgefl.errors import FleetError, StoreError
 from edgefl.identity.signing import Signer
 from edgefl.link.contract import Arrived, Connected, Disconnected, Event, Link
 from edgefl.server.announce import Announcer
@@ -29,18 +27,15 @@ from edgefl.server.catalogue import Catalogue
 from edgefl.server.claimline import ClaimLine
 from edgefl.server.complaints import Complaints
 from edgefl.server.expected import Expected
-from edgefl.server.inbox import Inbox
 from edgefl.server.own_pair import OwnPair
+from edgefl.server.reception import Reception
 from edgefl.server.renewal import ROTATE, RenewalDesk
 from edgefl.server.rollouts import Rollouts
 from edgefl.server.speech import Speech
 from edgefl.store.blobs import BlobStore
 from edgefl.wire import topics
 from edgefl.wire.enrolment import Renewed
-from edgefl.wire.files import Want
-from edgefl.wire.messages import decode, encode
-from edgefl.wire.presence import Report, State
-from edgefl.wire.rounds import Receipt, UpdatePart
+from edgefl.wire.messages import encode
 
 LOOK_EVERY = 0.5
 """Seconds between two looks at the database."""
@@ -78,14 +73,13 @@ class Service:
         pair: OwnPair | None = None,
     ) -> None:
         self._link = link
-        self._wall = wall
         self._clock = clock
         self._catalogue = Catalogue(database, blobs, wall)
         self._books = Books(database)
         self._rollouts = Rollouts(database, wall)
         self._complaints = Complaints()
-        self._inbox = Inbox()
-        self._speech = Speech(link, self._books.traffic, partial(self._complain, logging.WARNING))
+        warn = partial(self._complain, logging.WARNING)
+        self._speech = Speech(link, self._books.traffic, warn)
         self._expected = Expected()
         self._blocks = BlockServer(blobs, self._speech.block, self._speech.room, rates, self._expected.of)
         self._signer = signer
@@ -94,8 +88,8 @@ class Service:
         self._claims = claims
         self._renewals = renewals
         self._pair = pair
-        self._on = {"state": self._on_state, "want": self._on_want, "update": self._on_update, "report": self._on_report}
-        self._on["renew"] = self._on_renew
+        owners = (self._catalogue, self._books, self._rollouts, self._expected, self._blocks, self._speech)
+        self._reception = Reception(*owners, warn, renewals=renewals, wall=wall, clock=clock)
 
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Serve until told to stop."""
@@ -166,8 +160,6 @@ class Service:
             self._announcer.everything(self._catalogue)
             self._catalogue.remove_garbage()
 
-    # What arrives
-
     def _on_event(self, event: Event) -> None:
         match event:
             case Connected():
@@ -181,71 +173,9 @@ class Service:
                 log.warning("no connection to the broker: %s", reason)
                 self._speech.online = False
             case Arrived(topic, payload, _):
-                self._guarded(lambda: self._on_message(topic, payload))
+                self._guarded(lambda: self._advance(self._reception.take(topic, payload)))
             case _:
                 log.error("the broker does not let the server subscribe: %s", event)
-
-    def _on_message(self, topic: str, payload: bytes) -> None:
-        model = ""
-        try:
-            device, kind = topics.parse_up(topic)
-            if device not in self._catalogue.profiles:
-                raise MessageError(f"{device} is no valid device of this fleet")
-            model = self._on[kind](device, payload)
-        except PeerError as error:
-            self._complain(logging.WARNING, f"dropped a message on {topic[:80]}: {error}")
-            self._books.traffic.incident("messages refused")
-        finally:
-            self._books.traffic.up(model, len(payload))
-        self._advance(model)
-
-    def _on_state(self, device: str, payload: bytes) -> str:
-        if not payload:
-            return ""  # a retained state that was cleared
-        state = decode(payload, State)
-        self._books.presence.state(device, state, self._wall())
-        self._expected.heard(device, online=state.online)
-        self._rollouts.state(device, state)
-        return state.models[0].model if state.models else ""
-
-    def _on_renew(self, device: str, payload: bytes) -> str:
-        answer = self._renewals.heard(device, payload) if self._renewals else None
-        if answer is not None:
-            self._speech.answer("", topics.certificate(device), encode(answer))
-        return ""
-
-    def _on_want(self, device: str, payload: bytes) -> str:
-        return self._blocks.wanted(device, decode(payload, Want), self._clock())
-
-    def _on_report(self, device: str, payload: bytes) -> str:
-        report = decode(payload, Report)
-        self._books.presence.report(device, report, self._wall())
-        self._rollouts.report(device, report)
-        if report.error:
-            self._complain(logging.WARNING, f"{device}: {report.model} failed: {report.error}")
-        return report.model
-
-    def _on_update(self, device: str, payload: bytes) -> str:
-        head = decode(payload, UpdatePart)
-        answer = self._catalogue.examine(device, head)
-        if answer is None:
-            data = self._inbox.add(device, head)
-            # No answer when a command has just stopped the training: the device will ask again.
-            answer = None if data is None else self._catalogue.trainings[head.model].receive(device, head, data)
-        elif head.part < head.parts - 1:
-            answer = None  # one answer for all parts
-        if answer is not None:
-            self._answer(device, answer)
-        return head.model
-
-    def _answer(self, device: str, answer: Receipt) -> None:
-        if not answer.stored:
-            name = f"{answer.model}@{answer.version} round {answer.round}"
-            self._complain(logging.WARNING, f"refused an update of {device} for {name}: {answer.reason}")
-            self._books.traffic.incident("updates refused")
-        self._speech.answer(answer.model, topics.receipt(device), encode(answer))
-
-    # What is written down, and what goes wrong
 
     def _write_books(self) -> None:
         self._books.write(self._catalogue.open_rounds())

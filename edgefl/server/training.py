@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from edgefl.aggregate.counting import check_range, weight_of
-from edgefl.codec.difference import advance
+from edgefl.codec.advance import advance
 from edgefl.codec.marks import gone
 from edgefl.codec.sparsify import Sparse
 from edgefl.compress.magnitude import Moment, share_gone

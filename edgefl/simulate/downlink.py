@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from edgefl.codec.difference import advance, apply_difference, encode_difference
+from edgefl.codec.advance import advance
+from edgefl.codec.difference import apply_difference, encode_difference
 from edgefl.codec.marks import Flags
 from edgefl.codec.weights import decode_weights, encode_weights
 from edgefl.errors import MachineError

@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
-
 from edgefl import __version__
 from edgefl.codec.history import History
 from edgefl.codec.update import needs_history
@@ -19,10 +17,10 @@ from edgefl.server.rounds import Accept, Repeat, Rounds, aggregated, due, judge,
 from edgefl.simulate.checks import check
 from edgefl.simulate.examiner import Examiner
 from edgefl.simulate.experiment import Experiment
-from edgefl.simulate.fairness import Success, participation, standing, success
+from edgefl.simulate.fairness import participation, standing
+from edgefl.simulate.final import OnDevices
 from edgefl.simulate.fleet import Fleet
 from edgefl.simulate.histories import Histories
-from edgefl.simulate.jobs import Job
 from edgefl.simulate.ledger import Ledger, Named
 from edgefl.simulate.past import Past
 from edgefl.simulate.result import Result, Row, Totals
@@ -31,7 +29,6 @@ from edgefl.simulate.server import Server
 from edgefl.simulate.setting import Setting, set_scene
 from edgefl.simulate.workers import Workers
 from edgefl.wire.rounds import HISTORY_REACH
-from edgefl.wire.tasks import task_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,15 +192,16 @@ class Simulation:
 
     def result(self, seconds: float) -> Result:
         """What came of it, with the final weights measured on every honest device."""
+        measured = self._measured()
         return Result(
             experiment=self._experiment,
             edgefl=__version__,
             rows=tuple(self._rows),
             totals=self._totals(seconds),
             participation=participation(self._fleet.counts.tolist()),
-            devices=self._on_devices(),
+            devices=measured.before_training(),
             standing=standing(self._fleet.standing, self._fleet.excluded, self._fleet.hostile),
-            own=self._own() if self._experiment.tested else None,
+            own=measured.after_training(self._experiment.plan) if self._experiment.tested else None,
             trouble=next(filter(None, (self._trouble, *(server.trouble for server in self._servers))), ""),
         )
 
@@ -233,27 +231,12 @@ class Simulation:
             pruned=self._server_of[0].pruned,
         )
 
-    def _on_devices(self) -> Success | None:
+    def _measured(self) -> OnDevices:
+        """The final weights, handed out once more."""
         final = self._rows[-1].round + 1
         for kind, server in self._server_of.items():
             self._workers.share(kind, final, server.weights(kind))
-        honest = np.flatnonzero(~self._fleet.hostile).tolist()
-        jobs = [
-            Job(final, None, (self._fleet.player(device, final),)) for device in honest if self._setting.scene.samples(device)
-        ]
-        accuracies = [played.accuracy for answer in self._workers.run(jobs) for played in answer]
-        known = [accuracy for accuracy in accuracies if accuracy is not None]
-        return success(known) if known else None
-
-    def _own(self) -> Success | None:
-        """How good each honest device is on what it has kept for testing, after its usual training from the final weights."""
-        plan, final = self._experiment.plan, self._rows[-1].round + 1
-        task = task_of(plan, final)
-        honest = [device for device in np.flatnonzero(~self._fleet.hostile).tolist() if self._setting.scene.tested[device]]
-        jobs = [Job(final, task, (self._fleet.player(device, final),), test=True) for device in honest]
-        accuracies = [played.accuracy for answer in self._workers.run(jobs) for played in answer]
-        known = [accuracy for accuracy in accuracies if accuracy is not None]
-        return success(known) if known else None
+        return OnDevices(self._workers, self._fleet, self._setting.scene, final)
 
 
 def _id(model: str) -> str:
