@@ -3,6 +3,7 @@
 Roles: `train`, `eval`, `infer`; for the engine `ort-training` also `optimizer` and `checkpoint`. Weights are in none of them.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,11 +71,13 @@ def export_graphs(source: ModelSource, width: float, engine: str, batch: int) ->
     layout = layout_of(module)
     recurrent.attach(module)
     statistics = batchnorm.attach(module, source.name)
-    layers = trace_forward(source, module).graph
+    layers = functools.cache(lambda: trace_forward(source, module).graph)
+    if engine == NATIVE:  # its step is made of the graph in evaluation mode, in which no layer draws random numbers
+        layers()
     infer = forward_graph(source, module, layers)
     graphs = dict(
         export_artifacts(infer, layout, source.name, source.recipe)
-        if engine == "ort-training"
+        if engine == NATIVE
         else {"train": export_step(source, module, statistics, batch, layers)}
     )
     graphs["eval"] = slim(evaluation_graph(infer, source.recipe))
