@@ -91,5 +91,5 @@ def test_dropout_is_refused_by_its_layer_in_every_engine(engine: str) -> None:
     """Neither engine's graphs know the layers: the trace that does is made for the native one, or when an error asks for it."""
     layers = OrderedDict(first=nn.Linear(6, 6), strange=nn.Dropout(0.5), last=nn.Linear(6, 3))
     source = ModelSource("forgetful", lambda _: nn.Sequential(layers), (6,), 3, False)
-    with pytest.raises(ModelError, match="random numbers.*in layer 'strange'"):
+    with pytest.raises(ModelError, match=r"random numbers.*in layer 'strange'"):
         export_graphs(source, 1.0, engine, 4)
