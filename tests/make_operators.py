@@ -55,7 +55,7 @@ def _layers() -> Iterator[str]:
 
 
 def _networks() -> Iterator[str]:
-    yield "| network, 55 steps with each optimiser | loss | portable | ort-training |"
+    yield "| network, 55 steps | loss | portable | ort-training |"
     yield "|---|---|---|---|"
     for name, case in CASES.items():
         yield f"| {name} | {case.loss} | {_mark('portable', case.engines)} | {_mark('ort-training', case.engines)} |"

@@ -1,5 +1,7 @@
 """What torch's exporter is kept from doing again: it changes no graph."""
 
+from collections import OrderedDict
+
 import numpy as np
 import pytest
 
@@ -7,11 +9,15 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
 from torch import nn  # noqa: E402  needs torch
+from torch.fx.experimental.proxy_tensor import make_fx  # noqa: E402  needs torch
 
+from edgefl.engine.runtime import available_engines  # noqa: E402  needs torch
+from edgefl.errors import ModelError  # noqa: E402  needs torch
 from edgefl.export import sparing  # noqa: E402  needs torch
 from edgefl.export.graphs import export_graphs  # noqa: E402  needs torch
 from edgefl.export.models import ModelSource  # noqa: E402  needs torch
 from edgefl.export.operators import TRANSLATIONS  # noqa: E402  needs torch
+from edgefl.export.program import program_of  # noqa: E402  needs torch
 from edgefl.export.tracing import Traced, to_onnx  # noqa: E402  needs torch
 
 
@@ -42,7 +48,7 @@ def test_what_the_exporter_must_take_apart_is_taken_apart(function, monkeypatch:
     asked, look = [], sparing._translatable
     monkeypatch.setattr(sparing, "_translatable", lambda *given: asked.append(look(*given)) or asked[-1])
     program = torch.export.export(Traced(function), (torch.ones(3),), strict=False)
-    to_onnx(program, ["x"], ["y"], name="toy", layers=program.graph, simplify=False)
+    to_onnx(program, ["x"], ["y"], name="toy", layers=lambda: program.graph, simplify=False)
     assert asked == [False]
 
 
@@ -54,6 +60,36 @@ def test_axes_that_are_not_one_long_stay() -> None:
     x = torch.arange(6.0).reshape(1, 2, 1, 3)
     for dims in ((0, 1, -2), (1, 3)):
         program = torch.export.export(Traced(lambda t, dims=dims: t.squeeze(dims)), (x,), strict=False)
-        graph = to_onnx(program, ["x"], ["y"], name="toy", layers=program.graph, simplify=False)
+        graph = to_onnx(program, ["x"], ["y"], name="toy", layers=torch.fx.Graph, simplify=False)
         (y,) = onnxruntime.InferenceSession(graph.SerializeToString()).run(None, {"x": x.numpy()})
         np.testing.assert_array_equal(y, x.squeeze(dims).numpy())
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_a_traced_graph_is_traced_again_only_if_it_writes(writes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program of a graph of pure operators is that graph, node by node what a second trace gives; what writes is traced."""
+    traces, export = [], torch.export.export
+    monkeypatch.setattr(torch.export, "export", lambda *given, **named: traces.append(given) or export(*given, **named))
+    arguments = torch.ones(2, 3), torch.ones(2, 3)
+
+    def function(x, y):
+        return (x.clone().add_(y) if writes else x + y).relu(), x
+
+    def operators(program):
+        return [(node.op, str(node.target)) for node in program.graph.nodes if node.op == "call_function"]
+
+    program = program_of(make_fx(function, tracing_mode="fake")(*arguments), arguments)
+    assert len(traces) == writes
+    again = export(Traced(make_fx(function, tracing_mode="fake")(*arguments)), arguments, strict=False)
+    assert operators(program) == operators(again)
+    for found, expected in zip(program.module()(*arguments), function(*arguments), strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("engine", available_engines())
+def test_dropout_is_refused_by_its_layer_in_every_engine(engine: str) -> None:
+    """Neither engine's graphs know the layers: the trace that does is made for the native one, or when an error asks for it."""
+    layers = OrderedDict(first=nn.Linear(6, 6), strange=nn.Dropout(0.5), last=nn.Linear(6, 3))
+    source = ModelSource("forgetful", lambda _: nn.Sequential(layers), (6,), 3, False)
+    with pytest.raises(ModelError, match=r"random numbers.*in layer 'strange'"):
+        export_graphs(source, 1.0, engine, 4)

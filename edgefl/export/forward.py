@@ -15,16 +15,17 @@ from edgefl.errors import ModelError
 from edgefl.export.differentiable import differentiable
 from edgefl.export.models import ModelSource
 from edgefl.export.tensors import outputs_of, set_training, tensors_of
-from edgefl.export.tracing import Traced, primitive_attention, quiet, refuse_random, to_onnx, untranslatable
+from edgefl.export.tracing import Layers, Traced, primitive_attention, quiet, refuse_random, to_onnx, untranslatable
 
 
 def trace_forward(source: ModelSource, module: nn.Module) -> torch.export.ExportedProgram:
-    """Trace the module in training mode with a symbolic number of rows; its graph knows the layers.
+    """Trace the module in training mode with a symbolic number of rows; its graph knows the layers, as no other trace does.
 
     Raises:
         ModelError: the model cannot be traced, draws random numbers, or depends on the number of rows.
     """
     example = torch.zeros(3, *source.input_shape)
+    set_training(module, on=True)
     try:
         with quiet():
             rows = torch.export.Dim("rows", min=1)
@@ -32,12 +33,12 @@ def trace_forward(source: ModelSource, module: nn.Module) -> torch.export.Export
     except ModelError:
         raise
     except Exception as error:
-        raise untranslatable(source.name, error, fx.Graph()) from error
+        raise untranslatable(source.name, error, fx.Graph) from error
     refuse_random(program.graph, source.name)
     return program
 
 
-def forward_graph(source: ModelSource, module: nn.Module, layers: fx.Graph) -> onnx.ModelProto:
+def forward_graph(source: ModelSource, module: nn.Module, layers: Layers) -> onnx.ModelProto:
     """`infer`, not yet slimmed. The module is left in training mode.
 
     Raises:

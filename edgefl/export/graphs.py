@@ -4,6 +4,7 @@ Roles: `train`, `eval`, `infer`; for the engine `ort-training` also `optimizer` 
 answers, `eval` and `infer` alone. Weights are in none of them.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,9 @@ def export_graphs(source: ModelSource, width: float, engine: str, batch: int) ->
     layout = layout_of(module)
     recurrent.attach(module)
     statistics = batchnorm.attach(module, source.name)
-    layers = trace_forward(source, module).graph
+    layers = functools.cache(lambda: trace_forward(source, module).graph)
+    if engine == NATIVE:  # its step is made of the graph in evaluation mode, in which no layer draws random numbers
+        layers()
     infer = forward_graph(source, module, layers)
     graphs: dict[str, bytes] = {}
     if engine == NATIVE:

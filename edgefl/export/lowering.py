@@ -70,12 +70,19 @@ def mask_before_unpooling(graph: fx.Graph) -> None:
             if not _calls(pooled, torch.ops.edgefl.max_pool.default) or pooled.args[0] is not passed.args[0]:
                 continue
             with graph.inserting_before(spread):
-                value = graph.call_function(operator.getitem, (pooled, 0))
-                masked = graph.call_function(aten.mul.Tensor, (grad, graph.call_function(mask, (value,))))
-                after = graph.call_function(unpool, (masked, index, *rest))
+                value = _call(graph, grad, operator.getitem, pooled, 0)
+                masked = _call(graph, grad, aten.mul.Tensor, grad, _call(graph, grad, mask, value))
+                after = _call(graph, product, unpool, masked, index, *rest)
             product.replace_all_uses_with(after)
             break
     graph.eliminate_dead_code()
+
+
+def _call(graph: fx.Graph, like: Any, target: Callable[..., Any], *operands: Any) -> fx.Node:
+    """A new node whose value has the shape and type of another node's."""
+    node = graph.call_function(target, operands)
+    node.meta["val"] = like.meta["val"]
+    return node
 
 
 def _calls(node: object, target: object) -> TypeGuard[fx.Node]:

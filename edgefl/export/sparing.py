@@ -1,8 +1,9 @@
 """Work of torch's ONNX exporter that need not be done for each graph: up to half of the time of an export.
 
 Model: the exporter reads the source of its 500 translations to learn their domain, derives the signature of each, and traces the
-program once more to take apart the operators that it has no translation for. The first two come to the same in every export of a
-process; the last changes nothing where nothing is to be taken apart.
+program once more to take apart the operators that it has no translation for; the tracer asks for torch's thousands of operators
+once per namespace, and writes down for each node which lines of Python made it. The first two and the operators come to the same
+in every export of a process; taking apart changes nothing where nothing is to be taken apart; nobody reads the lines.
 
 Rules: torch and onnxscript have no public way to say any of this. Each part is guarded by itself: where theirs has changed, an
 export is as slow as it was, and gives the same graph.
@@ -19,7 +20,7 @@ from torch.export import ExportedProgram
 @functools.cache
 def spare() -> None:
     """Keep torch's exporter from doing the same again, from now on in this process."""
-    for keep in (_translations, _signatures, _decomposition):
+    for keep in (_translations, _signatures, _decomposition, _implicit, _origins):
         with contextlib.suppress(ImportError, AttributeError):
             keep()
 
@@ -61,3 +62,15 @@ def _translatable(program: ExportedProgram, registry: Any) -> bool:
         if mutable or not registry.is_registered(node.target):
             return False
     return True
+
+
+def _implicit() -> None:
+    from torch._export import utils  # noqa: PLC0415  as above
+
+    _once(utils, "_materialize_cpp_cia_ops")
+
+
+def _origins() -> None:
+    from torch.fx import config  # noqa: PLC0415  as above
+
+    config.do_not_emit_stack_traces = True

@@ -24,9 +24,10 @@ from edgefl.export.gradients import REWRITTEN
 from edgefl.export.losses import loss_and_gradient
 from edgefl.export.lowering import mask_before_unpooling, table
 from edgefl.export.models import ModelSource
+from edgefl.export.program import program_of
 from edgefl.export.slim import slim
 from edgefl.export.tensors import layout_of, tensors_of, trained_outputs_of
-from edgefl.export.tracing import Traced, primitive_attention, quiet, refuse_random, to_onnx, untranslatable
+from edgefl.export.tracing import Layers, primitive_attention, quiet, refuse_random, to_onnx, untranslatable
 from edgefl.layout import Layout
 from edgefl.recipe import BETAS, EPSILON, MOMENTUM, WEIGHT_DECAY, Recipe
 
@@ -34,7 +35,7 @@ Named = Mapping[str, Tensor]
 Step = Callable[..., tuple[Tensor, ...]]
 
 
-def export_step(source: ModelSource, module: nn.Module, statistics: Statistics, batch: int, layers: torch.fx.Graph) -> bytes:
+def export_step(source: ModelSource, module: nn.Module, statistics: Statistics, batch: int, layers: Layers) -> bytes:
     """The training step of `module` for batches of `batch` rows, as ONNX bytes.
 
     Args:
@@ -42,7 +43,7 @@ def export_step(source: ModelSource, module: nn.Module, statistics: Statistics, 
         module: the model as built at one width, with the exporter's own layers attached.
         statistics: where its BatchNorm layers put what they found.
         batch: rows of a step.
-        layers: forward trace of the module, in which errors look up layer names.
+        layers: gives the forward trace of the module, in which errors look up layer names.
 
     Raises:
         ModelError: something in the model cannot be exported; the text names the operator and, if known, the layer.
@@ -56,15 +57,15 @@ def export_step(source: ModelSource, module: nn.Module, statistics: Statistics, 
             make = make_fx(step, decomposition_table={**table(), **REWRITTEN}, tracing_mode="fake", _allow_non_fake_inputs=True)
             traced = make(*arguments)
             mask_before_unpooling(traced.graph)
-            traced.recompile()
-            program = torch.export.export(Traced(traced), arguments, strict=False)
+            program = program_of(traced, arguments)
     except ModelError:
         raise
     except Exception as error:
+        statistics.mask = None
         raise untranslatable(source.name, error, layers) from error
     finally:
         statistics.mask = None
-    refuse_random(traced.graph, source.name)
+    refuse_random(traced.graph, source.name, layers)
     return slim(to_onnx(program, inputs, outputs, name=source.name, layers=layers, simplify=False))
 
 

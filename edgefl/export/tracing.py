@@ -23,6 +23,8 @@ from edgefl.export.operators import TRANSLATIONS
 from edgefl.export.sparing import spare
 
 OPSET = 18
+Layers = Callable[[], fx.Graph]
+"""Gives the forward trace of a model, which knows the layers. It is made only when an error asks for it: no graph needs it."""
 REMEDY_OPERATOR = "Replace it by layers that docs/operators.md lists, for example linear, convolution, pooling, ReLU, GroupNorm"
 
 
@@ -49,14 +51,21 @@ def primitive_attention() -> Iterator[None]:
         yield
 
 
-def refuse_random(graph: fx.Graph, name: str) -> None:
+def refuse_random(graph: fx.Graph, name: str, layers: Layers | None = None) -> None:
     """Check that nothing in a trace draws random numbers.
+
+    Args:
+        graph: the trace.
+        name: the model's, for errors.
+        layers: gives a trace that knows the layers, and has been checked itself, if this one does not know them.
 
     Raises:
         ModelError: something does; the text names the operator and, if known, its layer.
     """
     for node in graph.nodes:
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) and _chance(node) != 0.0:
+            if layers is not None:
+                layers()
             raise ModelError(
                 f"model {name!r} draws random numbers in training",
                 found=f"operator {node.target}{_layer(node)}",
@@ -70,7 +79,7 @@ def to_onnx(
     outputs: Sequence[str],
     *,
     name: str,
-    layers: fx.Graph,
+    layers: Layers,
     simplify: bool,
 ) -> onnx.ModelProto:
     """Translate a traced program.
@@ -80,7 +89,7 @@ def to_onnx(
         inputs: names of the graph's flattened inputs, in order.
         outputs: names of its flattened outputs.
         name: the model's, for errors.
-        layers: a forward trace, in which the layer of an untranslatable operator is looked up.
+        layers: gives a forward trace, in which the layer of an untranslatable operator is looked up.
         simplify: rewrite the graph by the exporter's patterns; takes seconds for a graph of hundreds of nodes, and gains
             little, because ONNX Runtime does the same on loading.
 
@@ -120,20 +129,21 @@ def to_onnx(
     return model
 
 
-def untranslatable(name: str, error: BaseException, layers: fx.Graph) -> ModelError:
+def untranslatable(name: str, error: BaseException, layers: Layers) -> ModelError:
     """The error for a model that the exporter could not translate: names the operator and the layer that uses it."""
     text = ""
     cause: BaseException | None = error
     while cause is not None:
         text += f"{cause}\n"
         cause = cause.__cause__
+    known = layers()
     match = re.search(r"aten[.:]+(\w+)", text)
     if match is None:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         return ModelError(f"model {name!r} cannot be exported", found=first[:300], remedy=REMEDY_OPERATOR)
     operator = match.group(1)
     forward = operator.removesuffix("_backward").lstrip("_")
-    where = next((_layer(node) for node in layers.nodes if forward in str(node.target) and _layer(node)), "")
+    where = next((_layer(node) for node in known.nodes if forward in str(node.target) and _layer(node)), "")
     return ModelError(
         f"model {name!r} uses an operator that cannot be exported", found=f"aten.{operator}{where}", remedy=REMEDY_OPERATOR
     )
