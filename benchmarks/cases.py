@@ -95,7 +95,10 @@ EQUAL = 0.5
 
 
 def heterofl() -> Sequence[Case]:
-    """Five widths of one model on equally many devices, against one width for all; two classes a device, and IID."""
+    """Five widths of one model on equally many devices, against one width for all; two classes a device, and IID.
+
+    With two classes a device, the loss is over the classes that it has, as in HeteroFL (`two-class`), or over all (`unmasked`).
+    """
     plan = Plan(rounds=100, epochs=2, learning_rate=0.1, decay=0.985, fraction=0.1, sparsity=0.2, bits=4, context=False)
     base = Experiment(
         model="benchmarks.families:Nested",
@@ -107,9 +110,11 @@ def heterofl() -> Sequence[Case]:
         evaluate_every=100,
     )
     groups = tuple(Group(model=base.model, width=width) for width in LEVELS)
-    masked = msgspec.structs.replace(base, loss="masked-cross-entropy", split=Shards(each=2))
+    unmasked = msgspec.structs.replace(base, split=Shards(each=2))
+    masked = msgspec.structs.replace(unmasked, loss="masked-cross-entropy")
     iid = msgspec.structs.replace(base, split=Iid(), plan=with_plan(base, rounds=40, decay=0.95))
-    return [found for name, one in (("two-class", masked), ("iid", iid)) for found in _levels(name, one, groups)]
+    settings = (("two-class", masked), ("unmasked", unmasked), ("iid", iid))
+    return [found for name, one in settings for found in _levels(name, one, groups)]
 
 
 def _levels(name: str, base: Experiment, groups: tuple[Group, ...]) -> Sequence[Case]:

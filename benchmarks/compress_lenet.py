@@ -8,7 +8,7 @@ Accuracy is on the 10,000 test images, of the weights as a device decodes them; 
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +74,8 @@ class Model:
 
     Attributes:
         build: makes it.
-        original: training of the original.
+        original: training of the original; about as long as training and retraining of what becomes of it, where that is long, so
+            that retraining with labels is not merely more training.
         pruning: how much is pruned.
         pruned, shared: retraining of both stages; equally long for all methods.
         shift: pixels by which images are moved, in all trainings: what the original has never seen it cannot teach.
@@ -89,10 +90,12 @@ class Model:
 
 
 MODELS: Mapping[str, Model] = {
-    "LeNet-300-100": Model(LeNet300, Schedule(12000), Pruning(0.9), Schedule(10000), Schedule(3000, 128, 2e-4), 1),
+    "LeNet-300-100": Model(LeNet300, Schedule(24000), Pruning(0.9), Schedule(10000), Schedule(3000, 128, 2e-4), 1),
     "LeNet-5": Model(LeNet5, Schedule(2500, 64), Pruning(0.92), Schedule(2000, 64), Schedule(500, 64, 2e-4), 2),
 }
 SHARING = Sharing(tolerance=4e-3, most=31)
+ROUNDED_RATE = 5e-4
+"""Learning rate of ternary weights, which are trained as long as pruning takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +105,7 @@ class Method:
     Attributes:
         precision: of the file.
         objective: of retraining; None for none.
-        small: whether they are pruned and share values.
+        small: whether they are pruned, and share values or are rounded to the precision.
     """
 
     precision: Precision
@@ -116,6 +119,7 @@ METHODS: Mapping[str, Method] = {
     "pruned+codebook, labelled": Method(Precision.CODEBOOK, Labels(), small=True),
     "pruned+codebook, unlabelled": Method(Precision.CODEBOOK, Distillation(2.0), small=True),
     "pruned+codebook, unlabelled, squared error": Method(Precision.CODEBOOK, Outputs(), small=True),
+    "pruned+ternary, unlabelled": Method(Precision.TERNARY, Distillation(2.0), small=True),
 }
 
 
@@ -214,7 +218,11 @@ def _row(label: str, seed: int, model: Model, original: nn.Module, method: Metho
 def _small(model: Model, original: nn.Module, method: Method, data: Digits, seed: int) -> Float32:
     objective = method.objective or Outputs()
     examples = data.labelled if objective.needs_labels else data.unlabelled
-    settings = Compression(model.pruning, model.pruned, SHARING, model.shared, objective, Augmentation(model.shift))
+    shift = Augmentation(model.shift)
+    settings = Compression(model.pruning, model.pruned, SHARING, model.shared, objective, shift)
+    if method.precision != Precision.CODEBOOK:
+        rounded = replace(model.pruned, rate=ROUNDED_RATE)
+        settings = Compression(model.pruning, model.pruned, None, rounded, objective, shift, method.precision)
     return compressed(original, examples if method.objective else None, settings, seed=seed)
 
 
