@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
@@ -16,7 +17,8 @@ from edgefl.simulate.presets import changed, names, preset
 from edgefl.simulate.result import Result
 
 pytest.importorskip("torch")
-pytest.importorskip("sklearn")
+if find_spec("sklearn") is None:  # only its digits are read; to import it takes seconds
+    pytest.skip("needs scikit-learn", allow_module_level=True)
 QUICK = ["--preset", "digits", "--set", "width=0.1", "--set", "plan.rounds=3", "--workers", "1"]
 
 

@@ -1,6 +1,7 @@
 """Fleets of several structures in one simulation: widths of one parent, families, and what they learn from each other."""
 
 import sys
+from importlib.util import find_spec
 
 import msgspec
 import numpy as np
@@ -13,7 +14,8 @@ from edgefl.simulate.processes import LocalWorkers
 from edgefl.simulate.result import Result
 
 pytest.importorskip("torch")
-pytest.importorskip("sklearn")
+if find_spec("sklearn") is None:  # only its digits are read; to import it takes seconds
+    pytest.skip("needs scikit-learn", allow_module_level=True)
 
 from edgefl.simulate.checks import check
 from edgefl.simulate.run import simulate
