@@ -86,6 +86,15 @@ def test_a_traced_graph_is_traced_again_only_if_it_writes(writes: bool, monkeypa
         assert torch.equal(found, expected)
 
 
+def test_what_is_traced_again_is_the_graph_as_it_stands() -> None:
+    """A graph that was changed after it had been traced, and writes, comes out changed."""
+    arguments = (torch.ones(2, 3),)
+    traced = make_fx(lambda x: (x.clone().add_(x).relu(),), tracing_mode="fake")(*arguments)
+    for node in traced.graph.find_nodes(op="call_function", target=torch.ops.aten.relu.default):
+        node.target = torch.ops.aten.neg.default
+    assert torch.equal(program_of(traced, arguments).module()(*arguments)[0], -2 * torch.ones(2, 3))
+
+
 @pytest.mark.parametrize("engine", available_engines())
 def test_dropout_is_refused_by_its_layer_in_every_engine(engine: str) -> None:
     """Neither engine's graphs know the layers: the trace that does is made for the native one, or when an error asks for it."""
@@ -93,3 +102,19 @@ def test_dropout_is_refused_by_its_layer_in_every_engine(engine: str) -> None:
     source = ModelSource("forgetful", lambda _: nn.Sequential(layers), (6,), 3, False)
     with pytest.raises(ModelError, match=r"random numbers.*in layer 'strange'"):
         export_graphs(source, 1.0, engine, 4)
+
+
+class Singular(nn.Module):
+    """Uses an operator that has no ONNX form."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Singular values, shape `(n, 1)`."""
+        return torch.linalg.svdvals(x.unsqueeze(1))
+
+
+def test_the_first_error_is_the_one_that_is_told() -> None:
+    """A model that is only served may have dropout; what it cannot be exported for is said, and not that."""
+    layers = OrderedDict(first=nn.Linear(6, 6), strange=nn.Dropout(0.5), singular=Singular())
+    source = ModelSource("singular", lambda _: nn.Sequential(layers), (6,), 1, False)
+    with pytest.raises(ModelError, match=r"cannot be exported.*svd"):
+        export_graphs(source, 1.0, "inference", 4)

@@ -3,6 +3,7 @@
 from contextlib import closing
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -14,6 +15,7 @@ from edgefl.engine.predictor import Predictor
 from edgefl.errors import DataError, EngineError
 from edgefl.examples import Examples
 from edgefl.export.int8 import int8_graph
+from edgefl.layout import Layout
 from edgefl.profile import Profile
 from edgefl.server import quantising
 from edgefl.server.quantising import Quantiser, right
@@ -124,6 +126,23 @@ def test_a_device_serves_int8_until_it_adopts_the_weights_of_a_round(tmp_path):
     found = served.predict(model.X)
     assert not found.quantised
     model.check(found, 3)
+
+
+@pytest.mark.parametrize(("engine", "quantised"), [("portable", False), ("inference", True)])
+def test_personal_values_keep_a_board_that_trains_from_int8_and_no_other(engine, quantised, tmp_path):
+    """The graph has the weights of the push inside; a board that only answers never has others."""
+    import test_model as model
+
+    board = model.toy.Board(tmp_path)
+    board.config = msgspec.structs.replace(board.config, engine=engine)
+    for name in ("root.json", "ca.crt"):
+        (tmp_path / name).write_text("{}")
+    files = dict(model.VARIANT.files)
+    graph = int8_graph(files["infer"], model.VARIANT.layout, model.vector_of(1), model.X)
+    tensors = (msgspec.structs.replace(t, personal=place == 3) for place, t in enumerate(model.VARIANT.layout.tensors))
+    model.hold(board, 1, layout=Layout(tuple(tensors)), files={**files, "serve": graph}, engine=engine)
+    served = model.Model(model.Shelf(model.Bundle(tmp_path, board.config), MODEL))
+    assert served.predict(model.X).quantised is quantised
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Torch eager, ort-training and portable: the same parameters after 50 steps, for every kind of network and every optimiser.
+"""Torch eager, ort-training and portable: the same parameters after 50 steps, for every kind of network, and every optimiser.
 
 An optimiser sees a gradient for each tensor, whatever network it comes from, and a gradient knows of no optimiser. So each kind
 of network trains with one of them, each of them trains networks of several kinds, and three networks train with all.

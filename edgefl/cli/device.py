@@ -64,7 +64,10 @@ def claim(bundle: Path, code: TextIO | None) -> int:
 @data_option
 @json_option
 def doctor(bundle: Path, data: str | None, as_json: bool) -> int:
-    """Check whether the board whose BUNDLE this is can take part; exit code 4 if it cannot. Changes nothing."""
+    """Check whether the board whose BUNDLE this is can take part, or answer if it does not train; exit code 4 if not.
+
+    Changes nothing.
+    """
     import msgspec
 
     from edgefl.device.examine import examine

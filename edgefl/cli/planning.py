@@ -38,7 +38,7 @@ def planned(database: sqlite3.Connection, version: VersionRecord, file: Path | N
     able = participants(database, version)
     name, remedy = f"{version.model}@{version.version}", "See `edgefl train start --help`"
     if able == 0:
-        raise FleetError(f"no device of the fleet can train {name}", remedy="Provision devices, then push for their profiles")
+        raise _nobody(database, version)
     values = msgspec.to_builtins(base) | given
     _gather(values, "pruning", "pruning_", switch="target")
     _gather(values, "jump_start", "jump_", switch="devices")
@@ -61,6 +61,19 @@ def planned(database: sqlite3.Connection, version: VersionRecord, file: Path | N
         _check_room(records, budgets(database, version.model, version.version))
     check_fleet(plan, able, [version.layout])
     return plan
+
+
+def _nobody(database: sqlite3.Connection, version: VersionRecord) -> FleetError:
+    """Why no device can train a version."""
+    name = f"{version.model}@{version.version}"
+    if any(not record.manifest.trains for record in variants(database, version.model, version.version)):
+        return FleetError(
+            f"no device of the fleet can train {name}",
+            expected="a board whose profile trains",
+            found="profiles with the engine inference, which only answer",
+            remedy="Provision boards with a profile that trains, then push for it",
+        )
+    return FleetError(f"no device of the fleet can train {name}", remedy="Provision devices, then push for their profiles")
 
 
 def _gather(values: dict[str, Any], table: str, prefix: str, *, switch: str) -> None:

@@ -89,7 +89,7 @@ def rounded(flat: Float32, layout: Layout, precision: Precision) -> Float32:
         if is_quantised(tensor):
             rows = flat[place].reshape(tensor.shape[0], -1)
             scale, numbers = _clipped(rows) if precision == Precision.INT4 else _ternary(rows)
-            found[place] = (numbers * scale[:, None]).reshape(-1)
+            found[place] = (numbers * scale[:, None]).reshape(-1) + np.float32(0.0)  # a negative zero is a mark (codec.marks)
     return found
 
 

@@ -28,6 +28,7 @@ from edgefl.device.job import graphs_of
 from edgefl.device.timekeeping import FILE, certain
 from edgefl.device.trust import kept_manifest
 from edgefl.engine.contract import VariantFiles
+from edgefl.engine.inference import ROWS
 from edgefl.engine.probe import probe
 from edgefl.engine.runtime import available_engines
 from edgefl.errors import ConfigError, EdgeflError, LinkError, PeerError
@@ -176,10 +177,11 @@ def measure(bundle: Bundle, manifest: Manifest, examples: Examples | None) -> Me
     blobs = BlobStore(bundle.state / "blobs")
     weights = decode_weights(blobs.get(manifest.file("weights").sha256), manifest.layout)
     shape, classes, loss = manifest.input_shape, manifest.classes, manifest.recipe.loss
+    rows = manifest.batch if manifest.trains else max(manifest.batch, ROWS)
     if not examples:
-        y = np.zeros((manifest.batch, classes), np.float32) if loss == "mse" else np.zeros(manifest.batch, np.int64)
-        examples = Examples(np.random.default_rng(0).standard_normal((manifest.batch, *shape)).astype(np.float32), y)
-    trial = examples.take(np.arange(manifest.batch) % len(examples)).shaped(shape, classes, loss)
+        y = np.zeros((rows, classes), np.float32) if loss == "mse" else np.zeros(rows, np.int64)
+        examples = Examples(np.random.default_rng(0).standard_normal((rows, *shape)).astype(np.float32), y)
+    trial = examples.take(np.arange(rows) % len(examples)).shaped(shape, classes, loss)
     paths = {role: Path(path) for role, path in graphs_of(manifest.files, lambda sha256: str(blobs.path(sha256))).items()}
     files = VariantFiles(manifest.engine, manifest.layout, shape, classes, manifest.batch, paths, manifest.recipe)
     answer = probe(files, weights, [trial], RATE, threads=bundle.config.threads)

@@ -82,7 +82,8 @@ class Shelf:
         manifest = kept_manifest(sealed, self.name, self._config)
         order = kept_order(self._disk.orders(), manifest) if adopted else None
         quantised = next((ref for ref in manifest.files if ref.role == SERVE), None)
-        if quantised and order is None and not len(manifest.layout.personal()):
+        own = manifest.trains and len(manifest.layout.personal())  # what the graph's weights do not have
+        if quantised and order is None and not own:
             return Served(manifest, 0, (quantised.sha256, self._blobs.get(quantised.sha256)), None)
         return self.exact(manifest, order)
 

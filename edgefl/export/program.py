@@ -27,6 +27,7 @@ def program_of(traced: fx.GraphModule, arguments: Sequence[Tensor]) -> ExportedP
         arguments: example values of its inputs.
     """
     if not _complete(traced.graph):
+        traced.recompile()  # what is traced again is its code
         return torch.export.export(Traced(traced), tuple(arguments), strict=False)
     inputs = [TensorArgument(node.name) for node in traced.graph.find_nodes(op="placeholder")]
     outputs = [TensorArgument(node.name) for node in cast("tuple[fx.Node, ...]", traced.graph.output_node().args[0])]

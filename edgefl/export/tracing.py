@@ -136,13 +136,16 @@ def untranslatable(name: str, error: BaseException, layers: Layers) -> ModelErro
     while cause is not None:
         text += f"{cause}\n"
         cause = cause.__cause__
-    known = layers()
     match = re.search(r"aten[.:]+(\w+)", text)
     if match is None:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         return ModelError(f"model {name!r} cannot be exported", found=first[:300], remedy=REMEDY_OPERATOR)
     operator = match.group(1)
     forward = operator.removesuffix("_backward").lstrip("_")
+    try:
+        known = layers()
+    except ModelError:  # of something else in the model; this error came first
+        known = fx.Graph()
     where = next((_layer(node) for node in known.nodes if forward in str(node.target) and _layer(node)), "")
     return ModelError(
         f"model {name!r} uses an operator that cannot be exported", found=f"aten.{operator}{where}", remedy=REMEDY_OPERATOR

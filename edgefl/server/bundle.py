@@ -45,10 +45,10 @@ def trust_of(fleet: Fleet) -> Trust:
 
 
 def device_config(fleet: Fleet, profile: Profile, device: str, trust: Trust, data: str) -> DeviceConfig:
-    """What the bundle's `device.toml` will say. Raises ProfileError when the profile cannot train."""
+    """What the bundle's `device.toml` will say. Raises ProfileError when the profile can run no model."""
     if profile.engine == "none":
         raise ProfileError(
-            f"profile {profile.name!r} ({profile.title}) cannot train",
+            f"profile {profile.name!r} ({profile.title}) can run no model",
             found=profile.reason,
             remedy="Choose a profile of another board",
         )

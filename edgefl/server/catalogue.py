@@ -89,7 +89,7 @@ class Catalogue:
         self._assign(devices)
         self._pushed = pushed_blobs(self._database)
         self.ended, self.broken = [], {}
-        current = {(record.manifest.model, record.manifest.version) for record in self.announced}
+        current = {(one.manifest.model, one.manifest.version) for one in self.announced if one.manifest.trains}
         for record in {record.model: record for record in trainings(self._database)}.values():
             if (record.model, record.version) in current:
                 self._follow(record)

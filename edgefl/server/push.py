@@ -31,7 +31,7 @@ from edgefl.store.blobs import BlobStore
 from edgefl.store.database import open_database
 from edgefl.store.fleet import Fleet
 from edgefl.store.garbage import keeping_new_blobs
-from edgefl.store.ledger import is_trained, newest_weights
+from edgefl.store.ledger import is_trained, last_closed, newest_weights
 from edgefl.store.registry import list_devices
 from edgefl.store.versions import released_version
 
@@ -119,7 +119,7 @@ def learned(fleet: Fleet, model: str, layout: Layout, say: Callable[[str], None]
     """
     with closing(open_database(fleet.database)) as database:
         version = released_version(database, model)
-        number, newest = newest_weights(database, version)
+        (_, newest), number = newest_weights(database, version), last_closed(database, version)
         open_still = ", which is being trained; that ends as boards get this version" if is_trained(database, model) else ""
     say(f"beginning with the newest weights of {model}@{version.version}, round {number}{open_still}")
     shapes, known = ([(t.name, t.shape) for t in one.tensors] for one in (layout, version.layout))

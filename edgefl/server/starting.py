@@ -62,9 +62,9 @@ def is_pruned(database: sqlite3.Connection, blobs: BlobStore, version: VersionRe
 
 
 def _is_wanted(database: sqlite3.Connection, training: TrainingRecord) -> bool:
-    """Whether a device is to have a training's version."""
+    """Whether a device that trains is to have a training's version."""
     said = Said(database, list_devices(database))
-    announced = {(one.manifest.model, one.manifest.version) for one in said.announced(said.wanted())}
+    announced = {(one.manifest.model, one.manifest.version) for one in said.announced(said.wanted()) if one.manifest.trains}
     return (training.model, training.version) in announced
 
 

@@ -1,12 +1,14 @@
 """The fleet at a glance, as values: what `edgefl status` shows and what `--json` prints."""
 
 import sqlite3
+from collections.abc import Collection
 
 import msgspec
 
 from edgefl.aggregate.standing import TRUSTED
 from edgefl.jumpstart import cohort_at
 from edgefl.participation import Fairness, fairness
+from edgefl.profile import INFERENCE, NATIVE, PORTABLE, trains
 from edgefl.server.endings import Ending
 from edgefl.store.ledger import RoundRecord, TrainingRecord, rounds, trainings
 from edgefl.store.presence import Presence, presences
@@ -17,6 +19,9 @@ from edgefl.store.updates import bits_per_parameter, participations
 from edgefl.store.versions import able_devices
 from edgefl.wire.messages import decode
 from edgefl.wire.releases import Manifest
+
+SAID = (PORTABLE, NATIVE, INFERENCE)
+"""Engines that a device may say it has; a name that is none of them says nothing."""
 
 
 class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,7 +133,7 @@ def fleet_status(database: sqlite3.Connection, name: str) -> FleetStatus:
     devices = [_device(one, known.get(one.id), stands.get(one.id, Standing(one.id))) for one in list_devices(database)]
     return FleetStatus(
         fleet=name,
-        devices=[msgspec.structs.replace(device, trains=device.profile not in idle) for device in devices],
+        devices=[msgspec.structs.replace(device, trains=_trains(device, idle)) for device in devices],
         variants=made,
         trainings=[_training(database, record) for record in trainings(database)],
         counters=counters(database),
@@ -154,6 +159,11 @@ def _device(device: Device, heard: Presence | None, stands: Standing) -> DeviceS
         standing=stands.standing,
         excluded=stands.excluded is not None,
     )
+
+
+def _trains(device: DeviceStatus, idle: Collection[str]) -> bool:
+    """Whether a device takes part in rounds, by its own word; before it has said any, by what its profile has been given."""
+    return trains(device.engine) if device.engine in SAID else device.profile not in idle
 
 
 def _variants(database: sqlite3.Connection) -> list[VariantStatus]:

@@ -148,6 +148,16 @@ def newest_weights(database: sqlite3.Connection, version: VersionRecord) -> tupl
     return (row["round"], row["weights"]) if row else (0, version.weights)
 
 
+def last_closed(database: sqlite3.Connection, version: VersionRecord) -> int:
+    """The last round of a version that has a result; 0 before any has."""
+    row = database.execute(
+        """SELECT MAX(r.round) AS round FROM rounds r JOIN trainings t ON t.id=r.training
+           WHERE t.model=? AND t.version=? AND r.result IS NOT NULL""",
+        (version.model, version.version),
+    ).fetchone()
+    return row["round"] or 0
+
+
 def newest_race(database: sqlite3.Connection, model: str, version: int) -> int:
     """The number of the last round of a version that is or was a jump-start; 0 if there is none."""
     own = (training for training in trainings(database) if (training.model, training.version) == (model, version))
