@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from edgefl.errors import ModelError
 from edgefl.export.differentiable import differentiable
 from edgefl.export.models import ModelSource
+from edgefl.export.program import decomposed
 from edgefl.export.tensors import outputs_of, set_training, tensors_of
 from edgefl.export.tracing import Layers, Traced, primitive_attention, quiet, refuse_random, to_onnx, untranslatable
 
@@ -56,7 +57,7 @@ def forward_graph(source: ModelSource, module: nn.Module, layers: Layers) -> onn
     try:
         with quiet(), primitive_attention():
             program = torch.export.export(Traced(forward), arguments, dynamic_shapes=(shapes,), strict=False)
-            program = program.run_decompositions(differentiable())
+            program = decomposed(program, differentiable())
     except ModelError:
         raise
     except Exception as error:

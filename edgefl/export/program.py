@@ -1,19 +1,25 @@
-"""A traced graph as the program that torch's ONNX exporter takes, without tracing it a second time.
+"""A traced graph as the program that torch's ONNX exporter takes, without tracing it more often than needed.
 
 Model: `torch.export.export` of a graph that is traced already walks through all of it again, which takes as long as the first
 trace, and arrives at the same nodes. What it adds is the signature, which can be said at once: the inputs and the outputs.
+In the same way `run_decompositions` traces a program twice, first to learn what it writes into; of one that writes nothing, one
+trace computes the same.
 
 Rules: a graph that writes into tensors, holds constants or other graphs, or has a node of unknown value, does not pass for a
-program as it is; torch traces it again.
+program as it is; torch traces it again. So does a program with an operator that the table keeps and one trace would take apart.
 """
 
-from collections.abc import Sequence
-from typing import cast
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
+from torch._export.utils import _is_preservable_cia_op
+from torch._guards import detect_fake_mode
 from torch.export import ExportedProgram, ModuleCallEntry, ModuleCallSignature
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, OutputKind, OutputSpec, TensorArgument
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from edgefl.export.tracing import Traced
@@ -29,6 +35,30 @@ def program_of(traced: fx.GraphModule, arguments: Sequence[Tensor]) -> ExportedP
     if not _complete(traced.graph):
         traced.recompile()  # what is traced again is its code
         return torch.export.export(Traced(traced), tuple(arguments), strict=False)
+    return _signed(traced, {}, arguments)
+
+
+def decomposed(program: ExportedProgram, table: Mapping[Any, Callable[..., Any]]) -> ExportedProgram:
+    """A program of tensors, without parameters of its own, in the operators that a table of decompositions leaves."""
+    kept = [node.target for node in program.graph.nodes if node.op == "call_function" and node.target not in table]
+    plain = _complete(program.graph) and not any(
+        isinstance(op, torch._ops.OpOverload) and _is_preservable_cia_op(op)  # noqa: SLF001  the type of operators
+        for op in kept
+    )
+    if plain and program.example_inputs is not None:
+        values = [node.meta["val"] for node in program.graph.find_nodes(op="placeholder")]
+        with detect_fake_mode(values) or contextlib.nullcontext():
+            trace = make_fx(fx.Interpreter(program.graph_module).run, decomposition_table=dict(table), tracing_mode="symbolic")
+            traced = trace(*values)
+        traced.graph.eliminate_dead_code()
+        if _complete(traced.graph):
+            return _signed(traced, program.range_constraints, program.example_inputs[0])
+    again: ExportedProgram = program.run_decompositions(dict(table))
+    return again
+
+
+def _signed(traced: fx.GraphModule, ranges: Mapping[Any, Any], arguments: Sequence[Tensor]) -> ExportedProgram:
+    """A complete graph with its signature; `ranges` says what symbolic extents may be."""
     inputs = [TensorArgument(node.name) for node in traced.graph.find_nodes(op="placeholder")]
     outputs = [TensorArgument(node.name) for node in cast("tuple[fx.Node, ...]", traced.graph.output_node().args[0])]
     signature = ExportGraphSignature(
@@ -38,7 +68,7 @@ def program_of(traced: fx.GraphModule, arguments: Sequence[Tensor]) -> ExportedP
     taken, given = pytree.tree_structure((tuple(arguments), {})), pytree.tree_structure(tuple(outputs))
     call = ModuleCallSignature([*inputs], [*outputs], taken, given)
     return ExportedProgram(
-        traced, traced.graph, signature, {}, {}, [ModuleCallEntry("", call)], example_inputs=(tuple(arguments), {})
+        traced, traced.graph, signature, {}, dict(ranges), [ModuleCallEntry("", call)], example_inputs=(tuple(arguments), {})
     )
 
 
