@@ -25,8 +25,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: install
 	$(BIN)/edgefl demo --rounds $(ROUNDS) --devices $(DEVICES)
 
+# Hundreds of processes are started, each of which would compile the package anew if Python were told to keep nothing.
 test: install check
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 # The wheel in an environment without torch and onnx; tests that need these skip.
 test-stock: wheel

@@ -14,10 +14,11 @@ from torch.fx.experimental.proxy_tensor import make_fx  # noqa: E402  needs torc
 from edgefl.engine.runtime import available_engines  # noqa: E402  needs torch
 from edgefl.errors import ModelError  # noqa: E402  needs torch
 from edgefl.export import sparing  # noqa: E402  needs torch
+from edgefl.export.differentiable import differentiable  # noqa: E402  needs torch
 from edgefl.export.graphs import export_graphs  # noqa: E402  needs torch
 from edgefl.export.models import ModelSource  # noqa: E402  needs torch
 from edgefl.export.operators import TRANSLATIONS  # noqa: E402  needs torch
-from edgefl.export.program import program_of  # noqa: E402  needs torch
+from edgefl.export.program import decomposed, program_of  # noqa: E402  needs torch
 from edgefl.export.tracing import Traced, to_onnx  # noqa: E402  needs torch
 
 
@@ -84,6 +85,31 @@ def test_a_traced_graph_is_traced_again_only_if_it_writes(writes: bool, monkeypa
     assert operators(program) == operators(again)
     for found, expected in zip(program.module()(*arguments), function(*arguments), strict=True):
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(2, 4, 3), (2, 2, 5, 5)),
+        (nn.GroupNorm(2, 4), (2, 4, 5)),
+        (nn.GELU(), (2, 3)),
+        (nn.Softmax(1), (2, 3)),
+        (nn.MaxPool2d(2), (2, 2, 4, 4)),
+        (nn.Upsample(scale_factor=2), (2, 2, 4, 4)),
+    ],
+)
+def test_taking_apart_in_one_trace_gives_what_two_give(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    """The same operators in the same order, with any number of rows, and the values of the layer."""
+    arguments, rows = (torch.rand(shape),), ({0: torch.export.Dim("rows", min=1)},)
+
+    def traced():
+        return torch.export.export(Traced(layer.forward), arguments, dynamic_shapes=(rows,), strict=False)
+
+    once, twice = decomposed(traced(), differentiable()), traced().run_decompositions(differentiable())
+    found, expected = ([str(n.target) for n in one.graph.nodes if n.op == "call_function"] for one in (once, twice))
+    assert found == expected
+    for inputs in (arguments[0], torch.rand(5, *shape[1:])):
+        torch.testing.assert_close(once.module()(inputs), layer(inputs))
 
 
 def test_what_is_traced_again_is_the_graph_as_it_stands() -> None:

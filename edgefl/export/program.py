@@ -15,8 +15,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
-from torch._export.utils import _is_preservable_cia_op
-from torch._guards import detect_fake_mode
 from torch.export import ExportedProgram, ModuleCallEntry, ModuleCallSignature
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, OutputKind, OutputSpec, TensorArgument
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -35,41 +33,52 @@ def program_of(traced: fx.GraphModule, arguments: Sequence[Tensor]) -> ExportedP
     if not _complete(traced.graph):
         traced.recompile()  # what is traced again is its code
         return torch.export.export(Traced(traced), tuple(arguments), strict=False)
-    return _signed(traced, {}, arguments)
+    return _signed(traced, arguments)
 
 
 def decomposed(program: ExportedProgram, table: Mapping[Any, Callable[..., Any]]) -> ExportedProgram:
-    """A program of tensors, without parameters of its own, in the operators that a table of decompositions leaves."""
-    kept = [node.target for node in program.graph.nodes if node.op == "call_function" and node.target not in table]
-    plain = _complete(program.graph) and not any(
-        isinstance(op, torch._ops.OpOverload) and _is_preservable_cia_op(op)  # noqa: SLF001  the type of operators
-        for op in kept
-    )
-    if plain and program.example_inputs is not None:
-        values = [node.meta["val"] for node in program.graph.find_nodes(op="placeholder")]
-        with detect_fake_mode(values) or contextlib.nullcontext():
-            trace = make_fx(fx.Interpreter(program.graph_module).run, decomposition_table=dict(table), tracing_mode="symbolic")
-            traced = trace(*values)
-        traced.graph.eliminate_dead_code()
-        if _complete(traced.graph):
-            return _signed(traced, program.range_constraints, program.example_inputs[0])
-    again: ExportedProgram = program.run_decompositions(dict(table))
-    return again
+    """A program in the operators that a table of decompositions leaves."""
+    found = _in_one_trace(program, dict(table))
+    return program.run_decompositions(dict(table)) if found is None else found
 
 
-def _signed(traced: fx.GraphModule, ranges: Mapping[Any, Any], arguments: Sequence[Tensor]) -> ExportedProgram:
-    """A complete graph with its signature; `ranges` says what symbolic extents may be."""
+def _in_one_trace(program: ExportedProgram, table: dict[Any, Callable[..., Any]]) -> ExportedProgram | None:
+    """The same as `run_decompositions`; None if one trace would come to something else, or this torch cannot say whether."""
+    try:
+        from torch._export.utils import _is_preservable_cia_op  # noqa: PLC0415  private: may not be there
+        from torch._guards import detect_fake_mode  # noqa: PLC0415  as above
+    except ImportError:
+        return None
+    given = program.graph.find_nodes(op="placeholder")
+    plain = len(program.graph_signature.user_inputs) == len(given) and _complete(program.graph)
+    operators = {node.target for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload)}  # noqa: SLF001  their type
+    if program.example_inputs is None or not plain or any(map(_is_preservable_cia_op, operators - table.keys())):
+        return None
+    values = [node.meta["val"] for node in given]
+    with detect_fake_mode(values) or contextlib.nullcontext():
+        trace = make_fx(fx.Interpreter(program.graph_module).run, decomposition_table=table, tracing_mode="symbolic")
+        traced = trace(*values)
+    traced.graph.eliminate_dead_code()
+    if not _complete(traced.graph):
+        return None
+    made = program.call_spec.out_spec
+    return _signed(traced, program.example_inputs[0], made=made, ranges=program.range_constraints)
+
+
+def _signed(
+    traced: fx.GraphModule, arguments: Sequence[Tensor], *, made: pytree.TreeSpec | None = None, ranges: Mapping[Any, Any] = {}
+) -> ExportedProgram:
+    """A complete graph with its signature; `made` is how its outputs are arranged (a tuple), `ranges` what extents may be."""
     inputs = [TensorArgument(node.name) for node in traced.graph.find_nodes(op="placeholder")]
     outputs = [TensorArgument(node.name) for node in cast("tuple[fx.Node, ...]", traced.graph.output_node().args[0])]
     signature = ExportGraphSignature(
         [InputSpec(InputKind.USER_INPUT, argument, None) for argument in inputs],
         [OutputSpec(OutputKind.USER_OUTPUT, argument, None) for argument in outputs],
     )
-    taken, given = pytree.tree_structure((tuple(arguments), {})), pytree.tree_structure(tuple(outputs))
-    call = ModuleCallSignature([*inputs], [*outputs], taken, given)
-    return ExportedProgram(
-        traced, traced.graph, signature, {}, dict(ranges), [ModuleCallEntry("", call)], example_inputs=(tuple(arguments), {})
-    )
+    taken, made = pytree.tree_structure((tuple(arguments), {})), made or pytree.tree_structure(tuple(outputs))
+    call = ModuleCallSignature([*inputs], [*outputs], taken, made)
+    calls = [ModuleCallEntry("", call)]
+    return ExportedProgram(traced, traced.graph, signature, {}, dict(ranges), calls, example_inputs=(tuple(arguments), {}))
 
 
 def _complete(graph: fx.Graph) -> bool:
