@@ -50,3 +50,8 @@ def case(
 def with_plan(base: Experiment, **fields: Any) -> Plan:
     """The plan of a base with other values."""
     return msgspec.structs.replace(base.plan, **fields)
+
+
+def dense(base: Experiment) -> Plan:
+    """Plain federated averaging: every coordinate, in 8 bits, which costs no accuracy."""
+    return with_plan(base, sparsity=1.0, bits=8, context=False)

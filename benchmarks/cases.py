@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from benchmarks import taught
-from benchmarks.case import Case, Study, case, with_plan
+from benchmarks.case import Case, Study, case, dense, with_plan
 from edgefl.codec.weights import Precision
 from edgefl.plan import Plan
 from edgefl.simulate.experiment import Attack, Dirichlet, Experiment, Group, Iid, Shards
@@ -24,11 +24,10 @@ from edgefl.simulate.presets import preset
 def fedavg_mnist() -> Sequence[Case]:
     """100 IID devices with 400 examples each, all of them in each of 15 rounds."""
     base = preset("fedavg-mnist")
-    dense = with_plan(base, sparsity=1.0, bits=8, context=False, server_rate=1.0)
     return [
         case("edgefl", base),
         case("edgefl without context", base, plan=with_plan(base, context=False)),
-        case("dense, 8 bits", base, plan=dense),
+        case("dense, 8 bits", base, plan=msgspec.structs.replace(dense(base), server_rate=1.0)),
     ]
 
 
@@ -83,11 +82,6 @@ def byzantine() -> Sequence[Case]:
     return cases
 
 
-def _dense(base: Experiment) -> Plan:
-    """Plain federated averaging: every coordinate, in 8 bits, which costs no accuracy."""
-    return with_plan(base, sparsity=1.0, bits=8, context=False)
-
-
 LEVELS = (1.0, 0.5, 0.25, 0.125, 0.0625)
 SLIMMABLE = "benchmarks.families:Slimmable"
 EQUAL = 0.5
@@ -120,7 +114,7 @@ def heterofl() -> Sequence[Case]:
 def _levels(name: str, base: Experiment, groups: tuple[Group, ...]) -> Sequence[Case]:
     slimmable = tuple(Group(model=SLIMMABLE, width=group.width) for group in groups)
     return [
-        case(f"{name} fp32", base, plan=_dense(base), precision=Precision.FP32),
+        case(f"{name} fp32", base, plan=dense(base), precision=Precision.FP32),
         case(f"{name} five-widths", base, groups=groups),
         case(f"{name} slimmable", base, model=SLIMMABLE, groups=slimmable, plan=with_plan(base, learning_rate=0.2)),
         case(f"{name} equal-mean-cost", base, width=EQUAL),

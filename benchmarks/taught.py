@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import msgspec
 import numpy as np
 
-from benchmarks.case import Case, case, with_plan
+from benchmarks.case import Case, case, dense
 from edgefl.codec.weights import Precision
 from edgefl.plan import Plan
 from edgefl.simulate.experiment import Dirichlet, Ensemble, Experiment, Group, Shards, located
@@ -61,10 +61,8 @@ def _taught(name: str, base: Experiment, models: Sequence[str]) -> Sequence[Case
     apart = msgspec.structs.replace(base.ensemble or Ensemble(), every=0)
     mixed = msgspec.structs.replace(base, groups=_six(models))
     alone = msgspec.structs.replace(base, model=models[1], ensemble=None)
-    # Plain federated averaging: every coordinate, in 8 bits, which costs no accuracy.
-    dense = with_plan(alone, sparsity=1.0, bits=8, context=False)
     return [
-        case(f"{name} fp32", alone, plan=dense, precision=Precision.FP32),
+        case(f"{name} fp32", alone, plan=dense(alone), precision=Precision.FP32),
         case(f"{name} taught", mixed),
         case(f"{name} apart", mixed, ensemble=apart),
         case(f"{name} smallest-for-all", alone, width=0.5),

@@ -21,10 +21,7 @@ from edgefl.server.provision import provision_all
 from edgefl.wire import topics
 from edgefl.wire.enrolment import ClaimReply, ClaimRequest, RenewRequest
 from edgefl.wire.messages import decode, encode
-
-
-class PowerCut(BaseException):
-    """The board has no power: nothing catches this."""
+from toyboard import PowerCut
 
 
 @pytest.fixture(scope="module")

@@ -19,12 +19,9 @@ from edgefl.server.provision import provision
 from edgefl.wire import topics
 from edgefl.wire.enrolment import Renewed, RenewRequest
 from edgefl.wire.messages import decode, encode
+from toyboard import PowerCut
 
 DAY = 86400.0
-
-
-class PowerCut(BaseException):
-    """The board has no power: nothing catches this."""
 
 
 @pytest.fixture(scope="module")

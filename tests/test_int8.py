@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import make_graphs
+import toyboard as toy
 
 pytest.importorskip("torch")
 
@@ -102,13 +103,18 @@ def test_right_answers_are_counted_as_in_evaluation():
     assert np.isnan(right(logits * np.float32(np.nan), Examples(x, np.array([0, 0]))))
 
 
+def bundled(directory):
+    """A board whose directory an application can open as a bundle; its agent is not started."""
+    for name in ("root.json", "ca.crt"):
+        (directory / name).write_text("{}")
+    return toy.Board(directory)
+
+
 def test_a_device_serves_int8_until_it_adopts_the_weights_of_a_round(tmp_path):
     """Then float32 with the round's weights; a new version brings int8 again; an int8 graph that does not load is passed over."""
     import test_model as model
 
-    board = model.toy.Board(tmp_path)
-    for name in ("root.json", "ca.crt"):
-        (tmp_path / name).write_text("{}")
+    board = bundled(tmp_path)
     golden = model.VARIANT
     graphs = {v: int8_graph(golden.files["infer"], golden.layout, model.vector_of(v), model.X) for v in (1, 2)}
     model.hold(board, 1, files={**golden.files, "serve": graphs[1]})
@@ -133,10 +139,8 @@ def test_personal_values_keep_a_board_that_trains_from_int8_and_no_other(engine,
     """The graph has the weights of the push inside; a board that only answers never has others."""
     import test_model as model
 
-    board = model.toy.Board(tmp_path)
+    board = bundled(tmp_path)
     board.config = msgspec.structs.replace(board.config, engine=engine)
-    for name in ("root.json", "ca.crt"):
-        (tmp_path / name).write_text("{}")
     files = dict(model.VARIANT.files)
     graph = int8_graph(files["infer"], model.VARIANT.layout, model.vector_of(1), model.X)
     tensors = (msgspec.structs.replace(t, personal=place == 3) for place, t in enumerate(model.VARIANT.layout.tensors))

@@ -22,6 +22,10 @@ from toyoffice import DEVICE, MODEL, PROFILE, Office
 from toytrainer import LAYOUT
 
 
+class PowerCut(BaseException):
+    """The board has no power: nothing catches this."""
+
+
 def real_board(directory, root, broker, times, x, y, **config):
     """An agent of a fleet's real server, with these examples; `times` are its clocks, `config` the rest of its description."""
     (directory / "state").mkdir(parents=True)

@@ -14,7 +14,7 @@ from edgefl.codec.update import decode
 from edgefl.codec.weights import decode_weights
 from edgefl.device.coding import carried, shapes_of
 from edgefl.device.config import load_bundle
-from edgefl.device.job import Done, Held, Job, decode_answer, encode_line
+from edgefl.device.job import Done, Held, Job, decode_answer, encode_line, graphs_of
 from edgefl.device.trust import kept_manifest
 from edgefl.profile import shipped_profiles
 from edgefl.store.blobs import BlobStore
@@ -57,7 +57,7 @@ def same_job(work: Path) -> Job:
         input_shape=manifest.input_shape,
         classes=manifest.classes,
         batch=manifest.batch,
-        graphs={ref.role: str(blobs.path(ref.sha256)) for ref in manifest.files if ref.role != "weights"},
+        graphs=graphs_of(manifest.files, lambda sha256: str(blobs.path(sha256))),
         weights=str(blobs.path(order.weights.sha256)),
         source=f"npz:{work / 'examples.npz'}",
         task=order.task,
