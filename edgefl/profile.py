@@ -22,6 +22,8 @@ PORTABLE: Engine = "portable"
 """The engine that every board has, and to which a push falls back where the profile's own cannot train a model."""
 INFERENCE: Engine = "inference"
 """The engine of boards that only answer: their variants have forward graphs and take part in no round (ADR 0026)."""
+ENGINES = (PORTABLE, NATIVE, INFERENCE)
+"""Those that run models."""
 Line = Annotated[str, msgspec.Meta(min_length=1, max_length=300)]
 Megabytes = Annotated[int, msgspec.Meta(ge=16, le=1 << 20)]
 

@@ -20,9 +20,7 @@ from edgefl.export.slim import slim
 from edgefl.export.step import export_step
 from edgefl.export.tensors import layout_of
 from edgefl.layout import Layout
-from edgefl.profile import INFERENCE, NATIVE, PORTABLE
-
-ENGINES = (PORTABLE, NATIVE, INFERENCE)
+from edgefl.profile import ENGINES, NATIVE, PORTABLE
 
 
 @dataclass(frozen=True, slots=True)

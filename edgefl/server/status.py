@@ -8,7 +8,7 @@ import msgspec
 from edgefl.aggregate.standing import TRUSTED
 from edgefl.jumpstart import cohort_at
 from edgefl.participation import Fairness, fairness
-from edgefl.profile import INFERENCE, NATIVE, PORTABLE, trains
+from edgefl.profile import ENGINES, trains
 from edgefl.server.endings import Ending
 from edgefl.store.ledger import RoundRecord, TrainingRecord, rounds, trainings
 from edgefl.store.presence import Presence, presences
@@ -19,9 +19,6 @@ from edgefl.store.updates import bits_per_parameter, participations
 from edgefl.store.versions import able_devices
 from edgefl.wire.messages import decode
 from edgefl.wire.releases import Manifest
-
-SAID = (PORTABLE, NATIVE, INFERENCE)
-"""Engines that a device may say it has; a name that is none of them says nothing."""
 
 
 class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -163,7 +160,7 @@ def _device(device: Device, heard: Presence | None, stands: Standing) -> DeviceS
 
 def _trains(device: DeviceStatus, idle: Collection[str]) -> bool:
     """Whether a device takes part in rounds, by its own word; before it has said any, by what its profile has been given."""
-    return trains(device.engine) if device.engine in SAID else device.profile not in idle
+    return trains(device.engine) if device.engine in ENGINES else device.profile not in idle
 
 
 def _variants(database: sqlite3.Connection) -> list[VariantStatus]:
